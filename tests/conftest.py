@@ -1,0 +1,17 @@
+"""Settings for every test: no network, repeatable property tests, one thread per worker when tests run in parallel."""
+
+from __future__ import annotations
+
+import os
+
+# Nothing here may reach the real Hub; the tests that use the Hub's client start it in a child process of their own.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("edgewright", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("edgewright")
