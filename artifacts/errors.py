@@ -1,9 +1,10 @@
 """The errors a user can meet, with the exit code each one ends in.
 
-The lowest room of the house: every package except ``recipes/`` may import it. What does not live here: errors that only one room
-raises and catches itself.
+The lowest room of the house: every package except ``recipes/`` may import it. What does not live here: errors that
+only one room raises and catches itself.
 
-A message says what is wrong, where (file, key, tensor) and what to do about it; it is printed as it is, without a traceback.
+A message says what is wrong, where (file, key, tensor) and what to do about it; it is printed as it is, without a
+traceback.
 """
 
 from __future__ import annotations

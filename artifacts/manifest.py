@@ -1,0 +1,306 @@
+"""manifest.json: what an artifact is, which files it consists of, and how every figure in it was obtained.
+
+What lives here: the strict schema, writing and reading it, hashing files, and checking a folder against its manifest.
+What does not: how a folder gets built and put in place (``store.py``) and what the files mean to a runtime
+(``runtime_tests``).
+
+A manifest is untrusted input: it may come from a download. No path in it can leave the artifact's folder, no link is
+followed, and ``open_file`` is the only way in which a name from ``runtime`` becomes a path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from .errors import EdgewrightError
+from .progress import Progress, silent
+
+SCHEMA_VERSION: Final = 1
+MANIFEST = "manifest.json"
+_MAX_MANIFEST_BYTES = 16 << 20
+_CHUNK = 1 << 20
+
+
+def checked_path(path: str) -> str:
+    """Return ``path`` if it is a plain relative POSIX path that stays in its folder everywhere; else ValueError."""
+    parts = path.split("/")
+    if not path or len(path) > 1024 or "\\" in path or ":" in path or any(ord(c) < 32 or ord(c) == 127 for c in path):
+        raise ValueError(f"{path!r} is not a plain relative path")
+    if path.startswith("/") or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"{path!r} would leave the artifact's folder or is not normalized")
+    if path.casefold() == MANIFEST:
+        raise ValueError(f"{MANIFEST} cannot list itself")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(checked_path)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Size = Annotated[int, Field(ge=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class FileEntry(_Strict):
+    """One file: POSIX path relative to the artifact's folder, size in bytes, sha256 in lower-case hex."""
+
+    path: RelativePath
+    size: Size
+    sha256: Sha256
+
+
+class RecipeEntry(_Strict):
+    """The recipe an artifact was built from: its name and the sha256 of its canonical form."""
+
+    name: str
+    digest: Sha256
+
+
+class CheckpointFile(_Strict):
+    """One input file of the checkpoint. It lies outside the artifact; the path is a label."""
+
+    path: str
+    size: Size
+    sha256: Sha256
+
+
+class CheckpointEntry(_Strict):
+    """Where the weights came from: a Hub id with the commit that was fetched, or a local folder (revision None)."""
+
+    source: str
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    files: tuple[CheckpointFile, ...] = ()
+
+
+class QuantizationGroup(_Strict):
+    """Tensors that share a scheme. ``group`` is None where ``bits`` is 16; ``bytes`` counts packed codes and scales."""
+
+    bits: Literal[4, 8, 16]
+    group: Literal["channel"] | Annotated[int, Field(gt=0)] | None
+    symmetric: bool
+    method: str
+    tensors: Size
+    parameters: Size
+    bytes: Size
+
+
+Obtained = Literal["measured", "emulated", "modelled", "declared"]
+
+
+class Figure(_Strict):
+    """A number that says how it was obtained. A modelled one carries its error band (low, high), in its own unit."""
+
+    name: str
+    value: bool | int | float | str
+    unit: str
+    obtained: Obtained
+    band: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _modelled_has_band(self) -> Figure:
+        if (self.obtained == "modelled") != (self.band is not None):
+            raise ValueError(f"figure {self.name}: a modelled figure, and only that, carries its band")
+        return self
+
+
+class ManifestDraft(_Strict):
+    """A manifest before its files are hashed. ``runtime`` is whatever the target's runner needs (JSON only)."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    created_by: dict[str, str]
+    recipe: RecipeEntry
+    target: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    family: str
+    checkpoint: CheckpointEntry
+    quantization: tuple[QuantizationGroup, ...] = ()
+    runtime: dict[str, JsonValue]
+    figures: tuple[Figure, ...] = ()
+    weights_digest: Sha256
+
+
+class Manifest(ManifestDraft):
+    """The manifest as it is written: the draft and every file of the folder except manifest.json itself."""
+
+    files: tuple[FileEntry, ...]
+
+    @model_validator(mode="after")
+    def _paths_are_distinct(self) -> Manifest:
+        seen: set[str] = set()
+        for entry in self.files:
+            if (key := entry.path.casefold()) in seen:
+                raise ValueError(f"{entry.path!r} is listed twice (or differs only in case)")
+            seen.add(key)
+        return self
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files in bytes, without manifest.json."""
+        return sum(entry.size for entry in self.files)
+
+
+class Problem(_Strict):
+    """One way in which a folder differs from its manifest; ``path`` is relative to the folder."""
+
+    path: str
+    kind: Literal["missing", "extra", "size", "digest", "link", "not a file", "unreadable"]
+    message: str
+
+
+def sha256_file(
+    path: Path, progress: Progress = silent, *, stage: str = "hashing", done: int = 0, total: int = 0
+) -> str:
+    """sha256 in hex of a regular file, streamed (OSError for links); progress counts bytes from ``done``."""
+    digest = hashlib.sha256()
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    with open(descriptor, "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(f"{path} is not a regular file")
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            progress(stage, done, max(total, done))
+    return digest.hexdigest()
+
+
+def write_manifest(folder: Path, draft: ManifestDraft, progress: Progress = silent) -> Manifest:
+    """Hash every file in ``folder``, then write manifest.json, last and atomically. Links are refused."""
+    found = {name: info for name, info in _walk(folder) if name != MANIFEST}
+    total, done = sum(info.st_size for info in found.values()), 0
+    entries = []
+    for name, info in found.items():
+        if not stat.S_ISREG(info.st_mode):
+            raise EdgewrightError(
+                f"{folder / name}: an artifact holds regular files only; remove the link or special file"
+            )
+        digest = sha256_file(folder / name, progress, done=done, total=total)
+        entries.append(FileEntry(path=name, size=info.st_size, sha256=digest))
+        done += info.st_size
+    manifest = Manifest(files=tuple(entries), **{name: getattr(draft, name) for name in ManifestDraft.model_fields})
+    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    aside = folder / f".{MANIFEST}.{os.getpid()}"
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(folder / MANIFEST)
+    finally:
+        aside.unlink(missing_ok=True)
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and validate ``folder``/manifest.json; EdgewrightError names the file, the field and what to do."""
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise EdgewrightError(f"{folder}: no such artifact folder")
+    if not path.is_file() or path.is_symlink():
+        raise EdgewrightError(
+            f"{folder}: not an Edgewright artifact, it holds no {MANIFEST}; build one with `edgewright run`"
+        )
+    try:
+        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise EdgewrightError(f"{path}: larger than {_MAX_MANIFEST_BYTES >> 20} MiB, this is no manifest of ours")
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text)
+    except OSError as error:
+        raise EdgewrightError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
+    except (ValueError, RecursionError) as error:
+        raise EdgewrightError(f"{path}: corrupt JSON ({error}); {_REBUILD}") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if type(version) is not int:
+        raise EdgewrightError(f"{path}: no schema_version; {_REBUILD}")
+    if version > SCHEMA_VERSION:
+        raise EdgewrightError(
+            f"{path}: schema version {version} is newer than this Edgewright reads ({SCHEMA_VERSION}); upgrade it"
+        )
+    try:
+        return Manifest.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        raise EdgewrightError(f"{path}: {_first_errors(error)}; {_REBUILD}") from error
+
+
+def verify(folder: Path, progress: Progress = silent) -> list[Problem]:
+    """Compare every file of ``folder`` with its manifest and return all problems, sorted by path; empty: intact.
+
+    Raises EdgewrightError when the manifest itself cannot be read. Files of a wrong size are not hashed.
+    """
+    manifest = read_manifest(folder)
+    found = {name: info for name, info in _walk(folder) if name != MANIFEST}
+    listed = {entry.path: entry for entry in manifest.files}
+    problems = [
+        Problem(path=name, kind="extra", message="not listed in the manifest") for name in found if name not in listed
+    ]
+    total, done = manifest.total_bytes, 0
+    for name, entry in listed.items():
+        problem = _compare(folder, entry, found.get(name), progress, done, total)
+        if problem is not None:
+            problems.append(problem)
+        done += entry.size
+        progress("verifying", done, total)
+    return sorted(problems, key=lambda problem: (problem.path, problem.kind))
+
+
+def require_intact(folder: Path, progress: Progress = silent) -> Manifest:
+    """Return the manifest of an intact artifact; EdgewrightError lists what differs (the first eight problems)."""
+    problems = verify(folder, progress)
+    if problems:
+        lines = [f"  {problem.path}: {problem.message}" for problem in problems[:8]]
+        more = [f"  and {len(problems) - 8} more"] if len(problems) > 8 else []
+        raise EdgewrightError("\n".join([f"{folder}: differs from its manifest; {_REBUILD}", *lines, *more]))
+    return read_manifest(folder)
+
+
+def open_file(folder: Path, manifest: Manifest, name: object) -> Path:
+    """The path of a payload file that ``runtime`` names; EdgewrightError unless the manifest lists it."""
+    if not isinstance(name, str) or all(entry.path != name for entry in manifest.files):
+        raise EdgewrightError(
+            f"{folder / MANIFEST}: runtime names the file {name!r}, which the manifest does not list; {_REBUILD}"
+        )
+    return folder / name
+
+
+_REBUILD = "build the artifact again or fetch it anew"
+
+
+def _compare(
+    folder: Path, entry: FileEntry, info: os.stat_result | None, progress: Progress, done: int, total: int
+) -> Problem | None:
+    if info is None:
+        return Problem(path=entry.path, kind="missing", message="missing")
+    if stat.S_ISLNK(info.st_mode):
+        return Problem(path=entry.path, kind="link", message="a symbolic link, which is refused")
+    if not stat.S_ISREG(info.st_mode):
+        return Problem(path=entry.path, kind="not a file", message="not a regular file")
+    if info.st_size != entry.size:
+        return Problem(path=entry.path, kind="size", message=f"{info.st_size} bytes, the manifest says {entry.size}")
+    try:
+        digest = sha256_file(folder / entry.path, progress, stage="verifying", done=done, total=total)
+    except OSError as error:
+        return Problem(path=entry.path, kind="unreadable", message=f"cannot be read ({error.strerror or error})")
+    if digest != entry.sha256:
+        return Problem(path=entry.path, kind="digest", message="sha256 differs: the content was changed")
+    return None
+
+
+def _walk(folder: Path, prefix: str = "") -> Iterator[tuple[str, os.stat_result]]:
+    """Every entry that is not a real folder, sorted, with its lstat; a linked folder is an entry, never walked into."""
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda item: item.name):
+            name = prefix + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(Path(entry.path), name + "/")
+            else:
+                yield name, entry.stat(follow_symlinks=False)
+
+
+def _first_errors(error: ValidationError) -> str:
+    errors = error.errors(include_url=False)
+    text = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'manifest'}: {item['msg']}" for item in errors[:3])
+    return text if len(errors) <= 3 else f"{text}; and {len(errors) - 3} more"

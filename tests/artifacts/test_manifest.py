@@ -1,0 +1,182 @@
+"""The manifest: what is written is what is read, every change is found, nothing outside is touched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from artifacts import EdgewrightError, Figure, read_manifest, require_intact, verify, write_manifest
+from artifacts.manifest import checked_path, open_file, sha256_file
+from tests.artifacts.conftest import DRAFT
+
+
+def edit(artifact: Path, **changes: Any) -> None:
+    """Change top-level keys of manifest.json in place."""
+    path = artifact / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def kinds(artifact: Path) -> list[tuple[str, str]]:
+    return [(problem.path, problem.kind) for problem in verify(artifact)]
+
+
+def test_lists_every_file_with_its_size_and_sha256(artifact: Path) -> None:
+    manifest = read_manifest(artifact)
+    payload = bytes(range(256)) * 16
+    assert {entry.path: (entry.size, entry.sha256) for entry in manifest.files} == {
+        "model.onnx": (5, hashlib.sha256(b"graph").hexdigest()),
+        "weights/model.onnx.data": (4096, hashlib.sha256(payload).hexdigest()),
+    }
+    assert manifest.total_bytes == 4101
+    assert manifest.quantization == DRAFT.quantization and manifest.runtime == DRAFT.runtime
+    assert verify(artifact) == [] and require_intact(artifact) == manifest
+
+
+def test_writing_twice_gives_the_same_bytes(artifact: Path) -> None:
+    before = (artifact / "manifest.json").read_bytes()
+    write_manifest(artifact, DRAFT)
+    assert (artifact / "manifest.json").read_bytes() == before
+    assert sorted(path.name for path in artifact.iterdir()) == ["manifest.json", "model.onnx", "weights"]
+
+
+def test_hashing_reports_progress_up_to_the_total(artifact: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    verify(artifact, lambda *event: seen.append(event))
+    assert seen[-1] == ("verifying", 4101, 4101)
+    assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
+
+
+def test_verify_lists_all_problems_at_once(artifact: Path) -> None:
+    (artifact / "model.onnx").unlink()
+    (artifact / "weights" / "model.onnx.data").write_bytes(b"short")
+    (artifact / "notes.txt").write_text("mine")
+    assert kinds(artifact) == [("model.onnx", "missing"), ("notes.txt", "extra"), ("weights/model.onnx.data", "size")]
+    with pytest.raises(EdgewrightError, match=r"(?s)model\.onnx: missing.*notes\.txt: not listed"):
+        require_intact(artifact)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_flipped_bit_is_found(artifact: Path, seed: int) -> None:
+    path = artifact / "weights" / "model.onnx.data"
+    content = bytearray(path.read_bytes())
+    content[random.Random(seed).randrange(len(content))] ^= 1 << (seed % 8)
+    path.write_bytes(content)
+    assert kinds(artifact) == [("weights/model.onnx.data", "digest")]
+
+
+def test_links_and_special_files_are_refused_unread(artifact: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"graph")
+    (artifact / "model.onnx").unlink()
+    (artifact / "model.onnx").symlink_to(outside)
+    data = artifact / "weights" / "model.onnx.data"
+    data.unlink()
+    os.mkfifo(data)  # opening it would wait for a writer for ever
+    assert kinds(artifact) == [("model.onnx", "link"), ("weights/model.onnx.data", "not a file")]
+    with pytest.raises(EdgewrightError, match="regular files only"):
+        write_manifest(artifact, DRAFT)
+    with pytest.raises(OSError):
+        sha256_file(artifact / "model.onnx")
+
+
+def test_a_linked_folder_is_not_walked_into(artifact: Path, tmp_path: Path) -> None:
+    (artifact / "weights").rename(tmp_path / "elsewhere")
+    (artifact / "weights").symlink_to(tmp_path / "elsewhere")
+    assert kinds(artifact) == [("weights", "extra"), ("weights/model.onnx.data", "missing")]
+
+
+def test_a_linked_manifest_is_refused(artifact: Path, tmp_path: Path) -> None:
+    (artifact / "manifest.json").rename(tmp_path / "manifest.json")
+    (artifact / "manifest.json").symlink_to(tmp_path / "manifest.json")
+    with pytest.raises(EdgewrightError, match="not an Edgewright artifact"):
+        read_manifest(artifact)
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/etc/passwd", "../x", "a/../../x", "./a", "a//b", "a/", "a\\..\\b", "C:x", "a\0b", "manifest.json"]
+)
+def test_paths_cannot_leave_the_folder(artifact: Path, path: str) -> None:
+    edit(artifact, files=[{"path": path, "size": 1, "sha256": "0" * 64}])
+    with pytest.raises(EdgewrightError, match=r"manifest\.json: files\.0\.path"):
+        read_manifest(artifact)
+
+
+@given(st.text(alphabet="ab./\\:\0-", max_size=12))
+def test_an_accepted_path_always_stays_below_its_folder(path: str) -> None:
+    try:
+        checked_path(path)
+    except ValueError:
+        return
+    assert os.path.normpath(path) == path and not os.path.isabs(path) and not path.startswith("..")
+
+
+def test_a_file_is_listed_once(artifact: Path) -> None:
+    entry = {"size": 1, "sha256": "0" * 64}
+    edit(artifact, files=[{"path": "Model.onnx", **entry}, {"path": "model.onnx", **entry}])
+    with pytest.raises(EdgewrightError, match="listed twice"):
+        read_manifest(artifact)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[" * 100_000, b"\xff\xfe", b"null", b"[]", b'"x"', b'{"schema_version": "1"}', b"{}"]
+)
+def test_corrupt_json_names_the_file_and_what_to_do(artifact: Path, content: bytes) -> None:
+    (artifact / "manifest.json").write_bytes(content)
+    with pytest.raises(EdgewrightError, match=r"manifest\.json: .*build the artifact again or fetch it anew") as caught:
+        read_manifest(artifact)
+    assert caught.value.exit_code == 2
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_crash_the_reader(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "manifest.json").write_bytes(content)
+    with pytest.raises(EdgewrightError):
+        read_manifest(folder)
+
+
+def test_a_newer_schema_asks_for_an_upgrade(artifact: Path) -> None:
+    edit(artifact, schema_version=2, from_the_future=True)
+    with pytest.raises(EdgewrightError, match=r"schema version 2 is newer .*upgrade"):
+        read_manifest(artifact)
+
+
+def test_unknown_keys_and_wrong_types_are_named(artifact: Path) -> None:
+    edit(artifact, colour="red", weights_digest="abc")
+    with pytest.raises(EdgewrightError, match=r"(?=.*weights_digest)(?=.*colour)"):
+        read_manifest(artifact)
+    edit(artifact, colour=None, files=[{"path": "model.onnx", "size": "5", "sha256": "0" * 64}])
+    with pytest.raises(EdgewrightError, match=r"files\.0\.size"):
+        read_manifest(artifact)
+
+
+def test_a_folder_that_is_no_artifact(tmp_path: Path) -> None:
+    with pytest.raises(EdgewrightError, match="not an Edgewright artifact"):
+        read_manifest(tmp_path)
+    with pytest.raises(EdgewrightError, match="no such artifact folder"):
+        read_manifest(tmp_path / "nowhere")
+
+
+def test_a_modelled_figure_never_appears_without_its_band() -> None:
+    with pytest.raises(ValidationError, match="band"):
+        Figure(name="decode", value=12.0, unit="tok/s", obtained="modelled")
+    assert Figure(name="decode", value=12.0, unit="tok/s", obtained="modelled", band=(9.0, 15.0)).band == (9.0, 15.0)
+    with pytest.raises(ValidationError, match="finite"):
+        Figure(name="kl", value=float("nan"), unit="nat", obtained="measured")
+
+
+def test_runtime_can_only_name_listed_files(artifact: Path) -> None:
+    manifest = read_manifest(artifact)
+    assert open_file(artifact, manifest, "model.onnx") == artifact / "model.onnx"
+    for name in ("../outside", "manifest.json", None, 3):
+        with pytest.raises(EdgewrightError, match="which the manifest does not list"):
+            open_file(artifact, manifest, name)

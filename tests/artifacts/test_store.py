@@ -1,0 +1,230 @@
+"""Staging: all or nothing, also when the process is killed, the disk is full or the folder belongs to somebody else."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from artifacts import EdgewrightError, read_manifest, staged, verify, write_manifest
+from tests.artifacts.conftest import DRAFT, fill
+
+ROOT = Path(__file__).parents[2]
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_folder_appears_complete_and_nothing_else_stays(tmp_path: Path) -> None:
+    final = tmp_path / "out" / "quickstart" / "onnx"
+    with staged(final) as partial:
+        assert partial.parent == final.parent and partial.is_dir() and not any(partial.iterdir())
+        fill(partial)
+        assert not final.exists()
+    assert verify(final) == [] and listing(final.parent) == ["onnx"]
+
+
+def test_a_new_artifact_replaces_the_earlier_one_completely(artifact: Path) -> None:
+    with staged(artifact) as partial:
+        fill(partial)
+        (partial / "model.onnx").write_bytes(b"new graph")
+        write_manifest(partial, DRAFT)
+        assert (artifact / "model.onnx").read_bytes() == b"graph"
+    assert (artifact / "model.onnx").read_bytes() == b"new graph" and verify(artifact) == []
+    assert listing(artifact.parent) == ["onnx"]
+
+
+@pytest.mark.parametrize("error", [ValueError("bad tensor"), KeyboardInterrupt(), SystemExit(1)])
+def test_on_an_error_the_earlier_artifact_stays(artifact: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        with staged(artifact) as partial:
+            (partial / "model.onnx").write_bytes(b"half")
+            raise error
+    assert listing(artifact.parent) == ["onnx"] and verify(artifact) == []
+
+
+def test_a_build_without_a_manifest_is_not_put_in_place(tmp_path: Path) -> None:
+    with pytest.raises(EdgewrightError, match="without writing manifest"):
+        with staged(tmp_path / "onnx") as partial:
+            (partial / "model.onnx").write_bytes(b"graph")
+    assert listing(tmp_path) == []
+
+
+def hanging_child(final: Path, body: str) -> subprocess.Popen[str]:
+    """A process that is inside ``staged(final)`` and has run ``body`` there; it sleeps until it is killed."""
+    code = f"""
+import sys, time
+from pathlib import Path
+from artifacts import staged
+from tests.artifacts.conftest import fill
+with staged(Path({str(final)!r})) as partial:
+    {body}
+    print("inside", flush=True)
+    time.sleep(600)
+"""
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert child.stdout is not None and child.stdout.readline() == "inside\n"
+    return child
+
+
+def kill(child: subprocess.Popen[str]) -> None:
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    assert child.stdout is not None
+    child.stdout.close()
+
+
+@pytest.mark.parametrize("body", ["(partial / 'model.onnx').write_bytes(b'half')", "fill(partial)"])
+def test_after_kill_9_only_a_partial_folder_is_left_and_the_next_run_removes_it(artifact: Path, body: str) -> None:
+    child = hanging_child(artifact, body)
+    kill(child)
+    assert listing(artifact.parent) == [f".onnx.partial-{child.pid}", "onnx"] and verify(artifact) == []
+    with staged(artifact) as partial:
+        assert listing(artifact.parent) == [partial.name, "onnx"]
+        fill(partial)
+    assert listing(artifact.parent) == ["onnx"] and verify(artifact) == []
+
+
+def test_a_run_that_is_still_going_is_left_alone(artifact: Path) -> None:
+    child = hanging_child(artifact, "fill(partial)")
+    try:
+        with staged(artifact) as partial:
+            assert f".onnx.partial-{child.pid}" in listing(artifact.parent)
+            fill(partial)
+        assert f".onnx.partial-{child.pid}" in listing(artifact.parent)
+    finally:
+        kill(child)
+
+
+def test_a_leftover_with_a_process_id_that_lives_again_is_removed(tmp_path: Path) -> None:
+    for pid in (os.getpid(), os.getppid()):  # in a container the next run often has the same process id
+        (tmp_path / f".onnx.partial-{pid}").mkdir()
+    with staged(tmp_path / "onnx") as partial:
+        assert listing(tmp_path) == [partial.name]
+        fill(partial)
+
+
+def test_leftovers_of_other_targets_are_not_touched(tmp_path: Path) -> None:
+    for name in (".mlx.partial-1", ".onnx.partial-x", ".onnx.partial", "report.json.partial-1"):
+        (tmp_path / name).mkdir()
+    before = listing(tmp_path)
+    with staged(tmp_path / "onnx") as partial:
+        fill(partial)
+    assert listing(tmp_path) == sorted([*before, "onnx"])
+
+
+def test_killed_between_the_two_renames_the_earlier_artifact_comes_back(artifact: Path) -> None:
+    artifact.rename(artifact.parent / ".onnx.old-1")
+    with pytest.raises(ValueError), staged(artifact):
+        assert verify(artifact) == []
+        raise ValueError
+    assert listing(artifact.parent) == ["onnx"]
+
+
+def test_the_same_process_cannot_build_one_artifact_twice_at_once(tmp_path: Path) -> None:
+    with staged(tmp_path / "onnx") as partial:
+        with pytest.raises(EdgewrightError, match="being built by this very process"), staged(tmp_path / "onnx"):
+            pass
+        fill(partial)
+    assert verify(tmp_path / "onnx") == []
+
+
+def test_what_is_not_an_artifact_is_never_replaced(tmp_path: Path, artifact: Path) -> None:
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter1.tex").write_text("years of work")
+    a_file = tmp_path / "file"
+    a_file.write_text("x")
+    link = tmp_path / "link"
+    link.symlink_to(artifact)
+    dangling = tmp_path / "dangling"
+    dangling.symlink_to(tmp_path / "nowhere")
+    for place in (thesis, a_file, link, dangling):
+        with pytest.raises(EdgewrightError, match=r"exists and is not .*choose another --out"), staged(place):
+            raise AssertionError("never reached")
+    assert (thesis / "chapter1.tex").read_text() == "years of work"
+
+
+def test_files_that_a_user_put_into_an_artifact_are_not_lost(artifact: Path) -> None:
+    (artifact / "notes.txt").write_text("mine")
+    with pytest.raises(EdgewrightError, match=r"not part of the artifact \(notes.txt\)"), staged(artifact):
+        raise AssertionError("never reached")
+    (artifact / "notes.txt").unlink()
+    with pytest.raises(EdgewrightError, match=r"not part of the artifact \(late.txt\)"):
+        with staged(artifact) as partial:
+            fill(partial)
+            (artifact / "late.txt").write_text("written while the build ran")
+    assert (artifact / "late.txt").exists() and listing(artifact.parent) == ["onnx"]
+
+
+def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "onnx").mkdir()
+    with staged(tmp_path / "onnx") as partial:
+        fill(partial)
+    assert read_manifest(tmp_path / "onnx").target == "onnx"
+
+
+def test_too_little_space_is_found_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(EdgewrightError, match=r"no space left on the disk \(\d+ MB free"):
+        with staged(tmp_path / "onnx", needed_bytes=1 << 60):
+            raise AssertionError("never reached")
+    assert listing(tmp_path) == []
+
+
+def test_a_disk_that_fills_up_gives_one_message_and_leaves_nothing(artifact: Path) -> None:
+    with pytest.raises(EdgewrightError, match="no space left on the disk") as caught:
+        with staged(artifact):
+            with open("/dev/full", "wb", buffering=0) as full:  # the system's own "No space left on device"
+                full.write(b"weights")
+    assert caught.value.exit_code == 2
+    with pytest.raises(EdgewrightError, match="no space left on the disk"):
+        with staged(artifact):  # what a writer in another language says
+            raise RuntimeError("I/O error: No space left on device (os error 28)")
+    assert listing(artifact.parent) == ["onnx"] and verify(artifact) == []
+
+
+def test_other_errors_pass_unchanged(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), staged(tmp_path / "onnx"):
+        (tmp_path / "checkpoint" / "model.safetensors").read_bytes()
+
+
+def _stage_as_nobody(final: Path, messages: multiprocessing.Queue[str]) -> None:
+    if os.getuid() == 0:
+        os.setuid(65534)
+    try:
+        with staged(final):
+            messages.put("entered")
+    except EdgewrightError as error:
+        messages.put(str(error))
+    except BaseException as error:
+        messages.put(repr(error))
+
+
+def test_a_read_only_folder_gives_a_clear_message(tmp_path_factory: pytest.TempPathFactory) -> None:
+    base = tmp_path_factory.mktemp("readonly")
+    for folder in (base, *base.parents[:2]):
+        folder.chmod(0o755)
+    out = base / "out"
+    out.mkdir(mode=0o555)
+    for final in (out / "onnx", out / "quickstart" / "onnx"):
+        messages: multiprocessing.Queue[str] = multiprocessing.get_context("fork").Queue()
+        child = multiprocessing.get_context("fork").Process(target=_stage_as_nobody, args=(final, messages))
+        child.start()
+        message = messages.get(timeout=60)
+        child.join()
+        assert message.startswith(f"{final.parent}: cannot be written") and "choose another --out" in message
+
+
+def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("x")
+    with (
+        pytest.raises(EdgewrightError, match="no folder can be made there"),
+        staged(tmp_path / "out" / "quickstart" / "onnx"),
+    ):
+        raise AssertionError("never reached")
