@@ -1,0 +1,302 @@
+"""The recipe: one strict model that is also its documentation.
+
+What lives here: the shape of a recipe, and `recipe_model`, which composes the full schema from the options that
+targets and quantization methods declare for themselves. What must not: the name of any target, method or phone,
+or anything that reads a weight.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainSerializer,
+    PrivateAttr,
+    SerializeAsAny,
+    Tag,
+    WrapValidator,
+    create_model,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from recipes.quantities import Bytes, Fraction, Seconds, Share, TokensPerSecond
+
+DEFAULT_METHOD = "rtn"
+BUILT_IN_TEXT = "stdlib-python"
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}")
+_HUB_ID = re.compile(r"[\w][\w.-]{0,95}/[\w][\w.-]{0,95}", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def _check_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"must be lower-case letters, digits, '.', '_' and '-' (it names a folder), not {name!r}")
+    return name
+
+
+def _check_hub_id(repo: str) -> str:
+    if not _HUB_ID.fullmatch(repo) or ".." in repo or "--" in repo:
+        raise ValueError(f"must be owner/name as on the Hub, not {repo!r}")
+    return repo
+
+
+def _check_commit(revision: Any) -> Any:
+    if revision is not None and not (isinstance(revision, str) and _COMMIT.fullmatch(revision)):
+        quote = "; put it in quotes" if isinstance(revision, int) else ""
+        raise ValueError(f"must be a full commit (40 hexadecimal digits) or null, not {revision!r}{quote}")
+    return revision
+
+
+def _check_glob(glob: str) -> str:
+    if not glob or any(c.isspace() for c in glob):
+        raise ValueError(f"must be a glob over slot names, such as model.layers.*.mlp.*, not {glob!r}")
+    rest = re.sub(r"\[!?\]?[^\]]*\]", "", glob)
+    if "[" in rest:
+        raise ValueError(f"the glob {glob!r} has an opening bracket without its closing one")
+    if glob.endswith(".weight"):
+        raise ValueError(f"slot names carry no '.weight'; write {glob.removesuffix('.weight')!r}")
+    return glob
+
+
+def _check_group(group: Any) -> Any:
+    if group == "channel":
+        return group
+    if isinstance(group, int) and not isinstance(group, bool) and group >= 16 and group & (group - 1) == 0:
+        return group
+    raise ValueError(f'must be "channel" or a power of two from 16 up (32, 64, 128…), not {group!r}')
+
+
+def _empty_mapping(value: Any) -> Any:
+    """`onnx:` with nothing after it means `onnx: {}`."""
+    return {} if value is None else value
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors, nothing is converted silently, nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Checkpoint(Strict):
+    """Where the weights come from: a folder, or a repository of the Hub at one commit."""
+
+    path: str | None = Field(None, min_length=1, description="folder of the checkpoint, relative to the recipe")
+    hub: Annotated[str, AfterValidator(_check_hub_id)] | None = Field(None, description="owner/name on the Hub")
+    revision: Annotated[str | None, BeforeValidator(_check_commit)] = Field(
+        None, description="full commit; null takes the newest at the first download and writes it to a lock file"
+    )
+    config: str | None = Field(
+        None, min_length=1, description="config.json that stands for the checkpoint's until it is downloaded"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("needs exactly one of the keys path (a folder) and hub (owner/name)")
+        if self.hub is None and self.revision is not None:
+            raise ValueError("revision belongs to hub, not to path")
+        return self
+
+
+class Rule(Strict):
+    """How the weights whose slot name matches are stored. The first rule that matches wins.
+
+    A slot name is the Hugging Face tensor name without `.weight`: `model.layers.3.mlp.down_proj`, `lm_head`.
+    The method's own options stand beside these keys.
+    """
+
+    match: Annotated[str, AfterValidator(_check_glob)] = Field(description="glob over slot names")
+    bits: Literal[4, 8, 16] = Field(description="16 leaves the tensor in half precision")
+    group: Annotated[Literal["channel"] | int, BeforeValidator(_check_group)] = Field(
+        32, description="weights per scale along the input, or channel"
+    )
+    symmetric: bool = True
+    method: str = DEFAULT_METHOD
+
+
+class Calibration(Strict):
+    """The text that data-driven methods look at."""
+
+    text: str = Field(
+        BUILT_IN_TEXT, min_length=1, description=f"{BUILT_IN_TEXT}, or a .txt or .jsonl file relative to the recipe"
+    )
+    tokens: int = Field(16384, ge=1, le=2**30)
+    seed: int = Field(0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _known_kind(self) -> Self:
+        if self.text != BUILT_IN_TEXT and not self.text.endswith((".txt", ".jsonl")):
+            raise ValueError(f"text must be {BUILT_IN_TEXT} or a .txt or .jsonl file, not {self.text!r}")
+        return self
+
+
+class Quantize(Strict):
+    rules: Annotated[tuple[Rule, ...], Field(strict=False)]
+    calibration: Calibration | None = None
+
+    @model_validator(mode="after")
+    def _every_rule_can_win(self) -> Self:
+        if not self.rules:
+            raise ValueError('rules is empty; a first rule could be {match: "*", bits: 4}')
+        seen: dict[str, int] = {}
+        for at, rule in enumerate(self.rules):
+            first = seen.get("*", seen.get(rule.match))
+            if first is not None:
+                raise ValueError(
+                    f"rules[{at}] ({rule.match}) can never win: rules[{first}] ({self.rules[first].match}) "
+                    "matches first; put the special rule above the general one"
+                )
+            seen[rule.match] = at
+        return self
+
+
+class Context(Strict):
+    max_tokens: int = Field(ge=2, le=2**24, description="prompt and answer together; sets the size of the KV cache")
+
+
+class Quality(Strict):
+    """Limits against the unquantized checkpoint, on held-out text."""
+
+    max_perplexity_increase: Fraction | None = None
+    min_top1_agreement: Share | None = None
+    max_mean_kl: float | None = Field(None, gt=0)
+
+
+class ProfileLimits(Strict):
+    """Limits on one phone. A figure without a limit is reported and gates nothing."""
+
+    peak_memory: Bytes | None = None
+    time_to_first_token: Seconds | None = None
+    decode: TokensPerSecond | None = None
+
+
+class Validation(Strict):
+    quality: Quality | None = None
+    profiles: dict[str, Annotated[ProfileLimits, BeforeValidator(_empty_mapping)]] = Field(default_factory=dict)
+    strict: bool = Field(False, description="a tight verdict fails too")
+    allow_unassessed: bool = Field(False, description="a limit that nothing can assess yet passes")
+
+
+class Publish(Strict):
+    repo: Annotated[str, AfterValidator(_check_hub_id)]
+    private: bool = True
+
+
+class Recipe(Strict):
+    """One recipe: which checkpoint, how to quantize it, for which runtimes, and what must hold on which phones."""
+
+    name: Annotated[str, AfterValidator(_check_name)]
+    checkpoint: Checkpoint
+    quantize: Quantize
+    context: Context
+    targets: dict[str, SerializeAsAny[BaseModel]] = Field(min_length=1)
+    validation: Validation = Field(default_factory=Validation, alias="validate")
+    publish: Publish | None = None
+
+    _origin: Path | None = PrivateAttr(None)
+
+    @property
+    def origin(self) -> Path | None:
+        """The file that the recipe was read from; None when it was made in Python."""
+        return self._origin
+
+    def resolve(self, path: str) -> Path:
+        """A path of the recipe, which is relative to its file (to the working directory when it has none)."""
+        return (self._origin.parent if self._origin else Path()) / Path(path).expanduser()
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) over what the recipe says, defaults included; layout, comments and place do not count."""
+        content = self.model_dump(mode="json", by_alias=True)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Self:
+        """Read a recipe file, or a recipe that ships with the package by its name. Raises RecipeError."""
+        from recipes.load import load
+
+        return load(name_or_path, cls)
+
+
+def recipe_model(
+    targets: Mapping[str, type[BaseModel]],
+    methods: Mapping[str, type[BaseModel]],
+    profiles: Collection[str] | None = None,
+) -> type[Recipe]:
+    """The full recipe schema.
+
+    `targets` and `methods` give each name the model of its options (both should forbid extra keys); a rule's options
+    are validated against its method's. `profiles` are the known phones (None: any name); a path to a YAML file passes.
+    """
+    members: list[Any] = [
+        Annotated[create_model("Rule_" + name, __base__=(Rule, options), method=_method_field(name)), Tag(name)]
+        for name, options in methods.items()
+    ]
+    rules: Any = tuple[Annotated[_union(members), Discriminator(_method_of)], ...]  # type: ignore[misc]  # made at run time
+    quantize = create_model("Quantize", __base__=Quantize, rules=(Annotated[rules, Field(strict=False)], ...))
+    fields: dict[str, Any] = {
+        name: (Annotated[options, BeforeValidator(_empty_mapping)] | None, None) for name, options in targets.items()
+    }
+    target_options = create_model("Targets", __base__=Strict, **fields)
+    limits: Any = dict[
+        Annotated[str, AfterValidator(_known_profile(profiles))],
+        Annotated[ProfileLimits, BeforeValidator(_empty_mapping)],
+    ]
+    validation = create_model("Validation", __base__=Validation, profiles=(limits, Field(default_factory=dict)))
+    return create_model(
+        "Recipe",
+        __base__=Recipe,
+        __doc__=Recipe.__doc__,
+        quantize=(quantize, ...),
+        targets=(Annotated[target_options, WrapValidator(_as_mapping), PlainSerializer(_dump_targets)], ...),
+        validation=(validation, Field(default_factory=validation, alias="validate")),
+    )
+
+
+def _method_field(name: str) -> Any:
+    return (Literal[name], name) if name == DEFAULT_METHOD else (Literal[name], ...)
+
+
+def _union(members: list[Any]) -> Any:
+    union = members[0]
+    for member in members[1:]:
+        union = union | member
+    return union
+
+
+def _method_of(rule: Any) -> str:
+    method = rule.get("method", DEFAULT_METHOD) if isinstance(rule, dict) else getattr(rule, "method", DEFAULT_METHOD)
+    return method if isinstance(method, str) else repr(method)
+
+
+def _known_profile(profiles: Collection[str] | None) -> Callable[[str], str]:
+    def check(name: str) -> str:
+        if profiles is not None and name not in profiles and not name.endswith((".yaml", ".yml")):
+            raise PydanticCustomError("unknown_profile", "unknown phone profile", {"known": sorted(profiles)})
+        return name
+
+    return check
+
+
+def _as_mapping(value: Any, validate: Callable[[Any], BaseModel]) -> dict[str, BaseModel]:
+    options = validate({name: _empty_mapping(v) for name, v in value.items()} if isinstance(value, dict) else value)
+    if not value:
+        raise ValueError("names no target")
+    return {name: getattr(options, name) for name in value}
+
+
+def _dump_targets(targets: dict[str, BaseModel]) -> dict[str, Any]:
+    return {name: options.model_dump(mode="json") for name, options in targets.items()}
