@@ -1,0 +1,205 @@
+"""The edge dialect: the torch custom ops in which every model graph of ours is written.
+
+A weight enters an op as its slot's name with shape and scheme, plain arguments that `torch.export` keeps, so
+a captured graph holds no weight. Each op has a shape rule and a plain-PyTorch reference that looks its slots up
+in the table given by `weights(table)`; the reference is the oracle of every parity test. Targets lower these ops
+and must not add to them here.
+
+    linear(x, slots, rows, columns, bits, group, symmetric)      y = x @ concat(W of slots).T
+    embedding(ids, slot, rows, columns, bits, group, symmetric)  y = W[ids]
+    rms_norm(x, slot, columns, eps)                              y = x / rms(x) * w
+    add_rms_norm(x, residual, slot, columns, eps)                s = x + residual; (rms_norm(s), s)
+    rotary(positions, inv_freq, attention_factor)                cos, sin [batch, seq, head_dim / 2]
+    attention(qkv, cos, sin, positions, key_cache, value_cache, heads, kv_heads, head_dim, scale,
+              query_beta, query_period)                          out, key_cache, value_cache
+
+`attention` rotates queries and keys by halves (the Hugging Face layout), multiplies queries by
+1 + query_beta * log(1 + floor(position / query_period)) (Llama 4's scaling; 0 switches it off), writes keys and
+values into the caches [batch, kv_heads, max_tokens, head_dim] at `positions` and attends causally.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+from compiler.checkpoint import row_blocks
+from compiler.slots import Weights
+
+_weights: ContextVar[Weights | None] = ContextVar("weights", default=None)
+_SCHEME = "int bits, int group, bool symmetric"
+
+_library = torch.library.Library("edge", "DEF")
+_library.define(f"linear(Tensor x, str[] slots, int[] rows, int columns, {_SCHEME}) -> Tensor")
+_library.define(f"embedding(Tensor ids, str slot, int rows, int columns, {_SCHEME}) -> Tensor")
+_library.define("rms_norm(Tensor x, str slot, int columns, float eps) -> Tensor")
+_library.define("add_rms_norm(Tensor x, Tensor residual, str slot, int columns, float eps) -> (Tensor, Tensor)")
+_library.define("rotary(Tensor positions, float[] inv_freq, float attention_factor) -> (Tensor, Tensor)")
+_library.define(
+    "attention(Tensor qkv, Tensor cos, Tensor sin, Tensor positions, Tensor key_cache, Tensor value_cache, "
+    "int heads, int kv_heads, int head_dim, float scale, float query_beta, int query_period) "
+    "-> (Tensor, Tensor, Tensor)"
+)
+
+
+@contextmanager
+def weights(table: Weights) -> Iterator[None]:
+    """Run the reference semantics of the dialect on this table of weights."""
+    token = _weights.set(table)
+    try:
+        yield
+    finally:
+        _weights.reset(token)
+
+
+def _rows(slot: str, start: int = 0, stop: int | None = None) -> Tensor:
+    table = _weights.get()
+    if table is None:
+        raise RuntimeError("edge ops compute only inside `with dialect.weights(table):`")
+    return torch.from_numpy(table.rows(slot, start, stop))
+
+
+@torch.library.impl(_library, "linear", "CPU")
+def _linear(x: Tensor, slots: list[str], rows: list[int], columns: int, *scheme: object) -> Tensor:
+    out = x.new_empty((*x.shape[:-1], sum(rows)))
+    base = 0
+    for slot, count in zip(slots, rows, strict=True):
+        for start, stop in row_blocks(count, columns):
+            block = _rows(slot, start, stop)
+            out[..., base + start : base + stop] = torch.nn.functional.linear(x, block.to(x.dtype))
+        base += count
+    return out
+
+
+@torch.library.register_fake("edge::linear")
+def _(x: Tensor, slots: list[str], rows: list[int], columns: int, *scheme: object) -> Tensor:
+    return x.new_empty((*x.shape[:-1], sum(rows)))
+
+
+@torch.library.impl(_library, "embedding", "CPU")
+def _embedding(ids: Tensor, slot: str, rows: int, columns: int, *scheme: object) -> Tensor:
+    unique, inverse = ids.unique(return_inverse=True)
+    if unique.numel() and not 0 <= int(unique[0]) <= int(unique[-1]) < rows:
+        raise IndexError(f"token id outside 0..{rows - 1}")
+    picked = torch.stack([_rows(slot, int(i), int(i) + 1)[0] for i in unique])
+    return picked[inverse]
+
+
+@torch.library.register_fake("edge::embedding")
+def _(ids: Tensor, slot: str, rows: int, columns: int, *scheme: object) -> Tensor:
+    return ids.new_empty((*ids.shape, columns), dtype=torch.float32)
+
+
+def _normalized(x: Tensor, slot: str, eps: float) -> Tensor:
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return (wide * _rows(slot)).to(x.dtype)
+
+
+@torch.library.impl(_library, "rms_norm", "CPU")
+def _rms_norm(x: Tensor, slot: str, columns: int, eps: float) -> Tensor:
+    return _normalized(x, slot, eps)
+
+
+@torch.library.register_fake("edge::rms_norm")
+def _(x: Tensor, slot: str, columns: int, eps: float) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.impl(_library, "add_rms_norm", "CPU")
+def _add_rms_norm(x: Tensor, residual: Tensor, slot: str, columns: int, eps: float) -> tuple[Tensor, Tensor]:
+    total = x + residual
+    return _normalized(total, slot, eps), total
+
+
+@torch.library.register_fake("edge::add_rms_norm")
+def _(x: Tensor, residual: Tensor, slot: str, columns: int, eps: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(x)
+
+
+@torch.library.impl(_library, "rotary", "CPU")
+def _rotary(positions: Tensor, inv_freq: list[float], attention_factor: float) -> tuple[Tensor, Tensor]:
+    angle = positions.to(torch.float32)[..., None] * torch.tensor(inv_freq, dtype=torch.float32)
+    return angle.cos() * attention_factor, angle.sin() * attention_factor
+
+
+@torch.library.register_fake("edge::rotary")
+def _(positions: Tensor, inv_freq: list[float], attention_factor: float) -> tuple[Tensor, Tensor]:
+    shape = (*positions.shape, len(inv_freq))
+    return positions.new_empty(shape, dtype=torch.float32), positions.new_empty(shape, dtype=torch.float32)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x [batch, seq, heads, head_dim] by halves with cos, sin [batch, seq, head_dim / 2]."""
+    first, second = x.chunk(2, -1)
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+@torch.library.impl(_library, "attention", "CPU")
+def _attention(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    scale: float,
+    query_beta: float,
+    query_period: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, length, _ = qkv.shape
+    q, k, v = qkv.unflatten(-1, (heads + 2 * kv_heads, head_dim)).split([heads, kv_heads, kv_heads], 2)
+    if query_beta:
+        factor = 1 + query_beta * torch.log(1 + torch.floor(positions.to(qkv.dtype) / query_period))
+        q = q * factor[:, :, None, None]
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    key_cache, value_cache = key_cache.clone(), value_cache.clone()
+    at = positions[:, None, :, None].expand(batch, kv_heads, length, head_dim).long()
+    key_cache.scatter_(2, at, k.transpose(1, 2).to(key_cache.dtype))
+    value_cache.scatter_(2, at, v.transpose(1, 2).to(value_cache.dtype))
+    used = int(positions.max()) + 1
+    causal = torch.arange(used)[None, None, None, :] <= positions[:, None, :, None]
+    keys, values = key_cache[:, :, :used].to(q.dtype), value_cache[:, :, :used].to(q.dtype)
+    rows = [  # one sequence at a time: scores are the largest tensor of a long prefill
+        torch.nn.functional.scaled_dot_product_attention(
+            q[b : b + 1].transpose(1, 2),
+            keys[b : b + 1],
+            values[b : b + 1],
+            attn_mask=causal[b : b + 1],
+            scale=scale,
+            enable_gqa=True,
+        )
+        for b in range(batch)
+    ]
+    out = torch.cat(rows)
+    return out.transpose(1, 2).reshape(batch, length, heads * head_dim), key_cache, value_cache
+
+
+@torch.library.register_fake("edge::attention")
+def _(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    scale: float,
+    query_beta: float,
+    query_period: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    out = qkv.new_empty((*qkv.shape[:-1], heads * head_dim))
+    return out, torch.empty_like(key_cache), torch.empty_like(value_cache)
+
+
+edge = torch.ops.edge

@@ -1,0 +1,284 @@
+"""Llama-like text decoders: Ministral 3 and every decoder that its configuration can describe.
+
+Pre-norm blocks of grouped-query attention with rotary positions and a gated SiLU MLP, without biases. The graph
+is written in the edge dialect and holds no weights; `slots` names them all. Rotary frequencies come from
+`transformers`' own functions (ROPE_INIT_FUNCTIONS), so YaRN's truncation is theirs to the letter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from compiler.checkpoint import CheckpointError
+from compiler.slots import HALF, Schemes, Slot
+
+if TYPE_CHECKING:
+    import torch
+
+MODEL_TYPES = ("llama", "mistral", "ministral3")
+WRAPPERS = ("mistral3",)
+_PREFIXES = ("model.", "language_model.model.", "model.language_model.")
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """The geometry of a decoder; sizes in elements."""
+
+    model_type: str
+    vocab: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    eps: float
+    tied: bool
+    max_positions: int
+    original_positions: int
+    rope: dict[str, Any]
+    query_beta: float
+    query_period: int
+    bos: int | None
+    eos: tuple[int, ...]
+
+    @property
+    def query_width(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        return self.kv_heads * self.head_dim
+
+    @property
+    def qkv_width(self) -> int:
+        return self.query_width + 2 * self.kv_width
+
+
+def read_spec(config: dict[str, Any]) -> DecoderSpec:
+    """Geometry from a Hugging Face config (its text side where it wraps one).
+
+    Raises CheckpointError naming the key when the config is not of this family.
+    """
+    if config.get("model_type") in WRAPPERS:
+        config = {**config, **_section(config)}
+    kind = config.get("model_type")
+    if kind not in MODEL_TYPES:
+        raise CheckpointError(
+            f"config.json: model_type {kind!r} is not supported; decoders of type "
+            f"{', '.join(MODEL_TYPES)} (also inside {', '.join(WRAPPERS)}) are"
+        )
+    for key in ("attention_bias", "mlp_bias"):
+        if config.get(key):
+            raise CheckpointError(f"config.json: {key} is set; decoders with biases are not supported")
+    if config.get("hidden_act", "silu") != "silu":
+        raise CheckpointError(f"config.json: hidden_act {config['hidden_act']!r} is not supported; silu is")
+    if config.get("sliding_window") and kind != "llama":
+        raise CheckpointError("config.json: sliding_window is set; only full attention is supported")
+
+    hidden, heads = _integer(config, "hidden_size"), _integer(config, "num_attention_heads")
+    head_dim = config.get("head_dim") or hidden // heads
+    kv_heads = config.get("num_key_value_heads") or heads
+    if heads % kv_heads:
+        raise CheckpointError(f"config.json: {heads} attention heads do not divide over {kv_heads} key-value heads")
+    max_positions = _integer(config, "max_position_embeddings")
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    rope["rope_theta"] = rope.get("rope_theta", config.get("rope_theta", 10000.0))
+    rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
+    if rope["rope_type"] not in _ROPE_TYPES:
+        raise CheckpointError(
+            f"config.json: rope_type {rope['rope_type']!r} is not supported; {', '.join(_ROPE_TYPES)} are"
+        )
+    if rope.get("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise CheckpointError("config.json: partial_rotary_factor other than 1 is not supported")
+    eos = config.get("eos_token_id")
+    return DecoderSpec(
+        model_type=kind,
+        vocab=_integer(config, "vocab_size"),
+        hidden=hidden,
+        layers=_integer(config, "num_hidden_layers"),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate=_integer(config, "intermediate_size"),
+        eps=float(config.get("rms_norm_eps", 1e-6)),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        max_positions=max_positions,
+        original_positions=int(rope.get("original_max_position_embeddings") or max_positions),
+        rope=rope,
+        query_beta=float(rope.get("llama_4_scaling_beta") or 0.0),
+        query_period=int(rope.get("original_max_position_embeddings") or max_positions),
+        bos=config.get("bos_token_id"),
+        eos=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+    )
+
+
+def _section(config: dict[str, Any]) -> dict[str, Any]:
+    section = config.get("text_config")
+    if not isinstance(section, dict):
+        raise CheckpointError(f"config.json: a {config.get('model_type')} config needs a text_config object")
+    return section
+
+
+def _integer(config: dict[str, Any], key: str) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise CheckpointError(f"config.json: {key} must be a positive integer, not {value!r}")
+    return value
+
+
+def slots(spec: DecoderSpec, tensors: Collection[str] | None = None) -> list[Slot]:
+    """All slots in the order in which the graph reads them; a tied head has none of its own.
+
+    tensors: names in the checkpoint, to find the prefix of the text side (default: the plain one).
+    """
+    prefix = "model."
+    if tensors is not None:
+        found = [p for p in _PREFIXES if f"{p}embed_tokens.weight" in tensors]
+        if not found:
+            raise CheckpointError("the checkpoint has no tensor named model.embed_tokens.weight: not a text decoder?")
+        prefix = found[0]
+
+    def slot(name: str, rows: int, columns: int, kind: Literal["linear", "embedding", "norm"]) -> Slot:
+        return Slot(f"model.{name}", f"{prefix}{name}.weight", rows, columns, kind)
+
+    found_slots = [slot("embed_tokens", spec.vocab, spec.hidden, "embedding")]
+    for i in range(spec.layers):
+        layer = f"layers.{i}."
+        found_slots += [
+            slot(layer + "input_layernorm", 1, spec.hidden, "norm"),
+            slot(layer + "self_attn.q_proj", spec.query_width, spec.hidden, "linear"),
+            slot(layer + "self_attn.k_proj", spec.kv_width, spec.hidden, "linear"),
+            slot(layer + "self_attn.v_proj", spec.kv_width, spec.hidden, "linear"),
+            slot(layer + "self_attn.o_proj", spec.hidden, spec.query_width, "linear"),
+            slot(layer + "post_attention_layernorm", 1, spec.hidden, "norm"),
+            slot(layer + "mlp.gate_proj", spec.intermediate, spec.hidden, "linear"),
+            slot(layer + "mlp.up_proj", spec.intermediate, spec.hidden, "linear"),
+            slot(layer + "mlp.down_proj", spec.hidden, spec.intermediate, "linear"),
+        ]
+    found_slots.append(slot("norm", 1, spec.hidden, "norm"))
+    if not spec.tied:
+        head = "lm_head.weight"
+        if tensors is not None and head not in tensors:
+            head = "language_model.lm_head.weight"
+        found_slots.append(Slot("lm_head", head, spec.vocab, spec.hidden, "linear"))
+    return found_slots
+
+
+def fused_projections(spec: DecoderSpec) -> list[list[str]]:
+    """Slots that one matmul may serve: q, k, v and gate, up of every layer."""
+    layers = [f"model.layers.{i}." for i in range(spec.layers)]
+    attention = [[f"{p}self_attn.{m}_proj" for m in "qkv"] for p in layers]
+    return attention + [[f"{p}mlp.{m}_proj" for m in ("gate", "up")] for p in layers]
+
+
+def rotary_frequencies(spec: DecoderSpec) -> tuple[list[float], float]:
+    """Inverse frequencies (head_dim / 2 of them, radians per position) and the factor on cos and sin."""
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = LlamaConfig(
+        hidden_size=spec.hidden,
+        num_attention_heads=spec.heads,
+        head_dim=spec.head_dim,
+        max_position_embeddings=spec.max_positions,
+    )
+    config.rope_parameters = dict(spec.rope)
+    if spec.rope["rope_type"] == "default":
+        exponent = [2 * i / spec.head_dim for i in range(spec.head_dim // 2)]
+        import torch
+
+        theta = torch.tensor(float(spec.rope["rope_theta"]))
+        return (1.0 / theta ** torch.tensor(exponent)).tolist(), 1.0
+    inverse, factor = ROPE_INIT_FUNCTIONS[spec.rope["rope_type"]](config, device="cpu")
+    return inverse.tolist(), float(factor)
+
+
+def head_slot(spec: DecoderSpec) -> str:
+    """The slot that turns hidden states into logits."""
+    return "model.embed_tokens" if spec.tied else "lm_head"
+
+
+Output = Literal["all", "last", "hidden"]
+
+
+def build(spec: DecoderSpec, schemes: Schemes, output: Output = "all") -> torch.nn.Module:
+    """The decoder as a module of edge ops, without parameters.
+
+    forward(ids int64 [batch, seq], positions int64 [batch, seq], caches: layers x (key, value), each
+    [batch, kv_heads, max_tokens, head_dim]) -> (out, caches); out is float32 logits [batch, seq, vocab] ("all"),
+    [batch, 1, vocab] ("last"), or the normalized states [batch, seq, hidden] before the head ("hidden").
+    schemes: by slot name; members of a fused projection whose schemes differ stay apart.
+    """
+    import torch
+
+    from compiler.dialect import edge
+
+    rows = {s.name: s.rows for s in slots(spec)}
+    columns = {s.name: s.columns for s in slots(spec)}
+    inv_freq, attention_factor = rotary_frequencies(spec)
+
+    def scheme(name: str) -> tuple[int, int, bool]:
+        found = schemes.get(name, HALF)
+        return found.bits, found.group, found.symmetric
+
+    def linear(x: torch.Tensor, *names: str) -> torch.Tensor:
+        if len({scheme(n) for n in names}) > 1:
+            return torch.cat([linear(x, n) for n in names], -1)
+        first = names[0]
+        out: torch.Tensor = edge.linear(x, list(names), [rows[n] for n in names], columns[first], *scheme(first))
+        return out
+
+    class Decoder(torch.nn.Module):
+        def forward(
+            self, ids: torch.Tensor, positions: torch.Tensor, caches: list[tuple[torch.Tensor, torch.Tensor]]
+        ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+            table = "model.embed_tokens"
+            x = edge.embedding(ids, table, spec.vocab, spec.hidden, *scheme(table))
+            cos, sin = edge.rotary(positions, inv_freq, attention_factor)
+            residual = None
+            new_caches = []
+            for i, (key, value) in enumerate(caches):
+                p = f"model.layers.{i}."
+                if residual is None:
+                    h, residual = edge.rms_norm(x, p + "input_layernorm", spec.hidden, spec.eps), x
+                else:
+                    h, residual = edge.add_rms_norm(x, residual, p + "input_layernorm", spec.hidden, spec.eps)
+                qkv = linear(h, p + "self_attn.q_proj", p + "self_attn.k_proj", p + "self_attn.v_proj")
+                x, key, value = edge.attention(
+                    qkv,
+                    cos,
+                    sin,
+                    positions,
+                    key,
+                    value,
+                    spec.heads,
+                    spec.kv_heads,
+                    spec.head_dim,
+                    spec.head_dim**-0.5,
+                    spec.query_beta,
+                    spec.query_period,
+                )
+                new_caches.append((key, value))
+                x = linear(x, p + "self_attn.o_proj")
+                h, residual = edge.add_rms_norm(x, residual, p + "post_attention_layernorm", spec.hidden, spec.eps)
+                gate, up = linear(h, p + "mlp.gate_proj", p + "mlp.up_proj").split(spec.intermediate, -1)
+                x = linear(torch.nn.functional.silu(gate) * up, p + "mlp.down_proj")
+            assert residual is not None
+            x, _ = edge.add_rms_norm(x, residual, "model.norm", spec.hidden, spec.eps)
+            if output == "last":
+                x = x[:, -1:]
+            return x if output == "hidden" else linear(x, head_slot(spec)), new_caches
+
+    return Decoder()
+
+
+def empty_caches(spec: DecoderSpec, max_tokens: int, batch: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Zeroed float32 caches [batch, kv_heads, max_tokens, head_dim] for every layer."""
+    import torch
+
+    shape = (batch, spec.kv_heads, max_tokens, spec.head_dim)
+    return [(torch.zeros(shape), torch.zeros(shape)) for _ in range(spec.layers)]

@@ -1,0 +1,291 @@
+"""The packed form of quantized weights: codes, scales, zero points, and the checkpoint folder that holds them.
+
+The folder is a `pack-quantized` checkpoint of compressed-tensors: int32 words, lowest bits first, values stored
+with an offset of 2**(bits - 1), float32 scales of fp16-representable values, zero points packed along the rows.
+As bytes on a little-endian machine the words of 4-bit codes are nibbles, low first, and those of 8-bit codes one
+byte each: the block layout of ONNX Runtime's MatMulNBits and of MLX, so targets copy them.
+
+Source: compressed-tensors, `compressors/pack_quantized` (v0.20). Knows no method and no target.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler.checkpoint import CheckpointError, TensorFiles, read_config, to_float32
+from compiler.slots import HALF, Scheme, Schemes, Slot
+
+Bytes = NDArray[np.uint8]
+Float32 = NDArray[np.float32]
+Int8 = NDArray[np.int8]
+
+# the smallest scale that every target holds exactly: below it fp16 is subnormal, which kernels flush
+SMALLEST_SCALE = 2.0**-14
+LARGEST_SCALE = 65504.0
+_STEP_ALIGN = 64
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Quantized rows: codes int8 [rows, columns], scales float32 [rows, groups], zeros int8 [rows, groups] or None."""
+
+    codes: Int8
+    scales: Float32
+    zeros: Int8 | None = None
+
+
+def pack(codes: Int8, bits: int) -> Bytes:
+    """Codes [rows, columns] in [-2**(bits-1), 2**(bits-1)) to bytes [rows, columns * bits / 8].
+
+    Raises ValueError when a row does not fill whole 32-bit words.
+    """
+    if codes.shape[1] * bits % 32:
+        raise ValueError(f"rows of {codes.shape[1]} codes of {bits} bits do not fill 32-bit words")
+    unsigned = codes.view(np.uint8) + np.uint8(1 << (bits - 1))
+    if bits == 8:
+        return unsigned
+    low, high = unsigned[:, 0::2], unsigned[:, 1::2]
+    return (low & np.uint8(15)) | (high << np.uint8(4))
+
+
+def unpack(packed: Bytes, bits: int) -> Int8:
+    """The inverse of `pack`."""
+    if bits == 8:
+        return (packed - np.uint8(128)).view(np.int8)
+    out = np.empty((packed.shape[0], packed.shape[1] * 2), np.uint8)
+    out[:, 0::2] = packed & 15
+    out[:, 1::2] = packed >> 4
+    out -= np.uint8(8)
+    return out.view(np.int8)
+
+
+def dequantize(codes: Codes) -> Float32:
+    """(code - zero) * scale as float32 [rows, columns]."""
+    rows, columns = codes.codes.shape
+    values = codes.codes.reshape(rows, codes.scales.shape[1], -1).astype(np.float32)
+    if codes.zeros is not None:
+        values -= codes.zeros[:, :, None]
+    values *= codes.scales[:, :, None]
+    return values.reshape(rows, columns)
+
+
+def pack_zeros(zeros: Int8, bits: int) -> NDArray[np.int32]:
+    """Zero points [rows, groups] to int32 [ceil(rows * bits / 32), groups], packed along the rows."""
+    rows, groups = zeros.shape
+    padded = np.zeros((-(-rows * bits // 32) * 32 // bits, groups), np.int8)
+    padded[:rows] = zeros
+    words = pack(np.ascontiguousarray(padded.T), bits).view(np.int32).T.copy()
+    # padding rows must be zero bits, as the format's own packer leaves them
+    if rows * bits % 32:
+        words[-1] &= np.int32((1 << rows * bits % 32) - 1)
+    return words
+
+
+def unpack_zeros(words: NDArray[np.int32], bits: int, rows: int) -> Int8:
+    """The inverse of `pack_zeros`."""
+    return np.ascontiguousarray(unpack(np.ascontiguousarray(words.T).view(np.uint8), bits).T[:rows])
+
+
+class PackedWeights:
+    """A quantized checkpoint folder: the packed bytes of every slot, and float rows dequantized from them."""
+
+    def __init__(self, path: Path, slots: list[Slot] | None = None) -> None:
+        self.path = path
+        self.config = read_config(path)
+        self.tensors = TensorFiles([path / "model.safetensors"])
+        self._tensor_of = {s.name: s.tensor.removesuffix(".weight") for s in slots or []}
+        self.schemes: Schemes = read_schemes(self.config)
+
+    def _base(self, name: str) -> str:
+        return self._tensor_of.get(name, name)
+
+    def scheme(self, name: str) -> Scheme:
+        return self.schemes.get(self._base(name), HALF)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """[rows, columns] of a matrix slot, [columns] of a norm."""
+        if self.scheme(name).bits == 16:
+            return self.tensors.info(self._base(name) + ".weight").shape
+        shape = self.tensors.raw(self._base(name) + ".weight_shape").view(np.int64)
+        return tuple(int(v) for v in shape)
+
+    def packed(self, name: str, start: int = 0, stop: int | None = None) -> Bytes:
+        """Packed bytes of rows, uint8 [rows, columns * bits / 8]."""
+        tensor = self._base(name) + ".weight_packed"
+        words = self.tensors.info(tensor).shape[1]
+        return self.tensors.raw(tensor, start, stop).reshape(-1, words * 4)
+
+    def scales(self, name: str, start: int = 0, stop: int | None = None) -> Float32:
+        """Scales of rows, float32 [rows, groups]."""
+        tensor = self._base(name) + ".weight_scale"
+        info = self.tensors.info(tensor)
+        return to_float32(self.tensors.raw(tensor, start, stop), info.dtype).reshape(-1, info.shape[1])
+
+    def zeros(self, name: str, start: int = 0, stop: int | None = None) -> Int8 | None:
+        """Zero points of rows, int8 [rows, groups]; None for a symmetric slot."""
+        scheme = self.scheme(name)
+        if scheme.symmetric:
+            return None
+        tensor = self._base(name) + ".weight_zero_point"
+        per_word = 32 // scheme.bits
+        stop = self.shape(name)[0] if stop is None else stop
+        first = start // per_word
+        groups = self.tensors.info(tensor).shape[1]
+        words = self.tensors.raw(tensor, first, -(-stop // per_word)).view(np.int32).reshape(-1, groups)
+        return unpack_zeros(words, scheme.bits, stop - first * per_word)[start - first * per_word :]
+
+    def rows(self, name: str, start: int = 0, stop: int | None = None) -> Float32:
+        """Float rows of a slot (16 bits: the stored values)."""
+        scheme = self.scheme(name)
+        if scheme.bits == 16:
+            tensor = self._base(name) + ".weight"
+            info = self.tensors.info(tensor)
+            return to_float32(self.tensors.raw(tensor, start, stop), info.dtype).reshape(-1, *info.shape[1:])
+        codes = unpack(self.packed(name, start, stop), scheme.bits)
+        return dequantize(Codes(codes, self.scales(name, start, stop), self.zeros(name, start, stop)))
+
+
+class PackedWriter:
+    """Writes a quantized checkpoint in any order of slots and row blocks; `close` makes it complete.
+
+    Every size is known from the schemes, so the file is laid out first and blocks are written in place.
+    Float tensors (16 bits, norms) keep the dtype given in `half_dtypes` (BF16, F16 or F32).
+    """
+
+    def __init__(self, folder: Path, slots: list[Slot], schemes: Schemes, half_dtypes: Mapping[str, str]) -> None:
+        self.folder = folder
+        self._schemes = dict(schemes)
+        self._slots = {s.name: s for s in slots}
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for name, dtype, shape in self._layout(half_dtypes):
+            count = int(np.prod(shape))
+            size = count * {"I32": 4, "F32": 4, "I64": 8, "BF16": 2, "F16": 2}[dtype]
+            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+            offset += size
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-(8 + len(text)) % _STEP_ALIGN)
+        self._header = header
+        self._data = 8 + len(text)
+        self._file = (folder / "model.safetensors").open("w+b")
+        self._file.write(len(text).to_bytes(8, "little") + text)
+        self._file.truncate(self._data + offset)
+        for slot in slots:
+            if self._schemes.get(slot.name, HALF).bits != 16:
+                self._put(slot.name + ".weight_shape", 0, np.asarray([slot.rows, slot.columns], np.int64))
+
+    def _layout(self, half_dtypes: Mapping[str, str]) -> list[tuple[str, str, tuple[int, ...]]]:
+        # widest items first, so that every tensor is aligned to its own item size
+        wide: list[tuple[str, str, tuple[int, ...]]] = []
+        words: list[tuple[str, str, tuple[int, ...]]] = []
+        halves: list[tuple[str, str, tuple[int, ...]]] = []
+        for slot in self._slots.values():
+            scheme = self._schemes.get(slot.name, HALF)
+            if scheme.bits == 16:
+                shape = (slot.columns,) if slot.kind == "norm" else (slot.rows, slot.columns)
+                dtype = half_dtypes[slot.name]
+                (words if dtype == "F32" else halves).append((slot.name + ".weight", dtype, shape))
+                continue
+            groups = scheme.groups(slot.columns)
+            wide.append((slot.name + ".weight_shape", "I64", (2,)))
+            words.append((slot.name + ".weight_packed", "I32", (slot.rows, slot.columns * scheme.bits // 32)))
+            words.append((slot.name + ".weight_scale", "F32", (slot.rows, groups)))
+            if not scheme.symmetric:
+                zero_words = -(-slot.rows * scheme.bits // 32)
+                words.append((slot.name + ".weight_zero_point", "I32", (zero_words, groups)))
+        return wide + words + halves
+
+    def _put(self, name: str, row: int, values: NDArray[Any]) -> None:
+        entry = self._header[name]
+        begin, end = entry["data_offsets"]
+        row_bytes = (end - begin) // max(entry["shape"][0], 1)
+        self._file.seek(self._data + begin + row * row_bytes)
+        self._file.write(np.ascontiguousarray(values).data.cast("B"))
+
+    def write(self, name: str, start: int, codes: Codes) -> None:
+        """Write quantized rows of a slot from row `start` on.
+
+        Zero points share words between rows: with them, `start` must be a multiple of 32 / bits.
+        """
+        bits = self._schemes[name].bits
+        self._put(name + ".weight_packed", start, pack(codes.codes, bits))
+        self._put(name + ".weight_scale", start, codes.scales.astype(np.float32))
+        if codes.zeros is not None:
+            if start * bits % 32:
+                raise ValueError(f"row {start} of {name} does not start a word of zero points")
+            self._put(name + ".weight_zero_point", start * bits // 32, pack_zeros(codes.zeros, bits))
+
+    def write_half(self, name: str, start: int, values: Float32) -> None:
+        """Write float rows of a 16-bit slot or a norm, rounded to the dtype it is stored in."""
+        self._put(name + ".weight", start, from_float32(values, self._header[name + ".weight"]["dtype"]))
+
+    def close(self, config: Mapping[str, Any]) -> None:
+        """Flush the weights and write config.json with its quantization_config."""
+        self._file.flush()
+        self._file.close()
+        quantized = {n: s for n, s in self._schemes.items() if s.bits != 16}
+        full = {**config, "quantization_config": quantization_config(quantized)} if quantized else dict(config)
+        (self.folder / "config.json").write_text(json.dumps(full, indent=2) + "\n", encoding="utf-8")
+
+
+def from_float32(values: Float32, dtype: str) -> NDArray[Any]:
+    """Round float32 to F32, F16 or BF16 (as uint16, ties to even)."""
+    if dtype == "F32":
+        return values
+    if dtype == "F16":
+        return values.astype(np.float16)
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def quantization_config(schemes: Schemes) -> dict[str, Any]:
+    """The `quantization_config` of config.json: one group for each scheme, its modules named.
+
+    `dequantize` lets transformers load a quantized embedding, but it then applies one scheme to every tensor
+    (`get_dense_scheme` of its 5.23), silently wrong for a mixed checkpoint: it is set for uniform ones only.
+    """
+    groups: dict[str, Any] = {}
+    for scheme in sorted(set(schemes.values()), key=lambda s: (s.bits, s.group, s.symmetric)):
+        groups[f"group_{len(groups)}"] = {
+            "targets": [name for name, s in schemes.items() if s == scheme],
+            "format": "pack-quantized",
+            "input_activations": None,
+            "output_activations": None,
+            "weights": {
+                "num_bits": scheme.bits,
+                "type": "int",
+                "symmetric": scheme.symmetric,
+                "strategy": "group" if scheme.group else "channel",
+                "group_size": scheme.group or None,
+                "dynamic": False,
+            },
+        }
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "dequantize": len(groups) == 1,
+        "config_groups": groups,
+        "ignore": [],
+        "kv_cache_scheme": None,
+    }
+
+
+def read_schemes(config: Mapping[str, Any]) -> dict[str, Scheme]:
+    """Schemes by module name from a `quantization_config` that names its modules."""
+    section = config.get("quantization_config") or {}
+    schemes: dict[str, Scheme] = {}
+    for group in section.get("config_groups", {}).values():
+        weights = group["weights"]
+        if weights["num_bits"] not in (4, 8) or weights["type"] != "int":
+            raise CheckpointError(f"config.json: {weights['num_bits']}-bit {weights['type']} weights are not supported")
+        scheme = Scheme(weights["num_bits"], weights.get("group_size") or 0, weights["symmetric"])
+        schemes |= dict.fromkeys(group["targets"], scheme)
+    return schemes

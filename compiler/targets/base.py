@@ -1,0 +1,75 @@
+"""What targets share: the job they are given, the estimate they answer with, and the protocol they follow."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from artifacts import Progress
+from compiler.models.decoder import DecoderSpec
+from compiler.quantize.packed import PackedWeights
+from compiler.slots import Schemes, Slot
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "tekken.json",
+    "generation_config.json",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a target is asked to lower: a decoder's geometry, its quantized weights, and where they came from.
+
+    tokenizer: the folder whose tokenizer and generation files travel with the artifact.
+    """
+
+    name: str
+    spec: DecoderSpec
+    slots: list[Slot]
+    schemes: Schemes
+    max_tokens: int
+    weights: PackedWeights
+    tokenizer: Path
+    options: Any
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes, from the geometry alone."""
+
+    file_bytes: int
+    weight_bytes: int
+    kv_bytes: int
+    activation_bytes: int
+
+
+class Target(Protocol):
+    """One runtime. `build` writes the payload into an empty folder and returns what the runtime's runner needs.
+
+    tolerances: limits of the artifact's own runtime test, which travel with its golden vectors.
+    """
+
+    tolerances: Mapping[str, float]
+
+    def refusals(self, spec: DecoderSpec, slots: list[Slot], schemes: Schemes, options: Any) -> list[str]: ...
+
+    def estimate(
+        self, spec: DecoderSpec, slots: list[Slot], schemes: Schemes, max_tokens: int, options: Any
+    ) -> Estimate: ...
+
+    def build(self, job: Job, folder: Path, progress: Progress) -> dict[str, Any]: ...
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the tokenizer and generation files that a checkpoint folder has."""
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)

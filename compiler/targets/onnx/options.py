@@ -1,0 +1,23 @@
+"""What a recipe may say of the ONNX target. Light: imported to compose the recipe schema."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class OnnxOptions(BaseModel):
+    """Options of `targets: {onnx: …}`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    accuracy_level: Literal[0, 1, 4] = Field(
+        4, description="MatMulNBits: 4 quantizes activations to int8 (fast), 0 and 1 keep them in float32"
+    )
+    logits: Literal["last", "all"] = Field(
+        "last", description="logits of the last position only (prefill memory does not grow with the prompt), or all"
+    )
+
+
+OPTIONS = OnnxOptions
