@@ -5,7 +5,7 @@ What does not: how a folder gets built and put in place (``store.py``) and what 
 (``runtime_tests``).
 
 A manifest is untrusted input: it may come from a download. No path in it can leave the artifact's folder, no link is
-followed, and ``open_file`` is the only way in which a name from ``runtime`` becomes a path.
+followed, and ``payload_file`` is the only way in which a name from ``runtime`` becomes a path.
 """
 
 from __future__ import annotations
@@ -257,13 +257,18 @@ def require_intact(folder: Path, progress: Progress = silent) -> Manifest:
     return read_manifest(folder)
 
 
-def open_file(folder: Path, manifest: Manifest, name: object) -> Path:
-    """The path of a payload file that ``runtime`` names; EdgewrightError unless the manifest lists it."""
-    if not isinstance(name, str) or all(entry.path != name for entry in manifest.files):
+def payload_file(folder: Path, name: str) -> Path:
+    """The path of a file that ``runtime`` names; EdgewrightError unless it is a regular file reached without links."""
+    try:
+        path = folder.joinpath(*checked_path(name).split("/"))
+    except ValueError as error:
+        raise EdgewrightError(f"{folder / MANIFEST}: runtime: {error}; {_REBUILD}") from error
+    inner = [path, *path.parents][: len(path.relative_to(folder).parts)]
+    if any(part.is_symlink() for part in inner) or not path.is_file():
         raise EdgewrightError(
-            f"{folder / MANIFEST}: runtime names the file {name!r}, which the manifest does not list; {_REBUILD}"
+            f"{folder / MANIFEST}: runtime names {name!r}, which is no file of the artifact; {_REBUILD}"
         )
-    return folder / name
+    return path
 
 
 _REBUILD = "build the artifact again or fetch it anew"
