@@ -1,0 +1,128 @@
+"""The packed form: bit for bit compressed-tensors' own, and loaded by transformers to the same numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from transformers import AutoModelForCausalLM
+
+from compiler.quantize import rtn
+from compiler.quantize.packed import Codes, dequantize, pack, pack_zeros, unpack, unpack_zeros
+from compiler.slots import HALF, Scheme
+from tests.compiler.conftest import Quantizer, reference_logits
+
+SCHEMES = [Scheme(4, 32), Scheme(8, 32), Scheme(4, 16, False), Scheme(8, 0), Scheme(8, 0, False)]
+
+
+def codes_of(bits: int, rows: st.SearchStrategy[int], columns: st.SearchStrategy[int]) -> st.SearchStrategy[object]:
+    half = 1 << (bits - 1)
+    return st.tuples(rows, columns).flatmap(lambda s: arrays(np.int8, s, elements=st.integers(-half, half - 1)))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@given(data=st.data())
+def test_codes_are_packed_as_compressed_tensors_packs_them(bits: int, data: st.DataObject) -> None:
+    codes = data.draw(codes_of(bits, st.integers(1, 9), st.integers(1, 6).map(lambda n: 8 * n)))
+    packed = pack(codes, bits)
+    np.testing.assert_array_equal(packed.view(np.int32), pack_to_int32(torch.from_numpy(codes), bits).numpy())
+    np.testing.assert_array_equal(unpack(packed, bits), codes)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@given(data=st.data())
+def test_zero_points_are_packed_along_the_rows(bits: int, data: st.DataObject) -> None:
+    zeros = data.draw(codes_of(bits, st.integers(1, 40), st.integers(1, 7)))
+    words = pack_zeros(zeros, bits)
+    expected = pack_to_int32(torch.from_numpy(zeros), bits, packed_dim=0).numpy()
+    np.testing.assert_array_equal(words, expected)
+    np.testing.assert_array_equal(unpack_zeros(words, bits, len(zeros)), zeros)
+
+
+def test_rows_that_do_not_fill_words_are_refused() -> None:
+    with pytest.raises(ValueError, match="do not fill 32-bit words"):
+        pack(np.zeros((2, 12), np.int8), 4)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@given(data=st.data())
+def test_rounding_errs_by_at_most_half_a_step(scheme: Scheme, data: st.DataObject) -> None:
+    floats = st.floats(-100, 100, width=32)
+    rows = torch.from_numpy(data.draw(arrays(np.float32, (3, 64), elements=floats)))
+    codes = rtn.quantize(rows, scheme)
+    half = 1 << (scheme.bits - 1)
+    assert codes.codes.min() >= -half
+    assert codes.codes.max() < half
+    step = np.abs(codes.scales).repeat(64 // codes.scales.shape[1], 1)
+    # the far end of the range loses up to a step (one code fewer on the positive side), and up to half a step more
+    # where rounding the zero point moved the range
+    error = np.abs(dequantize(codes) - rows.numpy())
+    assert (error <= step * 1.01).all()
+    inner = np.abs(codes.codes + 0.5) < half - 1
+    assert (error[inner] <= step[inner] * 0.501).all()
+
+
+def test_scales_are_normal_fp16_values() -> None:
+    rows = torch.cat([torch.randn(4, 32), torch.randn(4, 32) * 1e-7, torch.zeros(1, 32)])
+    for scheme in SCHEMES[:3]:
+        scales = rtn.quantize(rows, scheme).scales
+        np.testing.assert_array_equal(scales, scales.astype(np.float16).astype(np.float32))
+        assert (np.abs(scales) >= 2.0**-14).all()
+
+
+def test_a_tensor_of_zeros_stays_zero() -> None:
+    for scheme in SCHEMES:
+        assert not dequantize(rtn.quantize(torch.zeros(8, 32), scheme)).any()
+
+
+def test_scales_beyond_fp16_are_refused() -> None:
+    with pytest.raises(OverflowError, match="does not fit in fp16"):
+        rtn.quantize(torch.full((1, 32), 1e7), Scheme(4, 32))
+
+
+def test_zero_points_shift_codes() -> None:
+    codes = Codes(np.asarray([[3, -2]], np.int8), np.asarray([[0.5]], np.float32), np.asarray([[1]], np.int8))
+    np.testing.assert_array_equal(dequantize(codes), [[1.0, -1.5]])
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_transformers_loads_the_folder_to_the_same_logits(
+    ministral: Path, quantized: Quantizer, scheme: Scheme
+) -> None:
+    spec, _, _, weights = quantized(ministral, scheme)
+    model = AutoModelForCausalLM.from_pretrained(weights.path, dtype=torch.float32).eval()
+    loaded = model.state_dict()["model.layers.1.mlp.down_proj.weight"].numpy()
+    np.testing.assert_array_equal(loaded, weights.rows("model.layers.1.mlp.down_proj"))
+    ids = np.random.default_rng(1).integers(0, spec.vocab, (2, 40))
+    with torch.no_grad():
+        theirs = model(torch.from_numpy(ids)).logits.numpy()
+    np.testing.assert_allclose(reference_logits(spec, weights, ids), theirs, atol=2e-5)
+
+
+def test_transformers_loads_mixed_schemes_when_the_table_is_in_half_precision(
+    ministral: Path, quantized: Quantizer
+) -> None:
+    others = {"model.embed_tokens": HALF, "model.layers.0.mlp.up_proj": Scheme(8, 64)}
+    spec, _, _, weights = quantized(ministral, Scheme(4, 32), others)
+    model = AutoModelForCausalLM.from_pretrained(weights.path, dtype=torch.float32).eval()
+    ids = np.random.default_rng(1).integers(0, spec.vocab, (1, 40))
+    with torch.no_grad():
+        theirs = model(torch.from_numpy(ids)).logits.numpy()
+    np.testing.assert_allclose(reference_logits(spec, weights, ids), theirs, atol=2e-5)
+
+
+def test_blocks_of_rows_are_the_rows(ministral: Path, quantized: Quantizer) -> None:
+    for scheme in SCHEMES:
+        _, slots, _, weights = quantized(ministral, scheme)
+        for slot in slots:
+            whole = weights.rows(slot.name)
+            assert weights.shape(slot.name) == whole.shape
+            if slot.kind != "norm":
+                blocks = [weights.rows(slot.name, r, min(r + 24, slot.rows)) for r in range(0, slot.rows, 24)]
+                np.testing.assert_array_equal(np.concatenate(blocks), whole)
