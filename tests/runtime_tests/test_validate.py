@@ -1,0 +1,302 @@
+"""Validation as a whole, in real child processes: what passes, what fails and how a crash is told."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from artifacts import EdgewrightError, read_manifest
+from device_farm import Verdict, load_profile
+from runtime_tests import validate as validation
+from runtime_tests.child import Job
+from runtime_tests.genai import same_continuation
+from runtime_tests.process import child_command, child_environment
+from runtime_tests.quality import QualityLimits
+from runtime_tests.validate import Limits, Validation, validate
+from tests.runtime_tests.conftest import sign_again
+
+
+@pytest.fixture(scope="module")
+def good(package: Path) -> Validation:
+    phones = [
+        (load_profile("android-4gb"), Limits(decode=12.0)),
+        (load_profile("iphone-12"), Limits(peak_memory=10**9)),
+    ]
+    return validate(package, phones, QualityLimits(max_mean_kl=1.0), allow_unassessed=True)
+
+
+def named(items: Any) -> dict[str, Any]:
+    return {item.name: item for item in items}
+
+
+def test_a_good_package_passes(good: Validation) -> None:
+    assert good.passed and good.failures == () and good.target == "onnx"
+    assert set(named(good.gates)) == {
+        "exact_max_abs_logit",
+        "decode_exact_max_abs_logit",
+        "shipped_mean_kl",
+        "decode_shipped_mean_kl",
+        "shipped_top1",
+        "mean_kl",
+        "genai_greedy_equal",
+    }
+
+
+def test_every_figure_is_measured_and_has_a_unit(good: Validation) -> None:
+    figures = named(good.figures)
+    assert {item.obtained for item in good.figures} == {"measured"} and all(item.unit for item in good.figures)
+    assert figures["genai_greedy_equal"].value is True
+    for name in ("host_load", "host_time_to_first_token", "host_decode", "perplexity", "mean_kl"):
+        assert figures[name].value > 0
+
+
+def test_memory_is_judged_by_each_phones_own_rule(good: Validation) -> None:
+    android, iphone = good.profiles
+    assert [item.verdict for item in android.assessments] == [Verdict.FITS, Verdict.NOT_ASSESSED]
+    assert [item.verdict for item in iphone.assessments] == [Verdict.FITS]
+    assert iphone.run.mechanism == "watchdog" and iphone.assessments[0].limit == 10**9
+    for result in good.profiles:
+        assert [phase.phase for phase in result.run.phases] == ["load", "prefill", "steady"]
+        assert (
+            result.run.cache.warm_bytes < result.run.cache.total_bytes
+            and named(result.figures)["peak_anonymous_memory"].value > 0
+        )
+
+
+def test_a_validation_is_json(good: Validation) -> None:
+    data = json.loads(json.dumps(good.to_json(), allow_nan=False))
+    assert data["passed"] is True and data["profiles"][0]["assessments"][0]["verdict"] == "fits"
+    assert data["profiles"][0]["run"]["events"] == [] and data["figures"][0]["obtained"] == "measured"
+
+
+def test_what_cannot_be_assessed_fails_unless_allowed(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "_check_quality", lambda *args: None)
+    phone = [(load_profile("iphone-12"), Limits(time_to_first_token=4.0))]
+    assert not validate(package, phone).passed
+    assert validate(package, phone, allow_unassessed=True).passed
+
+
+def test_a_budget_that_is_too_small_is_a_verdict_not_a_failure(package: Path) -> None:
+    result = validate(package, [(load_profile("iphone-12"), Limits(peak_memory=500_000))])
+    assert not result.passed and result.failures == ()
+    assert (
+        result.profiles[0].assessments[0].verdict is Verdict.DOES_NOT_FIT
+        and result.profiles[0].run.outcome == "over_budget"
+    )
+
+
+def test_a_missed_quality_limit_fails_with_figure_and_limit(package: Path) -> None:
+    result = validate(package, quality=QualityLimits(min_top1_agreement=0.999))
+    gate = named(result.gates)["top1_agreement"]
+    assert not result.passed and not gate.passed and gate.limit == 0.999 and gate.value < 0.999
+
+
+def test_progress_names_what_happens(package: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    validate(package, [(load_profile("iphone-12"), Limits())], progress=lambda *event: seen.append(event))
+    stages = list(dict.fromkeys(stage for stage, _, _ in seen))
+    assert stages == [
+        "verifying",
+        "decoding exactly",
+        "comparing exact logits",
+        "decoding as shipped",
+        "comparing shipped logits",
+        "comparing with onnxruntime-genai",
+        "measuring speed",
+        "validating iphone-12",
+    ]
+    assert all(0 <= done <= total for _, done, total in seen)
+
+
+def damage_truncate(package: Path) -> None:
+    data = package / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:-100])
+
+
+def damage_flip(package: Path) -> None:
+    data = bytearray((package / "model.onnx.data").read_bytes())
+    data[5000] ^= 0x10
+    (package / "model.onnx.data").write_bytes(data)
+
+
+def damage_edit(package: Path) -> None:
+    model = onnx.load(str(package / "model.onnx"), load_external_data=False)
+    model.doc_string = "changed"
+    onnx.save(model, str(package / "model.onnx"))
+
+
+def damage_add(package: Path) -> None:
+    (package / "sitecustomize.py").write_text("raise SystemExit")
+
+
+@pytest.mark.parametrize("damage", [damage_truncate, damage_flip, damage_edit, damage_add])
+def test_a_damaged_package_is_refused_and_never_executed(
+    own_package: Path, damage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def executed(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("executed")
+
+    monkeypatch.setattr(subprocess, "Popen", executed)
+    damage(own_package)
+    with pytest.raises(EdgewrightError, match="differs from its manifest"):
+        validate(own_package)
+
+
+def test_a_package_that_was_built_wrong_fails_its_gates(own_package: Path) -> None:
+    damage_flip(own_package)
+    sign_again(own_package)
+    result = validate(own_package)
+    gate = named(result.gates)["exact_max_abs_logit"]
+    assert not result.passed and not gate.passed and gate.value > gate.limit
+
+
+def test_a_graph_that_the_runtime_refuses_is_a_failure_with_its_words(own_package: Path) -> None:
+    (own_package / "model.onnx").write_bytes(b"not a graph")
+    sign_again(own_package)
+    result = validate(own_package, [(load_profile("iphone-12"), Limits())])
+    assert not result.passed and [item.step for item in result.failures] == [
+        "parity and quality",
+        "speed",
+        "memory on iphone-12",
+    ]
+    assert "exit code 1" in result.failures[0].detail and "rror" in result.failures[0].stderr_tail
+    assert result.profiles[0].assessments[0].verdict is Verdict.NOT_ASSESSED and not result.profiles[0].passed
+
+
+def test_weights_outside_of_the_package_are_not_read(own_package: Path, tmp_path: Path) -> None:
+    (own_package / "model.onnx.data").rename(tmp_path / "model.onnx.data")
+    model = onnx.load(str(own_package / "model.onnx"), load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../model.onnx.data"
+    onnx.save(model, str(own_package / "model.onnx"))
+    sign_again(own_package)
+    result = validate(own_package)
+    assert not result.passed and "escapes" in result.failures[0].stderr_tail + result.failures[1].stderr_tail
+
+
+RUNTIMES = """
+import ctypes, os, sys
+
+class Runner:
+    def __init__(self, artifact, runtime):
+        self.runtime = runtime
+    def load(self, *, exact=False, threads=2):
+        print("the runtime says hello")
+        os.write(1, b"and from native code\\n")
+        sys.stderr.write("loading " + "x" * 100_000 + " the end of stderr\\n")
+        sys.stderr.flush()
+        if self.runtime["does"] == "segfault":
+            ctypes.string_at(0)
+    def prefill(self, ids):
+        import numpy
+        return numpy.ones(8, numpy.float32)
+    def decode(self, token):
+        return self.prefill([token])
+    def logits(self, ids):
+        raise AssertionError("not reached")
+
+RUNNER = Runner
+"""
+
+
+@pytest.fixture
+def fake_runtime(own_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The child finds one more runner, for the target "fake", in a folder of the test."""
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    (folder / "fake.py").write_text(RUNTIMES)
+    (folder / "sitecustomize.py").write_text(f"import runtime_tests.runners as r; r.__path__.append({str(folder)!r})")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    yield own_package
+
+
+def as_fake(package: Path, does: str) -> None:
+    sign_again(package, target="fake", runtime={"does": does, "max_tokens": 64, "vocab_size": 8})
+
+
+def test_a_crash_of_the_runtime_is_told_with_its_signal_and_the_end_of_stderr(fake_runtime: Path) -> None:
+    as_fake(fake_runtime, "segfault")
+    result = validate(fake_runtime, [(load_profile("iphone-12"), Limits())], allow_unassessed=True)
+    assert not result.passed
+    assert [item.step for item in result.failures] == ["parity and quality", "speed", "memory on iphone-12"]
+    for failure in result.failures:
+        assert "SIGSEGV" in failure.detail and "the end of stderr" in failure.stderr_tail
+        assert len(failure.stderr_tail) < 10_000
+    assert result.profiles[0].run.outcome == "crashed"
+
+
+def test_logits_that_cannot_be_are_a_failure(fake_runtime: Path) -> None:
+    as_fake(fake_runtime, "nothing")
+    failure = validate(fake_runtime).failures[0]
+    assert failure.step == "parity and quality" and "the runtime gave logits of shape" in failure.detail
+
+
+def test_the_childs_stdout_is_json_whatever_a_runtime_prints(fake_runtime: Path, tmp_path: Path) -> None:
+    as_fake(fake_runtime, "nothing")
+    job = Job(kind="memory", artifact=fake_runtime, prompt_tokens=10, decode_tokens=3)
+    ended = subprocess.run(
+        child_command(job, tmp_path), input="\n", capture_output=True, text=True, env=child_environment(), check=True
+    )
+    events = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [event["phase"] for event in events] == ["baseline", "load", "prefill", "steady"]
+    assert events[2]["tokens"] == 10 and events[3]["tokens"] == 3
+    assert "hello" in ended.stderr and "native code" in ended.stderr
+
+
+def test_a_child_whose_parent_is_gone_ends(package: Path, tmp_path: Path) -> None:
+    command = child_command(Job(kind="memory", artifact=package), tmp_path)
+    ended = subprocess.run(command, input="", capture_output=True, text=True, env=child_environment())
+    assert ended.returncode == 2 and [list(json.loads(line)) for line in ended.stdout.splitlines()] == [
+        ["phase"],
+        ["error"],
+    ]
+
+
+def test_a_runtime_that_is_not_installed_is_a_missing_tool(fake_runtime: Path, tmp_path: Path) -> None:
+    as_fake(fake_runtime, "nothing")
+    (tmp_path / "plugins" / "fake.py").write_text("import a_runtime_that_nobody_has")
+    with pytest.raises(
+        EdgewrightError, match=r"needs the module a_runtime_that_nobody_has; pip install 'edgewright\[fake\]'"
+    ) as caught:
+        validate(fake_runtime)
+    assert caught.value.exit_code == 3
+
+
+def test_a_bad_golden_file_is_named(own_package: Path) -> None:
+    (own_package / "golden.safetensors").unlink()
+    sign_again(own_package)
+    with pytest.raises(EdgewrightError, match=r"names 'golden\.safetensors', which is no file of the artifact"):
+        validate(own_package)
+
+
+def test_genai_may_end_early_only_at_an_end_of_text(package: Path) -> None:
+    assert same_continuation(package, [5, 6, 7], [5, 6, 7])
+    assert same_continuation(package, [5, 2], [5, 2, 7])  # 2 is the end of text
+    assert not same_continuation(package, [5, 6], [5, 6, 7])
+    assert not same_continuation(package, [5, 8, 7], [5, 6, 7])
+    assert not same_continuation(package, [], [5])
+
+
+def test_the_parent_imports_no_runtime() -> None:
+    code = (
+        "import sys, runtime_tests.validate; print([m for m in ('onnxruntime', 'onnx', 'torch') if m in sys.modules])"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=child_environment()
+    )
+    assert shown.stdout.strip() == "[]"
+
+
+def test_the_manifest_of_the_package_lists_its_golden_vectors(package: Path) -> None:
+    assert {"model.onnx", "model.onnx.data", "golden.safetensors", "genai_config.json"} <= {
+        entry.path for entry in read_manifest(package).files
+    }
