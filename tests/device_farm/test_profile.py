@@ -1,0 +1,180 @@
+"""Profiles: the shipped ones say where every number is from, and a wrong one says where it is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from device_farm import AndroidProfile, IosProfile, ProfileError, list_profiles, load_profile
+from device_farm.profile import parse_profile
+
+SHIPPED = Path(__file__).parents[2] / "device_farm" / "profiles"
+ANDROID = (SHIPPED / "android-4gb.yaml").read_text()
+IPHONE = (SHIPPED / "iphone-12.yaml").read_text()
+
+
+def figures(data: Any) -> list[dict[str, Any]]:
+    if isinstance(data, dict):
+        return [data] if "confidence" in data else [found for value in data.values() for found in figures(value)]
+    return [found for value in data for found in figures(value)] if isinstance(data, list | tuple) else []
+
+
+def bare_numbers(data: Any) -> list[Any]:
+    if isinstance(data, dict):
+        return [] if "confidence" in data else [found for value in data.values() for found in bare_numbers(value)]
+    if isinstance(data, list | tuple):
+        return [found for value in data for found in bare_numbers(value)]
+    return [data] if isinstance(data, int | float) else []
+
+
+@pytest.mark.parametrize("name", list_profiles())
+def test_every_number_of_a_shipped_profile_has_a_source(name: str) -> None:
+    profile = load_profile(name)
+    assert profile.name == name
+    data = profile.model_dump()
+    assert len(figures(data)) > 8
+    assert bare_numbers(data) == []
+
+
+def test_the_shipped_profiles_are_these() -> None:
+    assert list_profiles() == ["android-4gb", "iphone-12"]
+    assert isinstance(load_profile("android-4gb"), AndroidProfile)
+    assert isinstance(load_profile("iphone-12"), IosProfile)
+
+
+def test_androids_budget_is_a_policy_and_a_recipe_can_only_ask_for_less() -> None:
+    profile = load_profile("android-4gb")
+    budget = profile.budget()
+    assert (budget.rule, budget.confidence, budget.thrashing_limit_percent) == ("android", "policy", 100.0)
+    assert (budget.limit_bytes, budget.comfortable_bytes) == (1_500_000_000, 1_200_000_000)
+    assert profile.budget(9_000_000_000) == budget
+    wish = profile.budget(1_000_000_000)
+    assert (wish.limit_bytes, wish.comfortable_bytes) == (1_000_000_000, 1_000_000_000)
+    with pytest.raises(ProfileError, match="on iOS only"):
+        profile.budget(increased=True)
+
+
+def test_ios_budgets_are_per_version_and_never_made_up() -> None:
+    profile = load_profile("iphone-12")
+    budget = profile.budget()
+    assert (budget.rule, budget.limit_bytes, budget.confidence) == ("ios", 2_348_000_000, "weak")
+    assert "iPhone 13" in budget.source
+    assert 2_000_000_000 < budget.comfortable_bytes < 2_040_000_000
+    with pytest.raises(ProfileError, match="no figure is known for increased-memory-limit"):
+        profile.budget(increased=True)
+    with pytest.raises(ProfileError, match=r"no memory limit is known for iOS 13\.7"):
+        profile.budget(os_version="13.7")
+
+
+def test_the_newest_limit_that_is_not_newer_counts() -> None:
+    newer = IPHONE.replace(
+        "  single_mapping_bytes:",
+        """    - since: "26.4"
+      footprint_bytes: {value: 1_000_000_000, source: made up for a test, date: 2026-11, confidence: weak}
+      increased_footprint_bytes: {value: 1_500_000_000, source: made up for a test, date: 2026-11, confidence: weak}
+  single_mapping_bytes:""",
+    )
+    profile = parse_profile(newer.encode(), "mine.yaml")
+    assert profile.budget(os_version="26.3").limit_bytes == 2_348_000_000
+    assert profile.budget(os_version="26.10").limit_bytes == 1_000_000_000
+    assert profile.budget(os_version="26.4", increased=True).limit_bytes == 1_500_000_000
+
+
+def test_a_profile_of_ones_own_is_read_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(ANDROID.replace("name: android-4gb", "name: mine"))
+    assert load_profile(path).name == load_profile(str(path)).name == "mine"
+    with pytest.raises(ProfileError, match=r"gone\.yaml: cannot read the profile: No such file"):
+        load_profile(tmp_path / "gone.yaml")
+
+
+def test_an_unknown_name_gets_the_nearest() -> None:
+    with pytest.raises(ProfileError, match=r"no profile 'iphone12' \(did you mean 'iphone-12'\?\); known: android-4gb"):
+        load_profile("iphone12")
+
+
+def line_of(text: str, word: str) -> int:
+    return next(number for number, line in enumerate(text.splitlines(), 1) if word in line)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("  budget_bytes:", "  budgetbytes:", r"key 'memory\.budgetbytes': unknown \(did you mean 'budget_bytes'\?\)"),
+        ("soc:", "socs:", r"key 'socs': unknown \(did you mean 'soc'\?\); valid here: name, title"),
+        (
+            "    value: 20\n",
+            "    valeu: 20\n",
+            r"key 'memory\.swap_free_low_percent\.valeu': unknown \(did you mean 'value'",
+        ),
+        (
+            "    value: 20\n",
+            "    value: -20\n",
+            r"key 'memory\.swap_free_low_percent\.value': input should be greater than 0",
+        ),
+        (
+            "    value: 20\n",
+            "    value: .inf\n",
+            r"key 'memory\.swap_free_low_percent\.value': input should be a finite",
+        ),
+        ("    value: false\n", "    value: 'no'\n", r"key 'memory\.low_ram\.value': input should be a valid boolean"),
+        ("    value: 8\n", "    value: true\n", r"key 'cpu\.cores\.value': input should be a valid integer"),
+        ("    value: []\n", "    value: [sve3]\n", r"key 'cpu\.isa\.value\.0': input should be 'dotprod' or 'i8mm'"),
+        (
+            "platform: android",
+            "platform: andriod",
+            r"key 'platform': must be one of android, ios \(did you mean 'android'",
+        ),
+        ("platform: android", "platform: [android]", r"key 'platform': must be one of android, ios"),
+        ("ram_bytes:", "title: again\nram_bytes:", r"key 'title': given twice"),
+        ("ram_bytes:", "2026-11-01: x\nram_bytes:", r"key '2026-11-01': given twice, or not a word"),
+        ("  value: Snapdragon 680 class", "  value: *other", r"aliases and deep nesting are not allowed"),
+        ("soc:", "soc: [", r"line \d+: not valid YAML"),
+    ],
+)
+def test_errors_name_file_line_key_and_the_nearest_valid_key(old: str, new: str, message: str) -> None:
+    assert old in ANDROID
+    text = ANDROID.replace(old, new, 1)
+    with pytest.raises(ProfileError, match=r"^mine\.yaml, line \d+") as raised:
+        parse_profile(text.encode(), "mine.yaml")
+    assert raised.value.exit_code == 2
+    assert raised.match(message)
+    if "unknown" in message:
+        assert f"line {line_of(text, new.strip())}, " in str(raised.value)
+
+
+def test_a_missing_source_is_an_error() -> None:
+    with pytest.raises(ProfileError, match=r"line \d+, key 'bandwidth_bytes_per_s\.source': missing; add it"):
+        text = ANDROID.partition("bandwidth_bytes_per_s:")[0]
+        parse_profile(
+            f"{text}bandwidth_bytes_per_s: {{value: 1.0, date: 2026-11, confidence: weak}}".encode(), "x.yaml"
+        )
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"- a list", b"\xff\xfe\x00", b"[" * 5000, b"a: !!python/name:os.system", b"x" * 2_000_000]
+)
+def test_what_is_no_profile_is_refused(content: bytes) -> None:
+    with pytest.raises(ProfileError, match=r"^x\.yaml"):
+        parse_profile(content, "x.yaml")
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_end_in_a_profile_error(content: bytes) -> None:
+    with pytest.raises(ProfileError):
+        parse_profile(content, "x.yaml")
+
+
+@given(st.data())
+def test_any_damage_ends_in_a_profile_or_a_profile_error(data: st.DataObject) -> None:
+    lines = IPHONE.splitlines()
+    index = data.draw(st.integers(0, len(lines) - 1))
+    lines[index] = data.draw(st.text(max_size=30))
+    try:
+        parse_profile("\n".join(lines).encode(errors="replace"), "x.yaml")
+    except ProfileError as error:
+        assert str(error).startswith("x.yaml")
