@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -206,11 +208,16 @@ def _stage_as_nobody(final: Path, messages: multiprocessing.Queue[str]) -> None:
         messages.put(repr(error))
 
 
-def test_a_read_only_folder_gives_a_clear_message(tmp_path_factory: pytest.TempPathFactory) -> None:
-    base = tmp_path_factory.mktemp("readonly")
-    for folder in (base, *base.parents[:2]):
-        folder.chmod(0o755)
-    out = base / "out"
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users can look into, which pytest's own are not."""
+    with tempfile.TemporaryDirectory(prefix="edgewright-test-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_a_read_only_folder_gives_a_clear_message(open_folder: Path) -> None:
+    out = open_folder / "out"
     out.mkdir(mode=0o555)
     for final in (out / "onnx", out / "quickstart" / "onnx"):
         messages: multiprocessing.Queue[str] = multiprocessing.get_context("fork").Queue()
