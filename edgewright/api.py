@@ -1,0 +1,243 @@
+"""What the command line does, as functions: `run`, `plan` and `validate`.
+
+What lives here: the order of things, and the one place where recipes, compiler, runtime tests and phones meet. It
+discovers the targets and quantization methods, composes the recipe schema from their options, and gives each room
+its part. What must not: how anything is shown, and any work of the rooms themselves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from artifacts import EdgewrightError, Manifest, Progress, read_manifest, silent, staged, write_manifest
+from compiler.checkpoint import Checkpoint, read_config
+from compiler.pipeline import TargetPlan
+from compiler.quantize import method_options
+from compiler.targets import target_options
+from device_farm import Profile, list_profiles, load_profile
+from recipes.errors import nearest
+from recipes.schema import Recipe, recipe_model
+
+if TYPE_CHECKING:
+    from edgewright.report import Report, TargetReport
+    from runtime_tests.validate import Limits, Validation
+
+DEFAULT_OUT = "build"
+_QUANTIZED = "quantized"
+_NO_TOKENIZER = (
+    "the checkpoint has no tokenizer.json: the package cannot turn text into tokens, and its golden vectors are random "
+    "tokens, over which perplexity says nothing"
+)
+
+
+@cache
+def recipe_type() -> type[Recipe]:
+    """The full recipe schema, with the options of every target and quantization method and the known phones."""
+    return recipe_model(target_options(), method_options(), list_profiles())
+
+
+def run(
+    recipe: Recipe | str | Path,
+    *,
+    out: str | Path = DEFAULT_OUT,
+    targets: Sequence[str] = (),
+    profiles: Sequence[str] = (),
+    checkpoint: str | Path | None = None,
+    validate: bool = True,
+    progress: Progress = silent,
+) -> Report:
+    """Build and validate everything that a recipe asks for, below `<out>/<recipe name>/`, and write the report there.
+
+    `recipe` is a recipe, a path to one or the name of one that ships. `targets` and `profiles` replace the recipe's;
+    a profile that the recipe does not name is judged by the phone's own limits. `checkpoint` is a folder to use instead
+    of the recipe's checkpoint. Without `validate` nothing is run. A gate that fails is no exception: see
+    `Report.verdict`.
+
+    Raises:
+        RecipeError, EdgewrightError: bad input, or a place that cannot be written. MissingTool: a runtime that is not
+            installed. Both carry `exit_code`.
+    """
+    from compiler import pipeline
+    from edgewright import report as reports
+    from edgewright.markdown import markdown
+
+    started = time.monotonic()
+    recipe = _with_targets(load_recipe(recipe), targets)
+    phones = _phones(recipe, profiles)
+    folder = Path(out) / recipe.name
+    finals = {target: folder / target for target in recipe.targets}
+    for final in finals.values():
+        _refuse_foreign(final)
+    path, source, revision = _locate(recipe, checkpoint, folder, progress)
+    opened = Checkpoint(path)
+    sizes = {item.target: item.file_bytes for item in pipeline.plan(recipe, opened.config)}
+    quantized = pipeline.quantize(recipe, opened, source, revision, folder / _QUANTIZED, progress)
+
+    manifests: dict[str, Manifest] = {}
+    for target, final in finals.items():
+        with staged(final, needed_bytes=sizes[target]) as partial:
+            draft = pipeline.build(recipe, target, quantized, opened, partial, _prefixed(progress, target, finals))
+            manifests[target] = write_manifest(partial, draft, progress)
+
+    results: list[TargetReport] = []
+    for target, final in finals.items():
+        validation = _validated(recipe, final, phones, _prefixed(progress, target, finals)) if validate else None
+        results.append(reports.target_report(final, manifests[target], validation))
+    report = reports.Report(
+        verdict=reports.overall(results),
+        created=reports.now(),
+        recipe=reports.RecipeUsed(
+            name=recipe.name, digest=recipe.digest, file=recipe.origin.name if recipe.origin else None
+        ),
+        checkpoint=reports.CheckpointUsed(source=source, revision=revision),
+        host=reports.host(),
+        tools=pipeline.tool_versions(),
+        targets=tuple(results),
+        warnings=() if (path / "tokenizer.json").exists() else (_NO_TOKENIZER,),
+        seconds=round(time.monotonic() - started, 1),
+        folder=str(folder),
+    )
+    reports.write(folder, reports.REPORT_JSON, report.model_dump_json(indent=2) + "\n")
+    reports.write(folder, reports.REPORT_MD, markdown(report))
+    return report
+
+
+def plan(
+    recipe: Recipe | str | Path, *, targets: Sequence[str] = (), checkpoint: str | Path | None = None
+) -> list[TargetPlan]:
+    """Sizes of every target's package and of what it holds in memory, from the checkpoint's config alone.
+
+    Reads no weights and downloads nothing: a Hub recipe names its config in `checkpoint.config`. Raises RecipeError
+    and EdgewrightError.
+    """
+    from compiler import pipeline
+
+    recipe = _with_targets(load_recipe(recipe), targets)
+    return pipeline.plan(recipe, _config(recipe, checkpoint))
+
+
+def validate(artifact: str | Path, *, profiles: Sequence[str] = (), progress: Progress = silent) -> TargetReport:
+    """Test an artifact: its digests, parity with its golden vectors in the real runtime, memory on each phone profile.
+
+    Quality against the unquantized checkpoint is reported without limits: those belong to a recipe. Phones are judged
+    by their own limits. Raises EdgewrightError for a damaged artifact, MissingTool for a runtime that is not installed.
+    """
+    from edgewright.report import target_report
+    from runtime_tests.validate import Limits
+    from runtime_tests.validate import validate as validate_artifact
+
+    phones = [(load_profile(name), Limits()) for name in _distinct(profiles)]
+    validation = validate_artifact(Path(artifact), phones, progress=progress)
+    return target_report(Path(artifact), read_manifest(Path(artifact)), validation)
+
+
+def load_recipe(recipe: Recipe | str | Path) -> Recipe:
+    """A recipe as it is, or read from a path or by the name of one that ships. Raises RecipeError."""
+    return recipe if isinstance(recipe, Recipe) else recipe_type().load(recipe)
+
+
+def _with_targets(recipe: Recipe, names: Sequence[str]) -> Recipe:
+    if not names:
+        return recipe
+    known = target_options()
+    for name in names:
+        if name not in known:
+            raise EdgewrightError(f"there is no target {name!r}{nearest(name, known)}")
+    chosen = {name: recipe.targets.get(name) or known[name]() for name in _distinct(names)}
+    return recipe.model_copy(update={"targets": chosen})
+
+
+def _phones(recipe: Recipe, names: Sequence[str]) -> list[tuple[Profile, Limits]]:
+    from runtime_tests.validate import Limits
+
+    asked = recipe.validation.profiles
+    phones: list[tuple[Profile, Limits]] = []
+    for name in _distinct(names) or list(asked):
+        own = asked.get(name)
+        is_path = name.endswith((".yaml", ".yml"))
+        profile = load_profile(recipe.resolve(name) if is_path and name not in names else name)
+        phones.append((profile, Limits(**own.model_dump()) if own else Limits()))
+    return phones
+
+
+def _validated(
+    recipe: Recipe, artifact: Path, phones: Sequence[tuple[Profile, Limits]], progress: Progress
+) -> Validation:
+    from runtime_tests.quality import QualityLimits
+    from runtime_tests.validate import validate as validate_artifact
+
+    wanted = recipe.validation
+    return validate_artifact(
+        artifact,
+        phones,
+        QualityLimits(**wanted.quality.model_dump()) if wanted.quality else None,
+        strict=wanted.strict,
+        allow_unassessed=wanted.allow_unassessed,
+        progress=progress,
+    )
+
+
+def _locate(
+    recipe: Recipe, override: str | Path | None, folder: Path, progress: Progress
+) -> tuple[Path, str, str | None]:
+    """The checkpoint's folder, what to call its source, and its commit if it has one."""
+    wanted = recipe.checkpoint
+    if override is not None:
+        return Path(override), str(override), None
+    if wanted.path is not None:
+        return recipe.resolve(wanted.path), wanted.path, None
+    from edgewright.hub import LOCK, fetch
+
+    assert wanted.hub is not None  # the schema: exactly one of path and hub
+    path, revision = fetch(wanted.hub, wanted.revision, folder / LOCK, progress)
+    return path, wanted.hub, revision
+
+
+def _config(recipe: Recipe, override: str | Path | None) -> Mapping[str, Any]:
+    wanted = recipe.checkpoint
+    if override is not None:
+        return read_config(Path(override))
+    if wanted.path is not None:
+        return read_config(recipe.resolve(wanted.path))
+    if wanted.config is None:
+        raise EdgewrightError(
+            f"{recipe.name}: a plan needs the checkpoint's config.json; name it in checkpoint.config, "
+            "or give a local copy with --checkpoint PATH"
+        )
+    return read_config_file(recipe.resolve(wanted.config))
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """A config.json under any name. Raises EdgewrightError."""
+    import json
+
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise EdgewrightError(f"{path}: cannot be read as JSON ({error}); checkpoint.config names it") from error
+    if not isinstance(config, dict):
+        raise EdgewrightError(f"{path}: must hold a JSON object, as a config.json does; checkpoint.config names it")
+    return config
+
+
+def _refuse_foreign(final: Path) -> None:
+    """Before any work is done: what `staged` would refuse at its end."""
+    if final.is_dir() and any(final.iterdir()):
+        try:
+            read_manifest(final)
+        except EdgewrightError as error:
+            raise EdgewrightError(f"{error}. It would be replaced: move it away or choose another --out") from error
+
+
+def _prefixed(progress: Progress, target: str, targets: Mapping[str, Path]) -> Progress:
+    if len(targets) == 1:
+        return progress
+    return lambda stage, done, total: progress(f"{target}: {stage}", done, total)
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(names))

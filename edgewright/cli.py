@@ -1,0 +1,312 @@
+"""The command `edgewright`: arguments in, exit code out.
+
+0: done and passed. 1: a gate failed. 2: bad input. 3: a tool is missing. 70: a defect of Edgewright. 130: Ctrl-C.
+This module loads nothing but the standard library, so that `--help` answers at once; each command imports what it
+needs when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from edgewright.report import RunVerdict
+
+_EXAMPLES = """\
+examples:
+  edgewright run quickstart                     build and validate a recipe that ships
+  edgewright run my.yaml --checkpoint ./tuned   a recipe of one's own, on one's own fine-tune
+  edgewright plan ministral-3-3b-int4           what it would come to, before a download
+  edgewright validate build/quickstart/onnx --profile iphone-12
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """argparse's message, with the nearest valid choice."""
+        if "invalid choice: '" in message:
+            word = message.split("'")[1]
+            known = message.rpartition("(choose from ")[2].rstrip(")").replace("'", "").split(", ")
+            if near := difflib.get_close_matches(word, known, n=1):
+                message += f"; did you mean {near[0]!r}?"
+        self.exit(2, f"error: {message}\nSee {self.prog} --help\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = _Parser(
+        prog="edgewright",
+        description="Takes a model checkpoint to INT4/INT8 packages for phones, and proves that they fit.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="store_true", help="show the version and exit")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND")
+
+    run = _command(commands, "run", _run, "build and validate everything that a recipe asks for")
+    _recipe_arguments(run)
+    run.add_argument("--out", default="build", metavar="DIR", help="artifacts land in DIR/<recipe>/ (default: build)")
+    run.add_argument("--profile", action="append", default=[], metavar="NAME", help="phone instead of the recipe's")
+    run.add_argument("--no-validate", action="store_true", help="build without the runtime test")
+    _output(run, quiet="show nothing but the verdict")
+
+    plan = _command(commands, "plan", _plan, "estimate size and memory from the checkpoint's config alone")
+    _recipe_arguments(plan)
+    _output(plan)
+
+    validate = _command(commands, "validate", _validate, "test an artifact in its real runtime, and on phones")
+    validate.add_argument("artifact", metavar="ARTIFACT", help="folder of the artifact")
+    validate.add_argument("--profile", action="append", default=[], metavar="NAME", help="phone profile or YAML file")
+    _output(validate, quiet="show nothing but the verdict")
+
+    inspect = _command(commands, "inspect", _inspect, "show what an artifact is")
+    inspect.add_argument("artifact", metavar="ARTIFACT", help="folder of the artifact")
+    _output(inspect)
+
+    verify = _command(commands, "verify", _verify, "recompute every digest of an artifact")
+    verify.add_argument("artifact", metavar="ARTIFACT", help="folder of the artifact")
+    _output(verify, quiet="show nothing when all is well")
+
+    recipes = _group(commands, "recipes", "list, show, schema: the recipes that ship and how to write one")
+    _output(_command(recipes, "list", _recipes_list, "the recipes that ship"))
+    show = _command(recipes, "show", _recipes_show, "print a recipe's file")
+    show.add_argument("recipe", metavar="NAME|PATH")
+    _command(recipes, "schema", _recipes_schema, "print the JSON Schema of recipes, for editors")
+
+    profiles = _group(commands, "profiles", "list, show: the phones that are known")
+    _output(_command(profiles, "list", _profiles_list, "the phone profiles that ship"))
+    show = _command(profiles, "show", _profiles_show, "print a profile, every number with its source")
+    show.add_argument("profile", metavar="NAME|PATH")
+    _output(show)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without ✓ shows ?
+    try:
+        code = _main(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `edgewright … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code)
+
+
+def _main(arguments: Sequence[str]) -> int:
+    args = parser().parse_args(arguments)
+    if args.version:
+        from edgewright import __version__
+
+        print(f"edgewright {__version__}")
+        return 0
+    if "function" not in args:
+        parser().print_help()
+        return 0
+    function: Callable[[argparse.Namespace], int] = args.function
+    try:
+        return function(args)
+    except KeyboardInterrupt:
+        print("interrupted; nothing half-written is left, and the next run goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        if not isinstance(code, int):
+            import traceback
+
+            traceback.print_exc()
+            error, code = RuntimeError(f"this is a defect of Edgewright, not of your input: {error!r}"), 70
+        if getattr(args, "json", False):
+            _print_json({"error": {"message": str(error), "exit_code": code}})
+        print(f"error: {error}", file=sys.stderr)
+        return code
+
+
+def _run(args: argparse.Namespace) -> int:
+    from edgewright import api, render
+
+    with render.progress(shown=not (args.json or args.quiet)) as progress:
+        report = api.run(
+            args.recipe,
+            out=args.out,
+            targets=args.target,
+            profiles=args.profile,
+            checkpoint=args.checkpoint,
+            validate=not args.no_validate,
+            progress=progress,
+        )
+    if args.json:
+        _print_json(report.model_dump(mode="json"))
+    elif args.quiet:
+        render.show(render.verdict_line(report))
+    else:
+        render.show(render.report(report))
+    return _exit_code(report.verdict)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from edgewright import api, render
+
+    recipe = api.load_recipe(args.recipe)
+    plans = api.plan(recipe, targets=args.target, checkpoint=args.checkpoint)
+    if args.json:
+        _print_json({"recipe": recipe.name, "targets": [vars(item) for item in plans]})
+    else:
+        render.show(render.plans(recipe, plans))
+    return 1 if any(item.refused for item in plans) else 0
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from edgewright import api, render
+
+    with render.progress(shown=not (args.json or args.quiet)) as progress:
+        report = api.validate(args.artifact, profiles=args.profile, progress=progress)
+    if args.json:
+        _print_json(report.model_dump(mode="json"))
+    elif args.quiet:
+        render.show(render.verdict(report.verdict))
+    else:
+        render.show(render.target(report))
+        render.show(render.verdict(report.verdict))
+    return _exit_code(report.verdict)
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from artifacts import read_manifest
+
+    manifest = read_manifest(Path(args.artifact))
+    if args.json:
+        _print_json(manifest.model_dump(mode="json"))
+    else:
+        from edgewright import render
+
+        render.show(render.manifest(manifest))
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from artifacts import read_manifest, verify
+    from edgewright import render
+
+    folder = Path(args.artifact)
+    with render.progress(shown=not (args.json or args.quiet)) as progress:
+        problems = verify(folder, progress)
+    if args.json:
+        _print_json({"intact": not problems, "problems": [problem.model_dump() for problem in problems]})
+    elif problems or not args.quiet:
+        render.show(render.problems(args.artifact, problems, len(read_manifest(folder).files)))
+    return 1 if problems else 0
+
+
+def _recipes_list(args: argparse.Namespace) -> int:
+    from edgewright import api
+    from recipes.load import shipped
+
+    found = [(name, api.load_recipe(path)) for name, path in shipped().items()]
+    if args.json:
+        _print_json(
+            {"recipes": [{"name": name, **recipe.model_dump(mode="json", by_alias=True)} for name, recipe in found]}
+        )
+    else:
+        from edgewright import render
+
+        render.show(render.recipes(found))
+    return 0
+
+
+def _recipes_show(args: argparse.Namespace) -> int:
+    from edgewright import api
+    from recipes.load import find
+
+    path = find(args.recipe)
+    recipe = api.load_recipe(path)
+    sys.stdout.write(f"# {path}\n# digest {recipe.digest}\n{path.read_text(encoding='utf-8')}")
+    return 0
+
+
+def _recipes_schema(args: argparse.Namespace) -> int:
+    from edgewright import api
+
+    schema = api.recipe_type().model_json_schema()
+    _print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema})
+    return 0
+
+
+def _profiles_list(args: argparse.Namespace) -> int:
+    from device_farm import list_profiles, load_profile
+
+    found = [load_profile(name) for name in list_profiles()]
+    if args.json:
+        _print_json({"profiles": [profile.model_dump(mode="json") for profile in found]})
+    else:
+        from edgewright import render
+
+        render.show(render.profiles(found))
+    return 0
+
+
+def _profiles_show(args: argparse.Namespace) -> int:
+    from device_farm import load_profile
+
+    profile = load_profile(args.profile).model_dump(mode="json")
+    if args.json:
+        _print_json(profile)
+    else:
+        import yaml
+
+        sys.stdout.write(yaml.safe_dump(profile, sort_keys=False, allow_unicode=True, width=100))
+    return 0
+
+
+def _exit_code(verdict: RunVerdict) -> int:
+    return 1 if verdict == "failed" else 0
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def _command(
+    commands: Any, name: str, function: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    command.set_defaults(function=function)
+    return command
+
+
+def _group(commands: Any, name: str, text: str) -> Any:
+    group = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    return group.add_subparsers(metavar="COMMAND", required=True)
+
+
+def _recipe_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("recipe", metavar="NAME|PATH", help="a recipe that ships, or a recipe file")
+    command.add_argument("--target", action="append", default=[], metavar="NAME", help="target instead of the recipe's")
+    command.add_argument("--checkpoint", metavar="PATH", help="folder to use instead of the recipe's checkpoint")
+
+
+def _output(command: argparse.ArgumentParser, quiet: str | None = None) -> None:
+    shape = command.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    if quiet:
+        shape.add_argument("--quiet", action="store_true", help=quiet)
+
+
+if __name__ == "__main__":
+    main()

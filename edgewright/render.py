@@ -1,0 +1,282 @@
+"""What the terminal shows: tables, progress and errors. Figures in words come from `text.py`.
+
+Colour and bars only where a terminal is; elsewhere plain lines, 100 columns wide.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding, PaddingDimensions
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from artifacts import Manifest, Problem, silent
+from artifacts import Progress as ProgressCallback
+from compiler.pipeline import TargetPlan
+from device_farm import AndroidProfile, IosProfile
+from edgewright import text
+from edgewright.report import Report, TargetReport
+from edgewright.text import size
+from recipes.schema import Recipe
+
+_PLAIN_WIDTH = 100
+_STYLES = {
+    "passed": "green",
+    "fits": "green",
+    "tight": "yellow",
+    "not assessed": "yellow",
+    "not validated": "yellow",
+    "failed": "bold red",
+    "does not fit": "bold red",
+}
+_MARKS = {"green": "✓", "yellow": "!", "bold red": "✗"}
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console on stdout or stderr; 100 columns where there is no terminal."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else _PLAIN_WIDTH)
+
+
+def show(what: RenderableType) -> None:
+    """Print on stdout; without the spaces at the ends of lines where there is no terminal."""
+    screen = console()
+    if screen.is_terminal:
+        screen.print(what)
+        return
+    with screen.capture() as captured:
+        screen.print(what)
+    sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
+
+
+def verdict(word: str) -> Text:
+    """A verdict with its mark and colour."""
+    style = _STYLES.get(word, "")
+    return Text(f"{_MARKS[style]} {word}" if style else word, style=style)
+
+
+def report(found: Report) -> RenderableType:
+    """The table at the end of a run, and where everything is."""
+    parts: list[RenderableType] = [target(item, found.recipe.name) for item in found.targets]
+    parts += [_padded(Text(f"warning: {warning}", style="yellow"), (0, 1, 1, 1)) for warning in found.warnings]
+    where = _pairs(
+        [
+            *((f"{item.target} artifact", item.artifact) for item in found.targets),
+            ("report", f"{found.folder}/report.md and report.json"),
+        ]
+    )
+    return Group(*parts, _padded(where, (0, 1)), _padded(verdict_line(found), (1, 1, 0, 1)))
+
+
+def verdict_line(found: Report) -> Text:
+    """One line: the recipe, its verdict, how long it took."""
+    line = Text(f"{found.recipe.name}: ")
+    line.append_text(verdict(found.verdict))
+    return line.append(f" in {text.quantity(found.seconds, 's')}")
+
+
+def target(item: TargetReport, recipe: str | None = None) -> RenderableType:
+    """One target: every check with its figure, limit and verdict."""
+    head = Text.assemble(
+        (f"{recipe} → {item.target}" if recipe else item.target, "bold"),
+        (f"   {size(item.bytes)}   {text.scheme(item)}", "dim"),
+    )
+    table = _table("", "check", ">figure", "limit", "obtained", "verdict")
+    group = None
+    rows = text.rows(item)
+    for row in rows:
+        if group in ("parity", "quality") and group != row.group:
+            table.add_section()
+        table.add_row(
+            Text(row.group if row.group != group else "", style="bold"),
+            row.name,
+            row.figure,
+            Text(row.limit, style="dim"),
+            Text(row.obtained, style="dim"),
+            verdict(row.verdict),
+        )
+        group = row.group
+    parts: list[RenderableType] = [_padded(head, (1, 1, 0, 1))]
+    parts.append(table if rows else _padded(Text("built, not run", style="dim"), (0, 1)))
+    parts += [
+        _padded(Text(f"{row.group}: {row.reason}", style=_STYLES[row.verdict]), (0, 1))
+        for row in rows
+        if row.reason and row.verdict not in ("passed", "fits")
+    ]
+    for step in item.failed_steps:
+        tail = "\n".join(step.stderr_tail.strip().splitlines()[-8:])
+        parts.append(_padded(Text(f"{step.step} failed: {step.detail}\n{tail}", style="red"), (0, 1)))
+    parts += [_padded(Text(line, style="dim"), (0, 1)) for line in (text.quality(item), text.speed(item)) if line]
+    return Group(*parts, Text(""))
+
+
+def plans(recipe: Recipe, items: Sequence[TargetPlan]) -> RenderableType:
+    """Static estimates, one line for each target."""
+    table = _table("target", ">package", ">weights", ">KV cache", ">activations", "")
+    for item in items:
+        refused = Text(f"refused: {item.refused}", style="bold red") if item.refused else Text("")
+        table.add_row(
+            Text(item.target, style="bold"),
+            *(size(b) for b in (item.file_bytes, item.weight_bytes, item.kv_bytes, item.activation_bytes)),
+            refused,
+        )
+    note = (
+        f"declared: from the checkpoint's config alone, for {recipe.context.max_tokens:,} tokens of context. "
+        "A runtime may hold more: `edgewright run` measures it."
+    )
+    head = Text(recipe.name, style="bold")
+    return Group(_padded(head, (1, 1, 0, 1)), table, _padded(Text(note, style="dim"), (0, 1)))
+
+
+def manifest(found: Manifest) -> RenderableType:
+    """What an artifact is, without its file digests."""
+    checkpoint = found.checkpoint
+    about = _pairs(
+        [
+            ("recipe", f"{found.recipe.name}, digest {found.recipe.digest[:16]}"),
+            ("target", f"{found.target} ({found.family})"),
+            ("checkpoint", checkpoint.source + (f" at {checkpoint.revision}" if checkpoint.revision else "")),
+            ("weights", f"digest {found.weights_digest[:16]}"),
+            ("made with", ", ".join(f"{name} {version}" for name, version in found.created_by.items())),
+            ("runtime", ", ".join(f"{key} {value}" for key, value in found.runtime.items())),
+        ]
+    )
+    weights = _table("bits", "group", "method", ">tensors", ">parameters", ">bytes")
+    for group in found.quantization:
+        weights.add_row(
+            str(group.bits),
+            str(group.group or ""),
+            group.method,
+            str(group.tensors),
+            f"{group.parameters:,}",
+            size(group.bytes),
+        )
+    files = _table("file", ">size", "sha256")
+    for file in found.files:
+        files.add_row(file.path, size(file.size), Text(file.sha256[:16] + "…", style="dim"))
+    files.add_section()
+    files.add_row("all", size(found.total_bytes), "")
+    parts: list[RenderableType] = [_padded(about, (1, 1)), weights, files]
+    if found.figures:
+        figures = _table("figure", ">value", "obtained")
+        for figure in found.figures:
+            figures.add_row(figure.name, text.figure(figure), figure.obtained)
+        parts.append(figures)
+    return Group(*parts)
+
+
+def problems(folder: str, found: Sequence[Problem], files: int) -> RenderableType:
+    """The outcome of a verification."""
+    if not found:
+        return Text(f"✓ {folder}: {files} files, every digest matches", style="green")
+    table = _table("file", "problem")
+    for problem in found:
+        table.add_row(problem.path, Text(problem.message, style="red"))
+    return Group(table, Text(f"✗ {folder}: {len(found)} problems", style="bold red"))
+
+
+def recipes(found: Sequence[tuple[str, Recipe]]) -> RenderableType:
+    """The recipes that ship."""
+    table = _table("<recipe", "<checkpoint", "weights", "targets", "<phones")
+    for name, recipe in found:
+        bits = ", ".join(dict.fromkeys(f"INT{r.bits}" if r.bits < 16 else "half" for r in recipe.quantize.rules))
+        table.add_row(
+            Text(name, style="bold"),
+            recipe.checkpoint.hub or Path(recipe.checkpoint.path or "").name,
+            bits,
+            ", ".join(recipe.targets),
+            "\n".join(recipe.validation.profiles),
+        )
+    return table
+
+
+def profiles(found: Sequence[AndroidProfile | IosProfile]) -> RenderableType:
+    """The phones that ship."""
+    table = _table("profile", "phone", "system", ">memory", ">budget of an app", "confidence")
+    for profile in found:
+        budget = profile.budget()
+        table.add_row(
+            Text(profile.name, style="bold"),
+            profile.title,
+            f"{profile.platform} {profile.os_version.value}",
+            size(profile.ram_bytes.value),
+            size(budget.limit_bytes),
+            budget.confidence,
+        )
+    return table
+
+
+def _table(*columns: str) -> Table:
+    """Columns by name; one that starts with > is aligned right, one that starts with < or > is never wrapped."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 1, 0, 0))
+    for name in columns:
+        side: Literal["left", "right"] = "right" if name.startswith(">") else "left"
+        table.add_column(name.lstrip("<>"), justify=side, no_wrap=name.startswith(("<", ">")))
+    return table
+
+
+def _pairs(pairs: Sequence[tuple[str, str]]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in pairs:
+        table.add_row(name, Text(value))
+    return table
+
+
+def _padded(what: RenderableType, pad: PaddingDimensions) -> Padding:
+    return Padding(what, pad, expand=False)
+
+
+class _Elapsed(ProgressColumn):
+    """Seconds that a stage took, or has taken so far."""
+
+    def render(self, task: Task) -> Text:
+        elapsed = task.finished_time if task.finished else task.elapsed
+        return Text(f"{elapsed or 0:.1f} s", style="dim")
+
+
+@contextmanager
+def progress(*, shown: bool) -> Iterator[ProgressCallback]:
+    """A progress callback: bars on a terminal, one line for each finished stage elsewhere, nothing when not `shown`."""
+    if not shown:
+        yield silent
+    elif sys.stderr.isatty():
+        yield from _bars()
+    else:
+        yield from _lines()
+
+
+def _bars() -> Iterator[ProgressCallback]:
+    columns = (TextColumn("  {task.description}"), BarColumn(24), TextColumn("{task.percentage:>3.0f} %"), _Elapsed())
+    with Progress(*columns, console=console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage)
+            bars.update(tasks[stage], completed=done, total=max(total, 1))
+
+        yield show
+
+
+def _lines() -> Iterator[ProgressCallback]:
+    started: dict[str, float] = {}
+
+    def show(stage: str, done: int, total: int) -> None:
+        begin = started.setdefault(stage, time.monotonic())
+        if done >= total and begin >= 0:
+            started[stage] = -1.0
+            if (took := time.monotonic() - begin) > 0.05:
+                print(f"  {stage}: {took:.1f} s", file=sys.stderr, flush=True)
+
+    yield show

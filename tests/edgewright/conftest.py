@@ -1,0 +1,93 @@
+"""A small checkpoint with a tokenizer, a recipe for it, and one finished run that tests look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from edgewright import api
+from edgewright.report import Report
+from recipes.schema import Recipe
+
+RECIPE = """\
+name: small
+checkpoint: {path: weights}
+quantize:
+  rules:
+    - {match: model.embed_tokens, bits: 8}
+    - {match: "*", bits: 4}
+context: {max_tokens: 64}
+targets:
+  onnx: {}
+validate:
+  profiles:
+    android-4gb: {peak_memory: 300MB}
+    iphone-12:
+"""
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """Two layers of Ministral 3 with random weights, and a byte-level tokenizer."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    from tests.compiler.conftest import MINISTRAL3, random_tensors, save
+
+    config = {**MINISTRAL3, "vocab_size": 320}
+    save(folder, config, random_tensors(config))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["def f(self, value):\n    return self.value + value\n"], trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A folder with `small.yaml` and its checkpoint `weights/`."""
+
+    folder: Path
+
+    @property
+    def recipe_file(self) -> Path:
+        return self.folder / "small.yaml"
+
+    def recipe(self, change: Callable[[str], str] = str) -> Recipe:
+        path = self.folder / "changed.yaml"
+        path.write_text(change(RECIPE))
+        return api.load_recipe(path)
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    folder = tmp_path_factory.mktemp("workplace")
+    write_checkpoint(folder / "weights")
+    (folder / "small.yaml").write_text(RECIPE)
+    return Workplace(folder)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run's report, the folder it wrote to, and the stages that it reported."""
+
+    report: Report
+    folder: Path
+    stages: list[str]
+
+
+@pytest.fixture(scope="session")
+def finished(workplace: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """One full run; tests only read it."""
+    out = tmp_path_factory.mktemp("out")
+    stages: dict[str, None] = {}
+    report = api.run(workplace.recipe_file, out=out, progress=lambda stage, done, total: stages.update({stage: None}))
+    return Finished(report, out / "small", list(stages))

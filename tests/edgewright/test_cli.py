@@ -1,0 +1,265 @@
+"""The command line: what it prints, what it exits with, and how little it loads."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from artifacts import GateFailed, MissingTool
+from edgewright import api, cli, render
+from edgewright.report import Report, TargetReport
+from recipes.load import shipped
+
+HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "onnxruntime_genai", "coremltools", "mlx", "tvm"}
+NOT_FOR_HELP = HEAVY | {"numpy", "pydantic", "rich", "yaml", "huggingface_hub", "safetensors", "tokenizers"}
+
+
+@pytest.fixture
+def edgewright(capsys, monkeypatch):
+    """Run the command in this process: exit code, stdout, stderr."""
+
+    def edgewright(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return edgewright
+
+
+def _loads(code: str) -> tuple[set[str], str, float]:
+    """Top-level modules that a fresh interpreter has loaded after `code`, its output, and its seconds."""
+    report = "\nfinally:\n    import sys; print(' '.join({m.partition('.')[0] for m in sys.modules}), file=sys.stderr)"
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", "try:\n    " + code.replace("\n", "\n    ") + report],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        timeout=60,
+    )
+    return set(done.stderr.splitlines()[-1].split()), done.stdout, time.monotonic() - started
+
+
+def test_help_loads_the_standard_library_only():
+    loaded, output, seconds = _loads("from edgewright.cli import main\nmain(['--help'])")
+    print(f"edgewright --help: {seconds:.3f} s")
+    assert not loaded & NOT_FOR_HELP
+    for command in ("run", "plan", "validate", "inspect", "verify", "recipes", "profiles"):
+        assert f"\n    {command}" in output
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    loaded, _, _ = _loads("import edgewright\nassert 'Recipe' in dir(edgewright)")
+    assert not loaded & NOT_FOR_HELP
+
+
+def test_the_public_names_are_what_they_say():
+    loaded, output, _ = _loads("from edgewright import Recipe, plan\nprint(plan(Recipe.load('ministral-3-3b-int4')))")
+    assert "TargetPlan(target='onnx'" in output
+    assert not loaded & HEAVY
+
+
+def test_a_plan_of_the_real_3b_needs_no_weights_and_no_framework():
+    loaded, output, seconds = _loads("from edgewright.cli import main\nmain(['plan', 'ministral-3-3b-int4', '--json'])")
+    print(f"edgewright plan ministral-3-3b-int4: {seconds:.3f} s")
+    assert not loaded & HEAVY
+    target = json.loads(output)["targets"][0]
+    assert target["refused"] is None
+    assert 1.90e9 < target["file_bytes"] <= 1.95e9
+    assert target["kv_bytes"] == 2 * 106_496 * 4096  # FACTS: 106,496 B a token in fp16; the cache is float32
+
+
+def test_a_plan_is_shown_as_a_table(edgewright):
+    code, out, _ = edgewright("plan", "ministral-3-3b-int8")
+    assert code == 0
+    assert "ministral-3-3b-int8" in out and "onnx" in out and "GB" in out
+
+
+def test_every_shipped_recipe_is_valid_and_named_like_its_file(edgewright):
+    code, out, _ = edgewright("recipes", "list", "--json")
+    assert code == 0
+    found = {recipe["name"] for recipe in json.loads(out)["recipes"]}
+    assert found == set(shipped())
+    for name, path in shipped().items():
+        assert api.load_recipe(path).name == name
+
+
+def test_no_recipe_names_a_commit_that_nobody_fetched():
+    assert all(api.load_recipe(path).checkpoint.revision is None for path in shipped().values())
+
+
+def test_every_target_and_method_refuses_unknown_options():
+    from compiler.quantize import method_options
+    from compiler.targets import target_options
+
+    for options in (*target_options().values(), *method_options().values()):
+        assert options.model_config.get("extra") == "forbid"
+        assert options.model_config.get("frozen") is True
+
+
+def test_recipes_are_listed_and_shown(edgewright):
+    _, out, _ = edgewright("recipes", "list")
+    assert "quickstart-int8" in out and "ministral-3-3b-int4" in out
+    _, out, _ = edgewright("recipes", "show", "quickstart")
+    assert shipped()["quickstart"].read_text() in out
+    assert api.load_recipe("quickstart").digest in out
+
+
+def test_the_recipe_schema_is_json_schema(edgewright):
+    _, out, _ = edgewright("recipes", "schema")
+    schema = json.loads(out)
+    assert schema["$schema"].startswith("https://json-schema.org/")
+    assert {"name", "checkpoint", "quantize", "context", "targets", "validate", "publish"} == set(schema["properties"])
+
+
+def test_profiles_are_listed_and_shown_with_their_sources(edgewright):
+    _, out, _ = edgewright("profiles", "list")
+    assert "android-4gb" in out and "iphone-12" in out
+    _, out, _ = edgewright("profiles", "show", "iphone-12")
+    assert "ram_bytes:" in out and "source:" in out and "confidence:" in out
+    _, out, _ = edgewright("profiles", "list", "--json")
+    assert {profile["name"] for profile in json.loads(out)["profiles"]} >= {"android-4gb", "iphone-12"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rum", "quickstart"], "did you mean 'run'?"),
+        (["run"], "required: NAME|PATH"),
+        (["run", "quickstart", "--jsn"], "--jsn"),
+        (["run", "quickstart", "--json", "--quiet"], "not allowed with"),
+        (["run", "quikstart"], 'did you mean "quickstart"?'),
+        (["plan", "nowhere/x.yaml"], "nowhere/x.yaml: no such recipe file"),
+        (["inspect", "nowhere"], "nowhere: no such artifact folder"),
+        (["verify", "tests"], "not an Edgewright artifact"),
+        (["profiles", "show", "iphone-11"], "iphone-12"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(edgewright, arguments, message):
+    code, out, err = edgewright(*arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ") and message in err
+    assert "Traceback" not in err
+
+
+def test_no_command_shows_the_help(edgewright):
+    assert edgewright() == edgewright("--help")
+    assert edgewright("--version")[1].startswith("edgewright 0.")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (MissingTool("onnxruntime is not installed"), 3, "error: onnxruntime is not installed"),
+        (GateFailed("1.0 is more than 0.5"), 1, "error: 1.0 is more than 0.5"),
+        (KeyboardInterrupt(), 130, "interrupted; nothing half-written is left, and the next run goes on from here"),
+    ],
+)
+def test_exit_codes(edgewright, monkeypatch, error, code, line):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(api, "run", fail)
+    assert edgewright("run", "quickstart") == (code, "", line + "\n")
+
+
+def test_a_defect_is_told_from_bad_input_and_keeps_its_traceback(edgewright, monkeypatch):
+    monkeypatch.setattr(api, "run", lambda *_, **__: 1 / 0)
+    code, _, err = edgewright("run", "quickstart")
+    assert code == 70
+    assert "Traceback" in err and "this is a defect of Edgewright" in err
+
+
+def test_an_error_is_one_json_object_too(edgewright):
+    code, out, err = edgewright("run", "quikstart", "--json")
+    assert code == json.loads(out)["error"]["exit_code"] == 2
+    assert json.loads(out)["error"]["message"] in err
+
+
+@pytest.fixture
+def ran(monkeypatch, finished):
+    """`api.run` answers with a finished report, whose verdict can be chosen."""
+
+    def ran(verdict: str = "passed") -> Report:
+        report = finished.report.model_copy(update={"verdict": verdict})
+        monkeypatch.setattr(api, "run", lambda *_, **__: report)
+        return report
+
+    return ran
+
+
+def test_json_is_exactly_the_report(edgewright, ran):
+    report = ran()
+    code, out, err = edgewright("run", "quickstart", "--json")
+    assert (code, err) == (0, "")
+    assert Report.model_validate_json(out) == report
+
+
+def test_quiet_is_the_verdict_line_alone(edgewright, ran):
+    ran("failed")
+    code, out, err = edgewright("run", "quickstart", "--quiet")
+    assert (code, err) == (1, "")
+    assert out.startswith("small: ✗ failed in ") and out.count("\n") == 1
+
+
+def test_the_table_says_what_was_found_and_where_it_is(edgewright, ran):
+    report = ran()
+    code, out, _ = edgewright("run", "quickstart")
+    assert code == 0
+    assert "small → onnx" in out
+    for words in ("prefill, exact: max |Δlogit|", "peak memory", "android-4gb", "iphone-12", "✓ fits"):
+        assert words in out
+    assert report.targets[0].artifact in out.replace("\n", "")
+    assert f"{report.folder}/report.md" in out.replace("\n", "")
+    assert out.splitlines()[-1].startswith(" small: ✓ passed in ")
+    assert max(len(line) for line in out.splitlines()) <= 100
+    assert all(line == line.rstrip() for line in out.splitlines())
+
+
+def _with_phone_check(report: TargetReport, **changes: object) -> TargetReport:
+    phone = report.phones[0]
+    checks = (phone.checks[0].model_copy(update=changes), *phone.checks[1:])
+    return report.model_copy(update={"phones": (phone.model_copy(update={"checks": checks}),)})
+
+
+@pytest.mark.parametrize("verdict", ["tight", "does not fit", "not assessed"])
+def test_what_does_not_simply_fit_comes_with_its_reason(finished, capsys, verdict):
+    target = _with_phone_check(finished.report.targets[0], verdict=verdict, reason="It swaps too much.")
+    render.show(render.target(target))
+    out = capsys.readouterr().out
+    assert verdict in out
+    assert "android-4gb: It swaps too much." in out
+
+
+def test_inspect_shows_what_an_artifact_is(edgewright, finished):
+    code, out, _ = edgewright("inspect", str(finished.folder / "onnx"))
+    assert code == 0
+    for words in ("small, digest", "model.onnx.data", "rtn", "golden.safetensors"):
+        assert words in out
+    _, out, _ = edgewright("inspect", str(finished.folder / "onnx"), "--json")
+    assert json.loads(out)["recipe"]["name"] == "small"
+
+
+def test_verify_finds_every_change(edgewright, finished, tmp_path):
+    import shutil
+
+    folder = tmp_path / "onnx"
+    shutil.copytree(finished.folder / "onnx", folder)
+    code, out, _ = edgewright("verify", str(folder))
+    assert code == 0 and "every digest matches" in out
+    assert edgewright("verify", str(folder), "--quiet")[:2] == (0, "")
+    (folder / "genai_config.json").write_text("{}")
+    (folder / "extra.bin").write_text("x")
+    code, out, _ = edgewright("verify", str(folder))
+    assert code == 1
+    assert "genai_config.json" in out and "extra.bin" in out
+    code, out, _ = edgewright("verify", str(folder), "--json")
+    assert code == 1
+    assert {problem["path"] for problem in json.loads(out)["problems"]} == {"genai_config.json", "extra.bin"}

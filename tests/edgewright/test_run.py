@@ -1,0 +1,176 @@
+"""A recipe's whole way: from a checkpoint to artifacts, verdicts and a report."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from artifacts import EdgewrightError, read_manifest, verify
+from edgewright import api
+from edgewright.report import Report
+
+from .hub_server import HubServer
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_run_leaves_an_intact_artifact_and_its_report(finished):
+    folder = finished.folder
+    assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {
+        "onnx",
+        "quantized",
+        "report.json",
+        "report.md",
+    }
+    assert verify(folder / "onnx") == []
+    assert Report.model_validate_json((folder / "report.json").read_text()) == finished.report
+    assert (folder / "report.md").read_text().startswith(f"# small: {finished.report.verdict}\n")
+
+
+def test_the_report_holds_every_gate_and_phone(finished):
+    target = finished.report.targets[0]
+    assert (target.target, finished.report.verdict) == ("onnx", "passed"), target.checks
+    names = {check.name for check in target.checks}
+    assert {"exact_max_abs_logit", "shipped_mean_kl", "shipped_top1", "genai_greedy_equal"} <= names
+    assert [phone.profile for phone in target.phones] == ["android-4gb", "iphone-12"]
+    android, iphone = target.phones
+    assert android.checks[0].limit == 300_000_000
+    assert iphone.checks[0].limit > 1_000_000_000  # the recipe sets none: the phone's own
+    assert all(check.verdict == "fits" and check.obtained == "measured" for p in target.phones for check in p.checks)
+    assert {phase.phase for phase in android.run.phases} == {"load", "prefill", "steady"}
+    assert target.bytes == read_manifest(finished.folder / "onnx").total_bytes
+
+
+def test_progress_is_told_by_stage(finished):
+    assert finished.stages[0] == "quantizing"
+    assert {"validating android-4gb", "validating iphone-12"} <= set(finished.stages)
+
+
+def test_the_report_schema_describes_the_file(finished):
+    schema = Report.model_json_schema()
+    assert set(schema["properties"]) == set(json.loads((finished.folder / "report.json").read_text()))
+
+
+def test_the_next_run_goes_on_from_the_quantized_weights_and_replaces_the_artifact(workplace, finished, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished.folder, out / "small")
+    quantized = (out / "small" / "quantized" / "manifest.json").stat().st_mtime_ns
+    artifact = (out / "small" / "onnx").stat().st_ino
+    stages: set[str] = set()
+    report = api.run(
+        workplace.recipe_file, out=out, validate=False, progress=lambda stage, done, total: stages.add(stage)
+    )
+    assert report.verdict == "not validated"
+    assert "quantizing" not in stages and "golden vectors" not in stages
+    assert (out / "small" / "quantized" / "manifest.json").stat().st_mtime_ns == quantized
+    assert (out / "small" / "onnx").stat().st_ino != artifact
+    assert verify(out / "small" / "onnx") == []
+
+
+def test_a_folder_that_is_not_ours_is_refused_before_any_work(workplace, tmp_path):
+    foreign = tmp_path / "small" / "onnx"
+    foreign.mkdir(parents=True)
+    (foreign / "thesis.txt").write_text("precious")
+    with pytest.raises(EdgewrightError, match="move it away or choose another --out"):
+        api.run(workplace.recipe_file, out=tmp_path)
+    assert (foreign / "thesis.txt").read_text() == "precious"
+    assert not (tmp_path / "small" / "quantized").exists()
+
+
+def test_a_limit_that_is_missed_fails_the_run_and_says_by_how_much(workplace, finished, tmp_path):
+    shutil.copytree(finished.folder / "quantized", tmp_path / "small" / "quantized")
+    recipe = workplace.recipe(lambda text: text.replace("300MB", "1MB"))
+    report = api.run(recipe, out=tmp_path, profiles=["android-4gb"])
+    check = report.targets[0].phones[0].checks[0]
+    assert report.verdict == "failed"
+    assert (check.verdict, check.limit) == ("does not fit", 1_000_000)
+
+
+def test_a_checkpoint_without_a_tokenizer_builds_with_a_warning(workplace, tmp_path):
+    shutil.copytree(workplace.folder / "weights", tmp_path / "bare")
+    (tmp_path / "bare" / "tokenizer.json").unlink()
+    report = api.run(workplace.recipe_file, out=tmp_path, checkpoint=tmp_path / "bare", validate=False)
+    assert "has no tokenizer.json" in report.warnings[0]
+    assert report.checkpoint.source == str(tmp_path / "bare")
+    assert report.warnings[0] in (tmp_path / "small" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"targets": ["onx"]}, r'there is no target \'onx\'; did you mean "onnx"\?'),
+        ({"profiles": ["iphone-21"]}, "iphone-12"),
+        ({"checkpoint": "nowhere"}, "nowhere: no such checkpoint folder"),
+    ],
+)
+def test_what_does_not_exist_is_named(workplace, tmp_path, arguments, message):
+    with pytest.raises(EdgewrightError, match=message):
+        api.run(workplace.recipe_file, out=tmp_path, **arguments)
+
+
+def test_an_artifact_is_validated_on_its_own(finished):
+    report = api.validate(finished.folder / "onnx", profiles=["iphone-12"])
+    assert report.verdict == "passed"
+    assert [phone.profile for phone in report.phones] == ["iphone-12"]
+
+
+def test_a_damaged_artifact_is_never_run(finished, tmp_path):
+    shutil.copytree(finished.folder / "onnx", tmp_path / "onnx")
+    with (tmp_path / "onnx" / "model.onnx.data").open("r+b") as file:
+        file.seek(1000)
+        byte = file.read(1)
+        file.seek(1000)
+        file.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(EdgewrightError, match=r"model\.onnx\.data: sha256 differs"):
+        api.validate(tmp_path / "onnx")
+
+
+def _start(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "edgewright", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_ctrl_c_ends_with_130_one_line_and_nothing_half_written(workplace, tmp_path):
+    process = _start("run", str(workplace.recipe_file), "--out", str(tmp_path))
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("small/.*.partial-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.strip().splitlines()[-1].startswith("interrupted; ")
+    assert "Traceback" not in errors
+    assert not list(tmp_path.glob("small/.*.partial-*"))
+    assert not (tmp_path / "small" / "report.json").exists()
+    assert api.run(workplace.recipe_file, out=tmp_path, validate=False).targets
+
+
+def test_a_hub_recipe_is_locked_to_the_commit_that_it_fetched(workplace, tmp_path):
+    files = {path.name: path.read_bytes() for path in (workplace.folder / "weights").iterdir()}
+    recipe = tmp_path / "hub.yaml"
+    recipe.write_text((workplace.recipe_file.read_text()).replace("path: weights", "hub: acme/tiny, revision: null"))
+    with HubServer() as hub:
+        commit = hub.commit(files)
+        env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        process = _start("run", str(recipe), "--out", str(tmp_path / "out"), "--no-validate", "--json", env=env)
+        output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    report = json.loads(output)
+    assert report["checkpoint"] == {"source": "acme/tiny", "revision": commit}
+    folder = tmp_path / "out" / "small"
+    assert json.loads((folder / "recipe.lock.json").read_text())["revision"] == commit
+    assert read_manifest(folder / "onnx").checkpoint.revision == commit
