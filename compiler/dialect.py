@@ -31,6 +31,7 @@ from compiler.checkpoint import row_blocks
 from compiler.slots import Weights
 
 _weights: ContextVar[Weights | None] = ContextVar("weights", default=None)
+_dtype: ContextVar[torch.dtype] = ContextVar("dtype", default=torch.float32)
 _SCHEME = "int bits, int group, bool symmetric"
 
 _library = torch.library.Library("edge", "DEF")
@@ -47,13 +48,17 @@ _library.define(
 
 
 @contextmanager
-def weights(table: Weights) -> Iterator[None]:
-    """Run the reference semantics of the dialect on this table of weights."""
-    token = _weights.set(table)
+def weights(table: Weights, dtype: torch.dtype = torch.float32) -> Iterator[None]:
+    """Run the reference semantics of the dialect on this table of weights, with activations of float32 or float64.
+
+    Keys and values stay in the dtype of their caches, rotary angles in float32, as every runtime has them.
+    """
+    tokens = _weights.set(table), _dtype.set(dtype)
     try:
         yield
     finally:
-        _weights.reset(token)
+        _weights.reset(tokens[0])
+        _dtype.reset(tokens[1])
 
 
 def _rows(slot: str, start: int = 0, stop: int | None = None) -> Tensor:
@@ -86,7 +91,7 @@ def _embedding(ids: Tensor, slot: str, rows: int, columns: int, *scheme: object)
     if unique.numel() and not 0 <= int(unique[0]) <= int(unique[-1]) < rows:
         raise IndexError(f"token id outside 0..{rows - 1}")
     picked = torch.stack([_rows(slot, int(i), int(i) + 1)[0] for i in unique])
-    return picked[inverse]
+    return picked.to(_dtype.get())[inverse]
 
 
 @torch.library.register_fake("edge::embedding")
@@ -95,9 +100,8 @@ def _(ids: Tensor, slot: str, rows: int, columns: int, *scheme: object) -> Tenso
 
 
 def _normalized(x: Tensor, slot: str, eps: float) -> Tensor:
-    wide = x.float()
-    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return (wide * _rows(slot)).to(x.dtype)
+    wide = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+    return wide * _rows(slot).to(x.dtype)
 
 
 @torch.library.impl(_library, "rms_norm", "CPU")

@@ -2,8 +2,9 @@
 
 Held-out tokens with, at every position, the target's log-likelihood, logsumexp and the 64 largest logits, from the
 dequantized weights ("reference") and from the unquantized checkpoint ("original"); full logits of the reference at
-four positions. The dialect's reference reads weights row block by row block, and the head runs over a few positions
-at a time, so memory is set by the hidden states, not by the model. The layout is checked by `runtime_tests`.
+four positions. Computed in float64, so that what a comparison shows is the artifact's own rounding. The dialect's
+reference reads weights row block by row block, and the head runs over a few positions at a time, so memory is set by
+the hidden states, not by the model. The layout is checked by `runtime_tests`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ MAX_BYTES = 5_000_000
 TOP = 64
 _LENGTH = 1024
 _FULL = 4
-_HEAD_POSITIONS = 256
+_HEAD_POSITIONS = 128
 _HEADER_BYTES = 8192
 
 Arrays = dict[str, NDArray[Any]]
@@ -156,12 +157,12 @@ def _vectors(
         "top_logits": torch.empty((count * length, top)),
         "full_logits": torch.empty((len(full), spec.vocab)),
     }
-    with torch.no_grad(), dialect.weights(_Counted(table, total, report)):
+    with torch.no_grad(), dialect.weights(_Counted(table, total, report), torch.float64):
         model = decoder.build(spec, schemes, "hidden")
         states, _ = model(ids, positions, decoder.empty_caches(spec, length, count))
         states = states.flatten(0, 1)
-    with torch.no_grad(), dialect.weights(table):
-        step = max(_HEAD_POSITIONS, (1 << 22) // spec.vocab)
+    with torch.no_grad(), dialect.weights(table, torch.float64):
+        step = max(_HEAD_POSITIONS, (1 << 21) // spec.vocab)
         for start in range(0, count * length, step):
             rows = slice(start, min(start + step, count * length))
             logits = dialect.edge.linear(
