@@ -109,6 +109,10 @@ class PackedWeights:
     def scheme(self, name: str) -> Scheme:
         return self.schemes.get(self._base(name), HALF)
 
+    def half_dtype(self, name: str) -> str:
+        """How a 16-bit slot or a norm is stored: F32, F16 or BF16."""
+        return self.tensors.info(self._base(name) + ".weight").dtype
+
     def shape(self, name: str) -> tuple[int, ...]:
         """[rows, columns] of a matrix slot, [columns] of a norm."""
         if self.scheme(name).bits == 16:
