@@ -140,7 +140,7 @@ def quantize(
 def build(
     recipe: Recipe, target: str, quantized: Quantized, checkpoint: Checkpoint, folder: Path, progress: Progress
 ) -> ManifestDraft:
-    """Write one target's package and its golden vectors into an empty folder; the manifest is left to the caller."""
+    """Write one target's package into an empty folder; golden vectors and the manifest are left to the caller."""
     job = Job(
         name=recipe.name,
         spec=quantized.spec,
@@ -151,9 +151,7 @@ def build(
         tokenizer=checkpoint.path,
         options=recipe.targets[target],
     )
-    lowering = targets.load_target(target)
-    runtime = lowering.build(job, folder, progress)
-    write_golden(quantized, checkpoint, recipe.context.max_tokens, lowering.tolerances, folder, progress)
+    runtime = targets.load_target(target).build(job, folder, progress)
     return ManifestDraft(
         created_by=tool_versions(),
         recipe=RecipeEntry(name=recipe.name, digest=recipe.digest),
@@ -167,14 +165,10 @@ def build(
 
 
 def write_golden(
-    quantized: Quantized,
-    checkpoint: Checkpoint,
-    max_tokens: int,
-    tolerances: Mapping[str, float],
-    folder: Path,
-    progress: Progress,
+    recipe: Recipe, target: str, quantized: Quantized, checkpoint: Checkpoint, folder: Path, progress: Progress
 ) -> None:
     """Golden vectors of a package. They depend on no target but for the tolerances: computed once, then copied."""
+    max_tokens = recipe.context.max_tokens
     cached = quantized.folder.parent / f".golden-{quantized.digest[:16]}-{max_tokens}.safetensors"
     if not cached.exists():
         tokenizer = checkpoint.path / "tokenizer.json"
@@ -186,7 +180,7 @@ def write_golden(
         partial = cached.with_suffix(f".partial-{os.getpid()}")
         golden.write(partial, quantized.spec, quantized.assignment.schemes, tokens, text, sides, progress)
         partial.rename(cached)
-    golden.copy_with_tolerances(cached, folder / "golden.safetensors", tolerances)
+    golden.copy_with_tolerances(cached, folder / "golden.safetensors", targets.load_target(target).tolerances)
 
 
 class OriginalWeights:

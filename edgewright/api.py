@@ -8,7 +8,7 @@ its part. What must not: how anything is shown, and any work of the rooms themse
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +80,9 @@ def run(
     manifests: dict[str, Manifest] = {}
     for target, final in finals.items():
         with staged(final, needed_bytes=sizes[target]) as partial:
-            draft = pipeline.build(recipe, target, quantized, opened, partial, _prefixed(progress, target, finals))
+            report_progress = _prefixed(progress, target, finals)
+            draft = pipeline.build(recipe, target, quantized, opened, partial, report_progress)
+            pipeline.write_golden(recipe, target, quantized, opened, partial, report_progress)
             manifests[target] = write_manifest(partial, draft, progress)
 
     results: list[TargetReport] = []
@@ -97,7 +99,7 @@ def run(
         host=reports.host(),
         tools=pipeline.tool_versions(),
         targets=tuple(results),
-        warnings=() if (path / "tokenizer.json").exists() else (_NO_TOKENIZER,),
+        warnings=tuple(_warnings(recipe, path)),
         seconds=round(time.monotonic() - started, 1),
         folder=str(folder),
     )
@@ -195,6 +197,13 @@ def _locate(
     assert wanted.hub is not None  # the schema: exactly one of path and hub
     path, revision = fetch(wanted.hub, wanted.revision, folder / LOCK, progress)
     return path, wanted.hub, revision
+
+
+def _warnings(recipe: Recipe, checkpoint: Path) -> Iterator[str]:
+    if not (checkpoint / "tokenizer.json").exists():
+        yield _NO_TOKENIZER
+    if recipe.publish is not None:
+        yield f"publish: a run publishes nothing; {recipe.publish.repo} is as it was"
 
 
 def _config(recipe: Recipe, override: str | Path | None) -> Mapping[str, Any]:

@@ -104,7 +104,9 @@ def compile_package(out: Path, options: dict[str, Any]) -> Path:
     checkpoint = Checkpoint(source)
     quantized = pipeline.quantize(recipe, checkpoint, "random", None, out / "quantized", silent)
     with staged(out / "onnx") as partial:
-        write_manifest(partial, pipeline.build(recipe, "onnx", quantized, checkpoint, partial, silent))
+        draft = pipeline.build(recipe, "onnx", quantized, checkpoint, partial, silent)
+        pipeline.write_golden(recipe, "onnx", quantized, checkpoint, partial, silent)
+        write_manifest(partial, draft)
     return out / "onnx"
 
 
