@@ -1,0 +1,76 @@
+"""One compilation in a process of its own, so that its peak memory is its own.
+
+python -m tests.bench.build edgewright|genai|mlx CHECKPOINT OUT GROUP
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+
+def edgewright(source: Path, out: Path, group: int) -> dict[str, float]:
+    """bf16 safetensors to the ONNX package, as `edgewright run` does it, without golden vectors."""
+    import resource
+    import time
+
+    from artifacts import silent
+    from compiler import pipeline
+    from compiler.checkpoint import Checkpoint
+    from edgewright.api import recipe_type
+
+    recipe = recipe_type().model_validate(
+        {
+            "name": "bench",
+            "checkpoint": {"path": str(source)},
+            "quantize": {"rules": [{"match": "*", "bits": 4, "group": group}]},
+            "context": {"max_tokens": 4096},
+            "targets": {"onnx": {}},
+        }
+    )
+    checkpoint = Checkpoint(source)
+    started = time.monotonic()
+    quantized = pipeline.quantize(recipe, checkpoint, "bench", None, out / "quantized", silent)
+    between = time.monotonic()
+    package = out / "onnx"
+    shutil.rmtree(package, ignore_errors=True)
+    package.mkdir(parents=True)
+    pipeline.build(recipe, "onnx", quantized, checkpoint, package, silent)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"quantize_s": between - started, "lower_s": time.monotonic() - between, "peak_bytes": peak}
+
+
+def genai(source: Path, out: Path, group: int) -> dict[str, float]:
+    """The onnxruntime-genai builder. It knows no Ministral 3: the copy of the checkpoint says Mistral."""
+    from onnxruntime_genai.models.builder import create_model
+
+    staged = out / "source"
+    shutil.rmtree(out, ignore_errors=True)
+    staged.mkdir(parents=True)
+    for file in source.iterdir():
+        (staged / file.name).symlink_to(file.resolve())
+    config = json.loads((source / "config.json").read_text())
+    config |= {"architectures": ["MistralForCausalLM"]}
+    (staged / "config.json").unlink()
+    (staged / "config.json").write_text(json.dumps(config))
+    create_model(
+        None, str(staged), str(out / "onnx"), "int4", "cpu", str(out / "cache"),
+        int4_block_size=group, int4_accuracy_level=4,
+    )  # fmt: skip
+    return {}
+
+
+def mlx(source: Path, out: Path, group: int) -> dict[str, float]:
+    """mlx_lm.convert on the same checkpoint."""
+    from mlx_lm import convert
+
+    shutil.rmtree(out, ignore_errors=True)
+    convert(str(source), str(out), quantize=True, q_bits=4, q_group_size=group)
+    return {}
+
+
+if __name__ == "__main__":
+    which = {"edgewright": edgewright, "genai": genai, "mlx": mlx}[sys.argv[1]]
+    print(json.dumps(which(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))))

@@ -1,0 +1,64 @@
+"""Running one command as a child: wall time, peak memory, and the JSON it prints last."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MB = 1e6
+
+
+@dataclass(frozen=True)
+class Run:
+    """seconds of wall time, peak resident bytes (getrusage of the child), and its last line of JSON."""
+
+    seconds: float
+    peak_bytes: int
+    result: Any
+
+
+def python(module: str, *arguments: object, environment: dict[str, str] | None = None) -> Run:
+    """Run `python -m module arguments…`. Raises RuntimeError with the end of its stderr when it fails."""
+    command = [sys.executable, "-W", "ignore", "-m", module, *map(str, arguments)]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0", **(environment or {})}
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        started = time.monotonic()
+        child = subprocess.Popen(command, stdout=out, stderr=err, env=env)
+        _, status, usage = os.wait4(child.pid, 0)
+        seconds = time.monotonic() - started
+        child.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        lines = out.read().decode(errors="replace").strip().splitlines()
+        if child.returncode:
+            err.seek(0)
+            raise RuntimeError(f"{' '.join(command[3:])} failed:\n{err.read().decode(errors='replace')[-2000:]}")
+    try:
+        result = json.loads(lines[-1]) if lines else None
+    except ValueError:
+        result = None
+    return Run(seconds, usage.ru_maxrss * 1024, result)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def table(title: str, header: list[str], rows: list[list[object]]) -> None:
+    """Print a table, columns aligned."""
+    text = [header, *([str(c) if not isinstance(c, float) else f"{c:.3g}" for c in row] for row in rows)]
+    widths = [max(len(line[i]) for line in text) for i in range(len(header))]
+    print(f"\n{title}")
+    for line in text:
+        print(
+            "  "
+            + "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        )
+    sys.stdout.flush()
