@@ -30,7 +30,7 @@ def available() -> bool:
 
 
 def write_gguf(source: Path, out: Path) -> Path:
-    """A decoder checkpoint as GGUF of architecture "llama", bf16, plain rotary positions: for speed, not for quality."""
+    """A decoder as bf16 GGUF of architecture "llama" with plain rotary positions: for speed, not for quality."""
     import gguf
 
     checkpoint = Checkpoint(source)
