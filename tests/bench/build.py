@@ -1,6 +1,6 @@
 """One compilation in a process of its own, so that its peak memory is its own.
 
-python -m tests.bench.build edgewright|genai|mlx CHECKPOINT OUT GROUP
+python -m tests.bench.build edgewright|golden|genai|mlx CHECKPOINT OUT GROUP
 """
 
 from __future__ import annotations
@@ -9,6 +9,10 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from recipes.schema import Recipe
 
 
 def edgewright(source: Path, out: Path, group: int) -> dict[str, float]:
@@ -16,12 +20,39 @@ def edgewright(source: Path, out: Path, group: int) -> dict[str, float]:
     import resource
     import time
 
+    from artifacts import silent, write_manifest
+    from compiler import pipeline
+    from compiler.checkpoint import Checkpoint
+
+    recipe = _recipe(source, group)
+    checkpoint = Checkpoint(source)
+    started = time.monotonic()
+    quantized = pipeline.quantize(recipe, checkpoint, "bench", None, out / "quantized", silent)
+    between = time.monotonic()
+    package = out / "onnx"
+    shutil.rmtree(package, ignore_errors=True)
+    package.mkdir(parents=True)
+    write_manifest(package, pipeline.build(recipe, "onnx", quantized, checkpoint, package, silent))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"quantize_s": between - started, "lower_s": time.monotonic() - between, "peak_bytes": peak}
+
+
+def golden(source: Path, out: Path, group: int) -> dict[str, float]:
+    """Golden vectors of what `edgewright` built before."""
     from artifacts import silent
     from compiler import pipeline
     from compiler.checkpoint import Checkpoint
+
+    recipe, checkpoint = _recipe(source, group), Checkpoint(source)
+    quantized = pipeline.quantize(recipe, checkpoint, "bench", None, out / "quantized", silent)
+    pipeline.write_golden(recipe, "onnx", quantized, checkpoint, out / "onnx", silent)
+    return {"bytes": (out / "onnx" / "golden.safetensors").stat().st_size}
+
+
+def _recipe(source: Path, group: int) -> Recipe:
     from edgewright.api import recipe_type
 
-    recipe = recipe_type().model_validate(
+    return recipe_type().model_validate(
         {
             "name": "bench",
             "checkpoint": {"path": str(source)},
@@ -30,16 +61,6 @@ def edgewright(source: Path, out: Path, group: int) -> dict[str, float]:
             "targets": {"onnx": {}},
         }
     )
-    checkpoint = Checkpoint(source)
-    started = time.monotonic()
-    quantized = pipeline.quantize(recipe, checkpoint, "bench", None, out / "quantized", silent)
-    between = time.monotonic()
-    package = out / "onnx"
-    shutil.rmtree(package, ignore_errors=True)
-    package.mkdir(parents=True)
-    pipeline.build(recipe, "onnx", quantized, checkpoint, package, silent)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"quantize_s": between - started, "lower_s": time.monotonic() - between, "peak_bytes": peak}
 
 
 def genai(source: Path, out: Path, group: int) -> dict[str, float]:
@@ -72,5 +93,5 @@ def mlx(source: Path, out: Path, group: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    which = {"edgewright": edgewright, "genai": genai, "mlx": mlx}[sys.argv[1]]
+    which = {"edgewright": edgewright, "golden": golden, "genai": genai, "mlx": mlx}[sys.argv[1]]
     print(json.dumps(which(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))))

@@ -1,0 +1,35 @@
+"""The real geometry: 3.43B parameters compile in the memory of a cheap laptop. Nightly: minutes and 12 GB of disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from artifacts import read_manifest
+from runtime_tests.golden import read_golden
+from runtime_tests.runners import make_runner
+from tests.bench.measure import python, size_of
+from tests.bench.synthetic import make_checkpoint
+
+
+@pytest.mark.nightly
+def test_the_3b_geometry_compiles_small_and_answers_as_its_reference(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "3b", "ministral-3-3b")
+    built = python("tests.bench.build", "edgewright", source, tmp_path / "out", 64)
+    package = tmp_path / "out" / "onnx"
+    assert built.peak_bytes <= 600e6
+    assert size_of(package) <= 1.95e9
+
+    vectors = python("tests.bench.build", "golden", source, tmp_path / "out", 64)
+    assert vectors.peak_bytes <= 2e9
+    assert vectors.result["bytes"] <= 5e6
+
+    golden = read_golden(package / "golden.safetensors")
+    runner = make_runner(package, read_manifest(package))
+    runner.load(exact=True)
+    ids = golden.tokens[0, :64].astype(np.int64)
+    found = runner.logits(ids)
+    top = np.take_along_axis(found, golden.reference.top_ids[0, :64].astype(np.int64), 1)
+    np.testing.assert_allclose(top, golden.reference.top_logits[0, :64], atol=1e-3)
