@@ -178,9 +178,7 @@ def _emit(event: dict[str, Any]) -> None:
     print(json.dumps(event), file=sys.__stdout__, flush=True)
 
 
-def run(
-    job: Job, package: Path, metadata: dict[str, str], user: dict[str, str], progress: Progress
-) -> None:
+def run(job: Job, package: Path, metadata: dict[str, str], user: dict[str, str], progress: Progress) -> None:
     """Convert in a child process and forward its progress. Raises EdgewrightError with what it said."""
     import subprocess
     import tempfile

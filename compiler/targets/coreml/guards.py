@@ -28,6 +28,7 @@ _MAX_RANK = 5
 # keyword arguments that say where or how a tensor is stored, not what it holds
 _HARMLESS = {"dtype", "device", "layout", "pin_memory", "memory_format", "non_blocking", "generator", "implicit"}
 
+
 def check_program(program: ExportedProgram) -> None:
     """Raise EdgewrightError, naming nodes, when Core ML cannot express an exported program or would change it."""
     import torch

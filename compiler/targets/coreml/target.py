@@ -93,13 +93,13 @@ class CoreMLTarget:
             "minimum": options.minimum,
             "eos": list(job.spec.eos),
         }
-        (folder / "README.md").write_text(readme(job, runtime, license_, _UNITS[options.compute_units]), encoding="utf-8")
+        (folder / "README.md").write_text(
+            readme(job, runtime, license_, _UNITS[options.compute_units]), encoding="utf-8"
+        )
         return runtime
 
 
-def _refusals(
-    spec: DecoderSpec, slots: list[Slot], schemes: Schemes, options: CoreMLOptions
-) -> Iterator[str]:
+def _refusals(spec: DecoderSpec, slots: list[Slot], schemes: Schemes, options: CoreMLOptions) -> Iterator[str]:
     if options.cache == "state" and options.minimum == "iOS17":
         yield "coreml: states need iOS 18; for iOS 17 say cache: explicit"
     if spec.head_dim % 2:
