@@ -234,14 +234,26 @@ def _e4m3_table() -> Float32:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The checkpoint's config.json as a dict. Raises CheckpointError."""
-    file = path / "config.json"
+    """The checkpoint's config.json as a dict; special tokens it leaves out come from generation_config.json.
+
+    Raises CheckpointError.
+    """
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such checkpoint folder")
+    config = _read_object(path / "config.json")
+    if (path / "generation_config.json").exists():
+        generation = _read_object(path / "generation_config.json")
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if config.get(key) is None and generation.get(key) is not None:
+                config[key] = generation[key]
+    return config
+
+
+def _read_object(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no config.json: is this a Hugging Face checkpoint folder?") from None
+        raise CheckpointError(f"{file.parent}: no {file.name}: is this a Hugging Face checkpoint folder?") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: cannot be read as JSON: {error}") from error
     if not isinstance(config, dict):
