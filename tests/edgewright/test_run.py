@@ -86,7 +86,7 @@ def test_a_folder_that_is_not_ours_is_refused_before_any_work(workplace, tmp_pat
 
 
 def test_a_limit_that_is_missed_fails_the_run_and_says_by_how_much(workplace, finished, tmp_path):
-    shutil.copytree(finished.folder / "quantized", tmp_path / "small" / "quantized")
+    shutil.copytree(finished.folder, tmp_path / "small")
     recipe = workplace.recipe(lambda text: text.replace("300MB", "1MB"))
     report = api.run(recipe, out=tmp_path, profiles=["android-4gb"])
     check = report.targets[0].phones[0].checks[0]
@@ -144,19 +144,46 @@ def _start(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Pop
     )
 
 
-def test_ctrl_c_ends_with_130_one_line_and_nothing_half_written(workplace, tmp_path):
-    process = _start("run", str(workplace.recipe_file), "--out", str(tmp_path))
+def _interrupted(recipe: Path, out: Path, by: signal.Signals) -> tuple[int, str]:
+    """Start a run, send it a signal while an artifact is half-written, and wait: exit code and stderr."""
+    process = _start("run", str(recipe), "--out", str(out))
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("small/.*.partial-*")) and time.monotonic() < deadline:
+    while not list(out.glob("small/.*.partial-*")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(by)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    assert not (out / "small" / "report.json").exists()
+    return process.returncode, errors
+
+
+def test_ctrl_c_ends_with_130_one_line_and_nothing_half_written(workplace, tmp_path):
+    code, errors = _interrupted(workplace.recipe_file, tmp_path, signal.SIGINT)
+    assert code == 130, errors
     assert errors.strip().splitlines()[-1].startswith("interrupted; ")
     assert "Traceback" not in errors
     assert not list(tmp_path.glob("small/.*.partial-*"))
-    assert not (tmp_path / "small" / "report.json").exists()
-    assert api.run(workplace.recipe_file, out=tmp_path, validate=False).targets
+
+
+def test_after_a_kill_the_next_run_works_and_cleans_up(workplace, tmp_path):
+    code, _ = _interrupted(workplace.recipe_file, tmp_path, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert not (tmp_path / "small" / "onnx").exists()
+    api.run(workplace.recipe_file, out=tmp_path, validate=False)
+    assert verify(tmp_path / "small" / "onnx") == []
+    assert not list(tmp_path.glob("small/.*.partial-*"))
+
+
+def test_an_output_that_is_a_file_is_refused(workplace, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(EdgewrightError, match="choose another --out"):
+        api.run(workplace.recipe_file, out=tmp_path / "out")
+
+
+def test_a_recipe_that_publishes_is_told_that_a_run_does_not(workplace, finished, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "small")
+    recipe = workplace.recipe(lambda text: text + "publish: {repo: acme/small-edge}\n")
+    report = api.run(recipe, out=tmp_path, validate=False)
+    assert report.warnings == ("publish: a run publishes nothing; acme/small-edge is as it was",)
 
 
 def test_a_hub_recipe_is_locked_to_the_commit_that_it_fetched(workplace, tmp_path):
