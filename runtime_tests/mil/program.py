@@ -181,7 +181,7 @@ class Function:
             raise PackageError(f"{self.package.path}: input {name!r} is {dtype}, not {value.dtype}")
         if not _allowed(self._described[name].type.multiArrayType, list(value.shape)):
             raise PackageError(f"{self.package.path}: input {name!r} of shape {list(value.shape)} is not described")
-        return value.to(wanted, device="meta") if self._shapes_only and wanted.is_floating_point else value.to(wanted)
+        return value.to("meta", wanted) if self._shapes_only and wanted.is_floating_point else value.to(wanted)
 
     def _run(self, block: Any, env: dict[str, Any], run: _Run) -> None:
         for operation in block.operations:
@@ -279,7 +279,7 @@ class Function:
             bits, signed = _WRAPPED[dtype]
             half = 1 << (bits - 1) if signed else 0
             value = torch.remainder(value.to(torch.int64) + half, 1 << bits) - half
-        return value.to(wanted, device="meta") if self._shapes_only and wanted.is_floating_point else value.to(wanted)
+        return value.to("meta", wanted) if self._shapes_only and wanted.is_floating_point else value.to(wanted)
 
     def _where(self, operation: Any) -> str:
         return f"{self.package.path}: {self.name}: operation {operation.type} {_name(operation)}"

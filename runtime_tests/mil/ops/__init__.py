@@ -75,7 +75,9 @@ def integers(value: Any) -> list[int]:
 
 
 def number(value: Any) -> Any:
-    """A one-element tensor or number as a Python number."""
+    """A one-element tensor or number as a Python number; any number where a tensor has no values."""
+    if getattr(value, "is_meta", False):
+        return 1.0
     return value.item() if hasattr(value, "item") else value
 
 

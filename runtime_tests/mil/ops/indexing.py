@@ -180,14 +180,14 @@ def _topk(
     output_indices_dtype: str = "int32",
 ) -> list[Tensor]:
     """Equal values keep their order, as in coremltools' numpy."""
-    order = torch.argsort(x, int(axis), descending=not bool(ascending), stable=True)
+    order = torch.argsort(x, dim=int(axis), descending=not bool(ascending), stable=True)
     at = order.narrow(int(axis), 0, int(k))
     values = torch.gather(x, int(axis), at)
     return [values, at] if bool(return_indices) else [values]
 
 
 def _argsort(x: Tensor, axis: Any = -1, ascending: Any = False) -> Tensor:
-    return torch.argsort(x, int(axis), descending=not bool(ascending), stable=True)
+    return torch.argsort(x, dim=int(axis), descending=not bool(ascending), stable=True)
 
 
 OPS: dict[str, Operation] = {
