@@ -1,0 +1,75 @@
+"""Corrections of upstream's PyTorch importer (apache-tvm 0.27), as converters for its `custom_convert_map`.
+
+| op | upstream |
+|---|---|
+| div of integers | divides as integers; PyTorch gives floats |
+| reciprocal of integers | computes 1 / x in integers, silently 0 |
+| grid_sampler_2d | hands the grid over as [N, H, W, 2] where the operator wants [N, 2, H, W] |
+| grid_sampler_3d | not converted |
+
+A test for each fails without its converter (`tests/compiler/targets/tvm/test_compat.py`). Knows nothing of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import relax, topi
+
+Expr = Any
+
+_METHODS = ("bilinear", "nearest", "bicubic")
+_PADDINGS = ("zeros", "border", "reflection")
+
+
+def _floating(importer: Any, x: Expr) -> Expr:
+    """x, cast to float32 where it is an integer tensor."""
+    if isinstance(x, relax.Expr) and not str(x.ty.dtype).startswith(("float", "bfloat")):
+        return importer.block_builder.emit(relax.op.astype(x, "float32"))
+    return x
+
+
+def divide(node: Any, importer: Any) -> Expr:
+    """aten.div of tensors and numbers, always in floating point."""
+    left, right = (_floating(importer, x) for x in importer.retrieve_args(node)[:2])
+    if not isinstance(left, relax.Expr) and not isinstance(right, relax.Expr):
+        return left / right
+    if not isinstance(left, relax.Expr):
+        left = relax.const(float(left), right.ty.dtype)
+    if not isinstance(right, relax.Expr):
+        right = relax.const(float(right), left.ty.dtype)
+    return importer.block_builder.emit(relax.op.divide(left, right))
+
+
+def reciprocal(node: Any, importer: Any) -> Expr:
+    """aten.reciprocal, in floating point."""
+    x = _floating(importer, importer.retrieve_args(node)[0])
+    return importer.block_builder.emit(relax.op.divide(relax.const(1.0, x.ty.dtype), x))
+
+
+def _grid_sampler(layout: str, order: list[int]) -> Callable[[Any, Any], Expr]:
+    def convert(node: Any, importer: Any) -> Expr:
+        x, grid, method, padding, align = importer.retrieve_args(node)
+        builder = importer.block_builder
+        grid = builder.emit(relax.op.permute_dims(grid, order))
+        return builder.emit_te(
+            topi.image.grid_sample,
+            x,
+            grid,
+            method=_METHODS[method],
+            layout=layout,
+            padding_mode=_PADDINGS[padding],
+            align_corners=bool(align),
+        )
+
+    return convert
+
+
+CONVERTERS: dict[str, Callable[[Any, Any], Expr]] = {
+    "div.Tensor": divide,
+    "div.Scalar": divide,
+    "reciprocal.default": reciprocal,
+    "grid_sampler_2d.default": _grid_sampler("NCHW", [0, 3, 1, 2]),
+    "grid_sampler_3d.default": _grid_sampler("NCDHW", [0, 4, 1, 2, 3]),
+}

@@ -1,0 +1,152 @@
+"""The small kernels between matmuls: norms, the embedding, look-ups by position, the gated activation, the last row.
+
+One token is worked on by one thread, several in parallel. Shapes carry a batch dimension of 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from compiler.targets.tvm.kernels.exact import decoded, widened
+from compiler.targets.tvm.kernels.tir import (
+    Expr,
+    T,
+    argument,
+    bind,
+    exponential,
+    f32,
+    local,
+    prim_func,
+    span,
+    splat,
+    store,
+    total,
+)
+
+LANES = 16
+
+
+def each_token(tokens: Expr, count: Expr, body: Callable[[Expr], None]) -> None:
+    if tokens == 1:
+        body(0)
+        return
+    with T.parallel(0, count) as s:
+        body(s)
+
+
+def rms_norm(name: str, tokens: Expr, columns: int, eps: float, add: bool) -> Expr:
+    """x (and residual) float32 [1, tokens, columns], w [columns] → x / rms(x) * w, and with `add` first x + residual."""
+
+    def body() -> None:
+        count = tokens if tokens is not None else T.int64()
+        shape = (1, count, columns)
+        x = argument("x", shape, "float32")
+        residual = argument("residual", shape, "float32") if add else None
+        w = argument("w", (columns,), "float32")
+        out = argument("out", shape, "float32")
+        summed = argument("summed", shape, "float32") if add else x
+        every = span(0, LANES)
+
+        def token(s: Expr) -> None:
+            squares = local(LANES)
+            store(squares, (every,), f32(0.0, LANES))
+            with T.serial(0, columns // LANES) as i:
+                at = span(i * LANES, LANES)
+                value = x[0, s, at]
+                if residual is not None:
+                    value = bind(value + residual[0, s, at])
+                    store(summed, (0, s, at), value)
+                store(squares, (every,), squares[every] + value * value)
+            mean = total(squares[every], LANES) * T.float32(1.0 / columns)
+            factor = bind(T.float32(1) / T.sqrt(mean + T.float32(eps)))
+            with T.serial(0, columns // LANES) as i:
+                at = span(i * LANES, LANES)
+                store(out, (0, s, at), summed[0, s, at] * splat(factor, LANES) * w[at])
+
+        each_token(tokens, count, token)
+
+    return prim_func(name, body)
+
+
+def embedding(name: str, tokens: Expr, rows: int, columns: int, bits: int, group: int, kind: str) -> Expr:
+    """ids int64 [1, tokens] and a table as `exact.matmul` takes it → its rows, float32 [1, tokens, columns]."""
+
+    def body() -> None:
+        count = tokens if tokens is not None else T.int64()
+        ids = argument("ids", (1, count), "int64")
+        if bits == 16:
+            table = argument("table", (rows, columns), "uint16" if kind == "bfloat16" else kind)
+        else:
+            table = argument("table", (rows, columns * bits // 8), "uint8")
+            scales = argument("scales", (rows, columns // group), kind)
+        out = argument("out", (1, count, columns), "float32")
+        width = 2 if bits == 4 else 1
+        chunk = LANES * width
+
+        def token(s: Expr) -> None:
+            row = bind(ids[0, s])
+            with T.serial(0, columns // chunk) as c:
+                stored = bind(table[row, span(c * LANES, LANES)])
+                if bits == 16:
+                    value = widened(stored, LANES, kind)
+                else:
+                    parts = decoded(stored, LANES, bits)
+                    mixed = [i // 2 + LANES * (i % 2) for i in range(chunk)]
+                    value = parts[0] if bits == 8 else T.Shuffle([bind(p) for p in parts], mixed)
+                    value = value * splat(T.cast(scales[row, T.floordiv(c * chunk, group)], "float32"), chunk)
+                store(out, (0, s, span(c * chunk, chunk)), value)
+
+        each_token(tokens, count, token)
+
+    return prim_func(name, body)
+
+
+def look_up(name: str, tokens: Expr, positions: int, columns: int) -> Expr:
+    """at int64 [1, tokens], two tables float32 [positions, columns] → their rows, float32 [1, tokens, columns] each."""
+
+    def body() -> None:
+        count = tokens if tokens is not None else T.int64()
+        at = argument("at", (1, count), "int64")
+        tables = [argument(f"table{i}", (positions, columns), "float32") for i in range(2)]
+        outs = [argument(f"out{i}", (1, count, columns), "float32") for i in range(2)]
+        with T.serial(0, count) as s:
+            row = bind(at[0, s])
+            for table, out in zip(tables, outs, strict=True):
+                with T.serial(0, columns) as c:
+                    store(out, (0, s, c), table[row, c])
+
+    return prim_func(name, body)
+
+
+def gated_silu(name: str, tokens: Expr, columns: int) -> Expr:
+    """x float32 [1, tokens, 2 * columns] → silu(first half) * second half."""
+
+    def body() -> None:
+        count = tokens if tokens is not None else T.int64()
+        x = argument("x", (1, count, 2 * columns), "float32")
+        out = argument("out", (1, count, columns), "float32")
+
+        def token(s: Expr) -> None:
+            with T.serial(0, columns // LANES) as c:
+                gate = bind(x[0, s, span(c * LANES, LANES)])
+                up = x[0, s, span(columns + c * LANES, LANES)]
+                value = gate * up / (f32(1.0, LANES) + exponential(f32(0.0, LANES) - gate, LANES))
+                store(out, (0, s, span(c * LANES, LANES)), value)
+
+        each_token(tokens, count, token)
+
+    return prim_func(name, body)
+
+
+def last_token(name: str, tokens: Expr, columns: int) -> Expr:
+    """x float32 [1, tokens, columns] → its last token [1, 1, columns]."""
+
+    def body() -> None:
+        count = tokens if tokens is not None else T.int64()
+        x = argument("x", (1, count, columns), "float32")
+        out = argument("out", (1, 1, columns), "float32")
+        with T.serial(0, columns // LANES) as c:
+            at = span(c * LANES, LANES)
+            store(out, (0, 0, at), x[0, count - 1, at])
+
+    return prim_func(name, body)

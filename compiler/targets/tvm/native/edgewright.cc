@@ -1,0 +1,266 @@
+// edgewright.h over TVM's runtime. The layout of the parameter file is described in Edgewright's
+// compiler/targets/tvm/params.py; describe() of a library says what shapes and which parameters it wants.
+#include "edgewright.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <tvm/ffi/container/array.h>
+#include <tvm/ffi/container/tensor.h>
+#include <tvm/ffi/extra/json.h>
+#include <tvm/ffi/extra/module.h>
+#include <tvm/ffi/function.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
+namespace ffi = tvm::ffi;
+
+namespace {
+
+thread_local std::string error;
+
+constexpr size_t kAlign = 64;
+constexpr DLDevice kCpu{kDLCPU, 0};
+
+struct Header {
+  char magic[8];
+  uint32_t tensors, name_bytes;
+  uint8_t digest[32], zero[16];
+};
+struct Record {
+  uint64_t offset, size;
+  uint32_t kind, dimensions;
+  uint64_t shape[4], zero;
+};
+static_assert(sizeof(Header) == 64 && sizeof(Record) == 64, "as they lie in the file");
+
+constexpr DLDataType kKinds[] = {{kDLUInt, 8, 1}, {kDLFloat, 16, 1}, {kDLFloat, 32, 1}, {kDLUInt, 16, 1}};
+
+struct Mapped {  // a tensor over memory that the model owns
+  void* data;
+  void AllocData(DLTensor* tensor) { tensor->data = data; }
+  void FreeData(DLTensor*) {}
+};
+struct Owned {  // zeroed memory of its own
+  void AllocData(DLTensor* tensor) {
+    size_t bytes = (ffi::GetDataSize(*tensor) + kAlign - 1) / kAlign * kAlign;
+    if (posix_memalign(&tensor->data, kAlign, bytes) != 0) throw std::runtime_error("out of memory");
+    std::memset(tensor->data, 0, bytes);
+  }
+  void FreeData(DLTensor* tensor) { std::free(tensor->data); }
+};
+
+[[noreturn]] void Fail(const std::string& message) { throw std::runtime_error(message); }
+
+ffi::Shape ShapeOf(const ffi::json::Value& value) {
+  std::vector<int64_t> shape;
+  for (const auto& dim : value.cast<ffi::json::Array>()) shape.push_back(dim.cast<int64_t>());
+  return ffi::Shape(shape);
+}
+
+}  // namespace
+
+struct edgewright_model {
+  ffi::Module machine{nullptr};
+  ffi::Function decode{nullptr}, prefill{nullptr}, score{nullptr};
+  ffi::Array<ffi::Any> state;
+  void* mapped = MAP_FAILED;
+  size_t mapped_bytes = 0, vocabulary = 0, capacity = 0, chunk = 0, length = 0;
+
+  ~edgewright_model() {
+    state = {};
+    if (mapped != MAP_FAILED) munmap(mapped, mapped_bytes);
+  }
+
+  void Load(ffi::Module library, const char* params, int threads, bool exact) {
+    if (threads > 0) ffi::Function::GetGlobalRequired("runtime.config_threadpool")(1, threads);
+    auto load = library->GetFunction("vm_load_executable");
+    if (!load.has_value()) Fail("not a library of an Edgewright model");
+    machine = (*load)().cast<ffi::Module>();
+    constexpr int kPooled = 2;
+    machine->GetFunction("vm_initialization").value()(int(kDLCPU), 0, kPooled);
+    auto text = machine->GetFunction("describe").value()().cast<ffi::String>();
+    auto about = ffi::json::Parse(text).cast<ffi::json::Object>();
+    vocabulary = about["vocab_size"].cast<int64_t>();
+    capacity = about["max_tokens"].cast<int64_t>();
+    chunk = about["chunk"].cast<int64_t>();
+    std::string suffix = exact ? "_exact" : "";
+    decode = machine->GetFunction("decode" + suffix).value();
+    prefill = machine->GetFunction("prefill" + suffix).value();
+    score = machine->GetFunction("score" + suffix).value();
+    for (int64_t i = 0; i < about["layers"].cast<int64_t>(); ++i) {
+      for (const char* shape : {"key_shape", "value_shape"}) {
+        state.push_back(ffi::Tensor::FromNDAlloc(Owned{}, ShapeOf(about[shape]), DLDataType{kDLFloat, 32, 1}, kCpu));
+      }
+    }
+    Map(params, std::string(about["params_digest"].cast<ffi::String>()));
+  }
+
+  void Map(const char* path, const std::string& digest) {
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    struct stat info;
+    if (file < 0 || fstat(file, &info) != 0) Fail(std::string(path) + ": " + std::strerror(errno));
+    mapped_bytes = info.st_size;
+    if (mapped_bytes >= sizeof(Header)) mapped = mmap(nullptr, mapped_bytes, PROT_READ, MAP_PRIVATE, file, 0);
+    close(file);
+    if (mapped == MAP_FAILED) Fail(std::string(path) + ": cannot be mapped");
+    const auto* bytes = static_cast<const uint8_t*>(mapped);
+    const auto& header = *reinterpret_cast<const Header*>(bytes);
+    if (std::memcmp(header.magic, "EDGEPAR1", 8) != 0) Fail(std::string(path) + ": not a parameter file");
+    std::string found;
+    for (uint8_t byte : header.digest) {
+      for (int digit : {byte >> 4, byte & 15}) found += "0123456789abcdef"[digit];
+    }
+    if (found != digest) Fail(std::string(path) + ": made for another library (digest " + found + ", wanted " + digest + ")");
+    const auto* records = reinterpret_cast<const Record*>(bytes + sizeof(Header));
+    if (header.tensors > (mapped_bytes - sizeof(Header)) / sizeof(Record)) Fail(std::string(path) + ": cut short");
+    for (uint32_t i = 0; i < header.tensors; ++i) {
+      const Record& r = records[i];
+      if (r.kind > 3 || r.dimensions > 4 || r.offset % kAlign != 0 || r.size > mapped_bytes ||
+          r.offset > mapped_bytes - r.size) {
+        Fail(std::string(path) + ": cut short or damaged");
+      }
+      std::vector<int64_t> shape(r.shape, r.shape + r.dimensions);
+      auto* data = const_cast<uint8_t*>(bytes) + r.offset;
+      auto tensor = ffi::Tensor::FromNDAlloc(Mapped{data}, ffi::Shape(shape), kKinds[r.kind], kCpu);
+      if (ffi::GetDataSize(*tensor.operator->()) != r.size) Fail(std::string(path) + ": damaged");
+      state.push_back(tensor);
+    }
+  }
+
+  void Run(const ffi::Function& step, const int32_t* tokens, size_t count, float* logits, size_t rows) {
+    std::vector<int64_t> ids(tokens, tokens + count), positions(count);
+    for (size_t i = 0; i < count; ++i) {
+      if (tokens[i] < 0 || static_cast<size_t>(tokens[i]) >= vocabulary) Fail("a token is outside of the vocabulary");
+      positions[i] = length + i;
+    }
+    auto row = [&](std::vector<int64_t>& values) {
+      ffi::Shape shape{1, static_cast<int64_t>(count)};
+      return ffi::Tensor::FromNDAlloc(Mapped{values.data()}, shape, DLDataType{kDLInt, 64, 1}, kCpu);
+    };
+    auto out = step(row(ids), row(positions), state).cast<ffi::Tensor>();
+    length += count;
+    if (logits != nullptr) std::memcpy(logits, out.data_ptr(), rows * vocabulary * sizeof(float));
+  }
+
+  void Feed(const int32_t* tokens, size_t count, float* logits, bool all) {
+    if (count == 0 || count > capacity - length) Fail("the tokens do not fit the context");
+    for (size_t done = 0; done < count;) {
+      size_t now = std::min(count - done, chunk);
+      if (all) {
+        Run(score, tokens + done, now, logits + done * vocabulary, now);
+      } else {
+        bool last = done + now == count;
+        Run(now == 1 ? decode : prefill, tokens + done, now, last ? logits : nullptr, 1);
+      }
+      done += now;
+    }
+  }
+};
+
+namespace {
+
+template <typename Body>
+int Guarded(Body body) {
+  try {
+    body();
+    return 0;
+  } catch (const std::exception& e) {
+    error = e.what();
+    return -1;
+  }
+}
+
+edgewright_model* Opened(ffi::Optional<ffi::Module> (*find)(const std::string&), const std::string& library,
+                         const char* params, int threads, bool exact) {
+  auto* model = new edgewright_model;
+  if (Guarded([&] {
+        auto found = find(library);
+        if (!found.has_value()) Fail(library + ": no such library");
+        model->Load(*found, params, threads, exact);
+      }) == 0) {
+    return model;
+  }
+  delete model;
+  return nullptr;
+}
+
+ffi::Optional<ffi::Module> FromFile(const std::string& path) { return ffi::Module::LoadFromFile(path); }
+
+ffi::Optional<ffi::Module> Linked(const std::string& variant) {
+  return ffi::Function::GetGlobalRequired("ffi.SystemLib")("edgewright_" + variant + "_").cast<ffi::Module>();
+}
+
+}  // namespace
+
+const char* edgewright_variants(void) {
+#if defined(__APPLE__)
+  auto has = [](const char* name) {
+    int value = 0;
+    size_t size = sizeof(value);
+    return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+  };
+  bool dotprod = has("hw.optional.arm.FEAT_DotProd"), i8mm = has("hw.optional.arm.FEAT_I8MM");
+#elif defined(__aarch64__)
+  bool dotprod = getauxval(AT_HWCAP) & HWCAP_ASIMDDP, i8mm = getauxval(AT_HWCAP2) & HWCAP2_I8MM;
+#endif
+#if defined(__aarch64__)
+  return dotprod && i8mm ? "i8mm dotprod neon" : dotprod ? "dotprod neon" : "neon";
+#elif defined(__x86_64__)
+  __builtin_cpu_init();
+  bool avx512 = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl") &&
+                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+  return avx512 ? "avx512vnni avx2" : __builtin_cpu_supports("avx2") ? "avx2" : "";
+#else
+  return "";
+#endif
+}
+
+edgewright_model* edgewright_open(const char* folder, const char* params, int threads) {
+  std::string names = edgewright_variants();
+  for (size_t begin = 0; begin < names.size();) {
+    size_t end = std::min(names.find(' ', begin), names.size());
+    std::string variant = names.substr(begin, end - begin);
+    begin = end + 1;
+    if (folder == nullptr) {
+      if (auto* model = Opened(Linked, variant, params, threads, false)) return model;
+      continue;
+    }
+    std::string path = std::string(folder) + "/libmodel-" + variant + ".so";
+    if (access(path.c_str(), R_OK) == 0) return edgewright_open_library(path.c_str(), params, threads, 0);
+  }
+  if (folder != nullptr) error = std::string(folder) + ": holds no library for this CPU (" + names + ")";
+  return nullptr;
+}
+
+edgewright_model* edgewright_open_library(const char* library, const char* params, int threads, int exact) {
+  return Opened(FromFile, library, params, threads, exact != 0);
+}
+
+size_t edgewright_vocabulary(const edgewright_model* model) { return model->vocabulary; }
+size_t edgewright_capacity(const edgewright_model* model) { return model->capacity; }
+
+int edgewright_feed(edgewright_model* model, const int32_t* tokens, size_t count, float* logits) {
+  return Guarded([&] { model->Feed(tokens, count, logits, false); });
+}
+
+int edgewright_score(edgewright_model* model, const int32_t* tokens, size_t count, float* logits) {
+  return Guarded([&] { model->Feed(tokens, count, logits, true); });
+}
+
+void edgewright_reset(edgewright_model* model) { model->length = 0; }
+void edgewright_close(edgewright_model* model) { delete model; }
+const char* edgewright_error(void) { return error.c_str(); }

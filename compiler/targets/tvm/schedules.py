@@ -1,0 +1,35 @@
+"""Register tiles of the matmul kernels: (rows, tokens), by instruction set. Light; measured with `tests.bench.tvm`.
+
+One token is bound by memory: a few rows at once keep several streams going. Many tokens are bound by registers:
+32 vectors on AVX-512 and AArch64, 16 on AVX2. Tables hold what was measured best; `fitting` shrinks a tile to rows
+that it divides.
+"""
+
+from __future__ import annotations
+
+Tile = tuple[int, int]
+
+GEMV: dict[str, Tile] = {
+    "avx512vnni": (4, 1),
+    "avx2": (2, 1),
+    "neon": (2, 1),
+    "dotprod": (4, 1),
+    "i8mm": (4, 1),
+}
+GEMM: dict[str, Tile] = {
+    "avx512vnni": (4, 4),
+    "avx2": (2, 2),
+    "neon": (2, 2),
+    "dotprod": (4, 4),
+    "i8mm": (4, 8),
+}
+EXACT_GEMV: Tile = (2, 1)
+EXACT_GEMM: dict[str, Tile] = {"avx512vnni": (4, 4), "avx2": (2, 2), "neon": (2, 4), "dotprod": (2, 4), "i8mm": (2, 4)}
+
+
+def fitting(tile: Tile, rows: int) -> Tile:
+    """The tile with the most rows, at most its own, that divides `rows`."""
+    height = tile[0]
+    while rows % height:
+        height //= 2
+    return height, tile[1]
