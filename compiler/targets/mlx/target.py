@@ -1,0 +1,143 @@
+"""The MLX target: what it refuses, how large it gets, and the package it writes. Imports no MLX to write weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from artifacts import Progress
+from compiler.checkpoint import read_config
+from compiler.models.decoder import DecoderSpec
+from compiler.slots import HALF, Scheme, Schemes, Slot
+from compiler.targets.base import Estimate, Job, copy_tokenizer
+from compiler.targets.mlx.card import model_card
+from compiler.targets.mlx.config import is_wrapped, package_config, tensor_prefix, unreadable
+from compiler.targets.mlx.options import MlxOptions
+from compiler.targets.mlx.shards import package_tensors, stored_bytes, write_shards
+
+FUNCTIONS = "decoder.mlxfn"
+_GROUPS = (32, 64, 128)
+_BITS = (4, 8)
+_NAMED = 3
+
+
+class MlxTarget:
+    """Lowers a decoder to the layout of mlx-community from the packed bytes."""
+
+    tolerances: Mapping[str, float] = {
+        "exact_max_abs_logit": 1e-3,
+        "shipped_mean_kl": 2e-3,
+        "shipped_min_top1": 0.97,
+    }
+
+    def refusals(self, spec: DecoderSpec, slots: list[Slot], schemes: Schemes, options: MlxOptions) -> list[str]:
+        """What of a recipe MLX cannot hold, one sentence for each reason, with the tensors and the nearest choice."""
+        reasons: dict[str, list[str]] = {}
+        for slot in slots:
+            if (reason := refusal(slot, schemes.get(slot.name, HALF))) is not None:
+                reasons.setdefault(reason, []).append(slot.name)
+        found = [f"mlx: {_listed(names)}: {reason}" for reason, names in reasons.items()]
+        found += [f"mlx: {reason}" for reason in unreadable(spec)]
+        if options.kv_bits < 16 and kv_group(spec.head_dim) is None:
+            found.append(
+                f"mlx: kv_bits {options.kv_bits} needs a head_dim that 32 divides, this model's is {spec.head_dim}; "
+                "use kv_bits: 16"
+            )
+        return found
+
+    def estimate(
+        self, spec: DecoderSpec, slots: list[Slot], schemes: Schemes, max_tokens: int, options: MlxOptions
+    ) -> Estimate:
+        """Sizes in bytes; activations are those of a one-token step with its logits, in float16."""
+        weights = sum(stored_bytes(slot, schemes.get(slot.name, HALF)) for slot in slots)
+        values = 2 * spec.layers * spec.kv_width * max_tokens
+        kv = values * 2
+        if options.kv_bits < 16:
+            kv = values * options.kv_bits // 8 + values // (kv_group(spec.head_dim) or 32) * 4
+        widest = max(spec.vocab, 2 * spec.intermediate, spec.qkv_width)
+        return Estimate(weights, weights, kv, (widest + 4 * spec.hidden) * 2)
+
+    def build(self, job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
+        """Write weights, config.json, tokenizer and generation files, README.md and, if asked for, decoder.mlxfn."""
+        source = checkpoint_config(job)
+        tensors = package_tensors(job.slots, job.weights, tensor_prefix(source))
+        total, done = sum(t.size for t in tensors), 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            progress("writing weights", done, total)
+
+        write_shards(tensors, folder, sum(s.rows * s.columns for s in job.slots), advance)
+        _write_json(folder / "config.json", package_config(source, job.spec, job.slots, job.schemes))
+        copy_tokenizer(job.tokenizer, folder)
+        if not (folder / "generation_config.json").exists():
+            _write_json(folder / "generation_config.json", _generation_config(job.spec))
+        options: MlxOptions = job.options
+        (folder / "README.md").write_text(model_card(job, wrapped=is_wrapped(source)), encoding="utf-8")
+        runtime: dict[str, Any] = {
+            "loader": "mlx-lm",
+            "requires": {"mlx": ">=0.32", "mlx-lm": ">=0.32"},
+            "max_tokens": job.max_tokens,
+            "vocab_size": job.spec.vocab,
+            "layers": job.spec.layers,
+            "kv_heads": job.spec.kv_heads,
+            "head_dim": job.spec.head_dim,
+            "kv_bits": options.kv_bits,
+            "kv_group": kv_group(job.spec.head_dim) if options.kv_bits < 16 else None,
+            "eos": list(job.spec.eos),
+        }
+        if options.mlxfn_prefill is not None:
+            from compiler.targets.mlx.functions import export_decoder
+
+            progress("tracing functions", 0, 1)
+            export_decoder(job, folder, folder / FUNCTIONS, options.mlxfn_prefill, tensor_prefix(source))
+            runtime["functions"] = {"file": FUNCTIONS, "prefill_tokens": options.mlxfn_prefill}
+            progress("tracing functions", 1, 1)
+        return runtime
+
+
+def refusal(slot: Slot, scheme: Scheme) -> str | None:
+    """Why MLX cannot hold a slot in this scheme, and the nearest that it can; None when it can."""
+    if scheme.bits == 16:
+        return None
+    if scheme.bits not in _BITS:
+        nearest = min(_BITS, key=lambda bits: abs(bits - scheme.bits))
+        return f"{scheme.bits} bits cannot be lowered to MLX; use {nearest}"
+    if scheme.group in _GROUPS and slot.columns % scheme.group == 0:
+        return None
+    wanted = f"groups of {scheme.group}" if scheme.group else "one scale per row"
+    fitting = [group for group in _GROUPS if slot.columns % group == 0]
+    if not fitting:
+        return f"{slot.columns} columns divide into none of MLX's groups of 32, 64 or 128; keep it at bits: 16"
+    nearest = min(fitting, key=lambda group: abs(group - (scheme.group or 128)))
+    if scheme.group in _GROUPS:
+        return f"groups of {scheme.group} do not divide {slot.columns} columns; use group: {nearest}"
+    return f"MLX has no {wanted}, only groups of 32, 64 and 128; use group: {nearest}"
+
+
+def kv_group(head_dim: int) -> int | None:
+    """The group in which a KV cache is quantized: MLX's default of 64 where it divides the head, else 32."""
+    return next((group for group in (64, 32) if head_dim % group == 0), None)
+
+
+def checkpoint_config(job: Job) -> Mapping[str, Any]:
+    """The own config.json of the checkpoint, which may wrap the decoder's; without one, that of the packed weights."""
+    return read_config(job.tokenizer) if (job.tokenizer / "config.json").exists() else job.weights.config
+
+
+def _generation_config(spec: DecoderSpec) -> dict[str, Any]:
+    eos = spec.eos[0] if len(spec.eos) == 1 else list(spec.eos)
+    found = {"bos_token_id": spec.bos, "eos_token_id": eos or None}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
