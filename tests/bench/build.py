@@ -65,7 +65,7 @@ def _recipe(source: Path, group: int) -> Recipe:
 
 def genai(source: Path, out: Path, group: int) -> dict[str, float]:
     """The onnxruntime-genai builder. It knows no Ministral 3: the copy of the checkpoint says Mistral."""
-    from onnxruntime_genai.models.builder import create_model
+    import runpy
 
     staged = out / "source"
     shutil.rmtree(out, ignore_errors=True)
@@ -76,10 +76,21 @@ def genai(source: Path, out: Path, group: int) -> dict[str, float]:
     config |= {"architectures": ["MistralForCausalLM"]}
     (staged / "config.json").unlink()
     (staged / "config.json").write_text(json.dumps(config))
-    create_model(
-        None, str(staged), str(out / "onnx"), "int4", "cpu", str(out / "cache"),
-        int4_block_size=group, int4_accuracy_level=4,
-    )  # fmt: skip
+    sys.argv = [
+        "builder",
+        "-i",
+        str(staged),
+        "-o",
+        str(out / "onnx"),
+        "-p",
+        "int4",
+        "-e",
+        "cpu",
+        "-c",
+        str(out / "cache"),
+    ]
+    sys.argv += ["--extra_options", f"int4_block_size={group}", "int4_accuracy_level=4"]
+    runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
     return {}
 
 

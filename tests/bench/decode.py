@@ -27,11 +27,12 @@ def onnx(folder: Path) -> Callable[[np.ndarray[Any, Any]], int]:
     options.intra_op_num_threads = THREADS
     options.log_severity_level = 3
     session = ort.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
-    inputs = {v.name: v for v in session.get_inputs()}
+    inputs = [v.name for v in session.get_inputs()]
+    decoder = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]
     binding = session.io_binding()
-    for name, value in inputs.items():
+    for name in inputs:
         if name.startswith("past"):
-            shape = (1, value.shape[1], MAX_TOKENS, value.shape[3])
+            shape = (1, decoder["num_key_value_heads"], MAX_TOKENS, decoder["head_size"])
             buffer = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
             binding.bind_ortvalue_input(name, buffer)
             binding.bind_ortvalue_output(name.replace("past_key_values", "present"), buffer)
