@@ -1,0 +1,66 @@
+"""Finding the first operation that differs, and counting memory from the program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from runtime_tests.mil.bisect import compare, plain_name, relative_rms
+from runtime_tests.mil.memory import account
+from runtime_tests.mil.package import Package
+from runtime_tests.mil.program import Function
+
+X = np.random.default_rng(1).uniform(-1, 1, (2, 8)).astype(np.float32)
+WEIGHT = np.random.default_rng(0).uniform(-1, 1, (5, 8)).astype(np.float32)
+
+
+def reference() -> dict[str, torch.Tensor]:
+    hidden = torch.from_numpy(X @ WEIGHT.T)
+    return {"hidden": hidden, "active": hidden.relu(), "y": hidden.relu() + 1}
+
+
+def test_agreement_is_counted(small: Path) -> None:
+    found = compare(Function(Package(small)), {"x": X}, reference(), 1e-5)
+    assert (found.compared, found.divergence) == (3, None)
+
+
+def test_the_first_operation_that_differs_is_named(small_half: Path) -> None:
+    wrong = reference()
+    wrong["active"] = torch.nn.functional.gelu(wrong["hidden"])
+    wrong["y"] = wrong["active"] + 1
+    found = compare(Function(Package(small_half), exact=True), {"x": X}, wrong, 1e-3).divergence
+    assert found is not None
+    assert (found.operation, plain_name(found.name)) == ("relu", "active")
+    assert found.after is not None and plain_name(found.after) == "hidden"
+    assert "operation relu" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("linear_3_cast_fp16", "linear_3"),
+        ("float32_rms_norm_to_fp16", "rms_norm"),
+        ("gelu", "gelu"),
+        ("arange_cast_int32_to_uint16", "arange"),
+    ],
+)
+def test_plain_names(name: str, plain: str) -> None:
+    assert plain_name(name) == plain
+
+
+def test_a_value_that_is_not_finite_differs_infinitely() -> None:
+    assert relative_rms(torch.tensor([1.0, float("nan")]), torch.ones(2)) == float("inf")
+    assert relative_rms(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0])) == pytest.approx(2**0.5)
+
+
+def test_memory_is_counted_from_the_program(small: Path) -> None:
+    """hidden (40 bytes) and active (40) live together, then active and y: 80 at the worst moment."""
+    memory = account(Package(small), "main", {"x": torch.from_numpy(X)})
+    assert memory.activations == 80
+    assert memory.interface == X.nbytes + 2 * 5 * 4
+    assert memory.states == 0
+    assert memory.band[0] <= memory.dirty <= memory.band[1]
+    assert memory.weights == (small / "Data/com.apple.CoreML/weights/weight.bin").stat().st_size
