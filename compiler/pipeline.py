@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,12 +24,13 @@ from compiler import golden, targets
 from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
 from compiler.models.decoder import DecoderSpec
-from compiler.quantize import methods
+from compiler.quantize import evidence, methods
+from compiler.quantize.calibration import calibration_file
 from compiler.quantize.packed import PackedWeights
 from compiler.quantize.rules import Assignment, assign, options_of
 from compiler.slots import HALF, Slot, Weights
 from compiler.targets.base import Job, copy_tokenizer
-from recipes.schema import Recipe
+from recipes.schema import Calibration, Recipe
 
 FAMILY = "decoder"
 _TOOLS = ("edgewright", "torch", "transformers", "onnx", "onnxruntime", "coremltools", "mlx", "apache-tvm")
@@ -111,15 +113,18 @@ def quantize(
         if refusals := targets.load_target(name).refusals(spec, slots, assignment.schemes, options):
             raise EdgewrightError("; ".join(refusals))
 
-    key = _key(recipe, checkpoint, assignment)
+    calibration = recipe.quantize.calibration or Calibration()
+    text = calibration_file(calibration, recipe.resolve(calibration.text))
+    key = _key(calibration, text, checkpoint, assignment)
     groups = _groups(slots, assignment)
     if not _finished(out, key):
         needed = sum(g.bytes for g in groups)
+        work = out.parent / f".calibration-{key[:16]}"
+        config = text_config(checkpoint)
         with staged(out, needed_bytes=needed) as partial, ThreadPoolExecutor(1) as pool:
             files = pool.submit(_hash_files, checkpoint)
-            methods.run(
-                recipe.quantize, checkpoint, spec, slots, assignment, partial, text_config(checkpoint), progress
-            )
+            found = methods.run(checkpoint, spec, slots, assignment, calibration, text, partial, work, config, progress)
+            evidence.write(partial, found)
             copy_tokenizer(checkpoint.path, partial)
             draft = ManifestDraft(
                 created_by=tool_versions(),
@@ -132,6 +137,7 @@ def quantize(
                 weights_digest=sha256_file(partial / "model.safetensors"),
             )
             write_manifest(partial, draft)
+        shutil.rmtree(work, ignore_errors=True)
     manifest = read_manifest(out)
     weights = PackedWeights(out)
     return Quantized(out, spec, slots, assignment, weights, manifest.checkpoint, groups, manifest.weights_digest)
@@ -233,18 +239,12 @@ def _hash_files(checkpoint: Checkpoint) -> tuple[CheckpointFile, ...]:
     return tuple(CheckpointFile(path=f.name, size=f.stat().st_size, sha256=sha256_file(f.resolve())) for f in files)
 
 
-def _key(recipe: Recipe, checkpoint: Checkpoint, assignment: Assignment) -> str:
+def _key(calibration: Calibration, text: Path | None, checkpoint: Checkpoint, assignment: Assignment) -> str:
     """What quantized weights depend on: the checkpoint's files, every tensor's scheme and method, the calibration."""
     stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in checkpoint.tensors.files]
     rules = {n: (r.bits, r.group, r.symmetric, r.method, options_of(r)) for n, r in assignment.rules.items()}
-    calibration = recipe.quantize.calibration
-    content = [
-        str(checkpoint.path.resolve()),
-        stats,
-        checkpoint.config,
-        rules,
-        calibration and calibration.model_dump(),
-    ]
+    looked_at = [calibration.model_dump(), text and sha256_file(text)] if methods.calibrates(assignment) else None
+    content = [str(checkpoint.path.resolve()), stats, checkpoint.config, rules, looked_at]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 

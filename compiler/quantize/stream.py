@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from artifacts import EdgewrightError, Progress
 from compiler.checkpoint import Checkpoint, row_blocks
-from compiler.quantize.packed import Codes, PackedWriter
-from compiler.slots import HALF, Scheme, Schemes, Slot
+from compiler.quantize.interface import Rounder
+from compiler.quantize.packed import PackedWriter, dequantize
+from compiler.slots import HALF, Schemes, Slot
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Rounder = Callable[["Tensor", Scheme], Codes]
+Loss = dict[str, tuple[float, float]]
+"""Of each quantized slot, the sums of squares of its weights and of their error."""
 
 
 def quantize_checkpoint(
@@ -25,8 +26,8 @@ def quantize_checkpoint(
     folder: Path,
     config: Mapping[str, Any],
     progress: Progress,
-) -> None:
-    """Write the packed checkpoint of `slots` into an empty folder.
+) -> Loss:
+    """Write the packed checkpoint of `slots` into an empty folder; what was lost.
 
     rounders: the method of each quantized slot. config: the config.json to write beside the weights.
     """
@@ -34,12 +35,17 @@ def quantize_checkpoint(
     writer = PackedWriter(folder, slots, schemes, half_dtypes)
     total = sum(s.rows * s.columns for s in slots)
     done = 0
+    loss: Loss = {}
     for slot in slots:
         for start, stop in row_blocks(slot.rows, slot.columns):
-            quantize_rows(checkpoint, slot, start, stop, schemes, rounders, writer)
+            lost = quantize_rows(checkpoint, slot, start, stop, schemes, rounders, writer)
+            if lost is not None:
+                signal, noise = loss.get(slot.name, (0.0, 0.0))
+                loss[slot.name] = signal + lost[0], noise + lost[1]
             done += (stop - start) * slot.columns
             progress("quantizing", done, total)
     writer.close(config)
+    return loss
 
 
 def half_dtype(checkpoint: Checkpoint, slot: Slot) -> str:
@@ -58,18 +64,21 @@ def quantize_rows(
     schemes: Schemes,
     rounders: Mapping[str, Rounder],
     writer: PackedWriter,
-) -> None:
-    """Quantize rows `start:stop` of one slot and write them (a norm or 16-bit slot: copy)."""
+) -> tuple[float, float] | None:
+    """Quantize rows `start:stop` of one slot and write them (a norm or 16-bit slot: copy).
+
+    Returns the sums of squares of quantized rows and of their error.
+    """
     import torch
 
     scheme = schemes.get(slot.name, HALF)
     if slot.kind == "norm":
         writer.write_half(slot.name, 0, checkpoint.rows(slot.tensor))
-        return
+        return None
     rows = checkpoint.rows(slot.tensor, start, stop)
     if scheme.bits == 16:
         writer.write_half(slot.name, start, rows)
-        return
+        return None
     try:
         codes = rounders[slot.name](torch.from_numpy(rows), scheme)
     except OverflowError as error:
@@ -78,3 +87,6 @@ def quantize_rows(
             f"{{match: {slot.name}, bits: 16}}"
         ) from error
     writer.write(slot.name, start, codes)
+    wrong = dequantize(codes)
+    wrong -= rows
+    return float(np.vdot(rows, rows)), float(np.vdot(wrong, wrong))

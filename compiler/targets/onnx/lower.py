@@ -25,6 +25,7 @@ from onnx import TensorProto, helper
 
 from compiler.checkpoint import row_blocks
 from compiler.graph import Node, capture_decoder
+from compiler.quantize.kv import CacheScales
 from compiler.quantize.packed import Int8, PackedWeights
 from compiler.targets.onnx.external import ExternalData
 
@@ -45,8 +46,12 @@ def needs_positions(job: Job) -> bool:
 class Lowering:
     """Walks one captured decoder and builds its ONNX graph, streaming weights into the external-data file."""
 
-    def __init__(self, job: Job, data: ExternalData, progress: Callable[[int], None]) -> None:
+    def __init__(
+        self, job: Job, data: ExternalData, progress: Callable[[int], None], cache: list[CacheScales] | None = None
+    ) -> None:
+        """cache: the INT8 scales of every layer's KV cache; None keeps it in float32."""
         self.job = job
+        self.cache = cache
         self.data = data
         self.progress = progress
         self.nodes: list[onnx.NodeProto] = []
@@ -103,13 +108,14 @@ class Lowering:
         if needs_positions(self.job):
             inputs.append(info("position_ids", TensorProto.INT64, ids))
         length = 1 if self.job.options.logits == "last" else "sequence"
+        cached = TensorProto.FLOAT if self.cache is None else TensorProto.INT8
         results = [info(outputs[0], TensorProto.FLOAT, ["batch", length, spec.vocab])]
         for i in range(spec.layers):
             for j, kind in enumerate(("key", "value")):
                 shape: list[str | int | None] = ["batch", spec.kv_heads, "past", spec.head_dim]
-                inputs.append(info(f"past_key_values.{i}.{kind}", TensorProto.FLOAT, shape))
+                inputs.append(info(f"past_key_values.{i}.{kind}", cached, shape))
                 shape = ["batch", spec.kv_heads, "total", spec.head_dim]
-                results.append(info(outputs[1 + 2 * i + j], TensorProto.FLOAT, shape))
+                results.append(info(outputs[1 + 2 * i + j], cached, shape))
         graph = helper.make_graph(self.nodes, self.job.name, inputs, results, list(self.initializers.values()))
         opsets = [helper.make_opsetid(domain, version) for domain, version in _OPSETS.items()]
         return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="edgewright")
@@ -246,10 +252,17 @@ class Lowering:
             packed = self.node("Mul", [packed, factor], [f"{node.name}.scaled"])
         past = [self.value(key), self.value(value)]
         present = [name.replace("past_key_values", "present") for name in past]
-        tables = [self.value(cos), self.value(sin)]
+        inputs = [packed, "", "", *past, "seqlens_k", "total_sequence_length", self.value(cos), self.value(sin)]
+        quantized: dict[str, Any] = {}
+        if self.cache is not None:
+            scales = self.cache[int(past[0].split(".")[1])]
+            names = [self.floats(f"{past[0]}.scale", scales.key), self.floats(f"{past[1]}.scale", scales.value)]
+            inputs += ["", "", "", *names]
+            kind = "PER_TENSOR" if scales.key.size == 1 else "PER_CHANNEL"
+            quantized = {"k_quant_type": kind, "v_quant_type": kind, "kv_cache_bit_width": 8}
         self.node(
             "GroupQueryAttention",
-            [packed, "", "", *past, "seqlens_k", "total_sequence_length", *tables],
+            inputs,
             [node.name, *present],
             _MS,
             num_heads=heads,
@@ -257,6 +270,7 @@ class Lowering:
             scale=scale,
             do_rotary=1,
             rotary_interleaved=0,
+            **quantized,
         )
         return node.name, present[0], present[1]
 

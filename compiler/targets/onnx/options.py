@@ -18,6 +18,10 @@ class OnnxOptions(BaseModel):
     logits: Literal["last", "all"] = Field(
         "last", description="logits of the last position only (prefill memory does not grow with the prompt), or all"
     )
+    kv_bits: Literal[8, 32] = Field(32, description="8 keeps keys and values as INT8, with scales measured on text")
+    kv_scales: Literal["channel", "tensor"] = Field(
+        "channel", description="INT8 cache: a scale for each channel of each head, or one for each cache tensor"
+    )
 
 
 OPTIONS = OnnxOptions

@@ -48,7 +48,7 @@ class OnnxTarget:
                 slot.rows * slot.columns * 4 if scheme.bits == 16 else scheme.packed_bytes(slot.rows, slot.columns)
             )
         tables = max_tokens * spec.head_dim * 4
-        kv = 2 * spec.layers * spec.kv_width * max_tokens * 4
+        kv = 2 * spec.layers * spec.kv_width * max_tokens * options.kv_bits // 8
         widest = max(spec.vocab, 2 * spec.intermediate, spec.qkv_width)
         return Estimate(weights + tables, weights, kv, (widest + 4 * spec.hidden) * 4)
 
@@ -65,8 +65,15 @@ class OnnxTarget:
             done += count
             progress("writing weights", done, total)
 
+        cache = None
+        if job.options.kv_bits == 8:
+            from compiler.quantize import kv
+
+            progress("measuring the cache", 0, 1)
+            granularity = job.options.kv_scales
+            cache = kv.measure(job.spec, job.schemes, job.weights, job.tokenizer, job.max_tokens, granularity)
         data = ExternalData(folder / "model.onnx.data")
-        model = Lowering(job, data, advance).run()
+        model = Lowering(job, data, advance, cache).run()
         data.close()
         write_model(model, folder / "model.onnx")
         positions = needs_positions(job)
@@ -74,18 +81,25 @@ class OnnxTarget:
         (folder / "genai_config.json").write_text(config + "\n", encoding="utf-8")
         copy_tokenizer(job.tokenizer, folder)
         spec = job.spec
-        return {
+        runtime: dict[str, Any] = {
             "model": "model.onnx",
             "max_tokens": job.max_tokens,
             "vocab_size": spec.vocab,
             "layers": spec.layers,
             "kv_heads": spec.kv_heads,
             "head_dim": spec.head_dim,
-            "kv_bits": 32,
+            "kv_bits": job.options.kv_bits,
             "logits": job.options.logits,
             "position_ids": positions,
             "eos": list(spec.eos),
         }
+        if cache is not None:
+            runtime["kv_error"] = {
+                "scales": job.options.kv_scales,
+                "worst_key_snr_db": round(min(c.key_snr_db for c in cache), 2),
+                "worst_value_snr_db": round(min(c.value_snr_db for c in cache), 2),
+            }
+        return runtime
 
 
 def genai_config(job: Job, positions: bool) -> dict[str, Any]:

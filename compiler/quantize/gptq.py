@@ -1,0 +1,208 @@
+"""GPTQ, and what makes it better: rounding that minimizes the error of a layer's outputs, not of its weights.
+
+Columns are rounded one after another, those with the largest inputs first, and the error of each is spread over the
+columns still to come by the inverse of the damped Hessian. Then scales and codes are refined in turn: each scale is
+the exact minimizer for its codes, each code the best one while all others stand still (coordinate descent). The
+target is corrected first for the drift of the layer's inputs: the layer is fitted to what the unquantized model
+computes, from what the quantized one gives it.
+
+Sources: Frantar et al., "GPTQ" (ICLR 2023), algorithm 1; Li et al., "GPTAQ" (2025) for asymmetric inputs; Behdin et
+al., "QuantEase" (2023) for coordinate descent. Scales are fp16-representable at every step.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from compiler.quantize import mse, rtn
+from compiler.quantize.interface import Inputs, Rounder
+from compiler.quantize.packed import Codes
+from compiler.slots import Scheme
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CALIBRATED = True
+_BLOCK = 64
+_MOST_DAMPING = 1e4
+_log = logging.getLogger(__name__)
+
+
+class GptqOptions(BaseModel):
+    """Options of `method: gptq`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    damping: float = Field(0.02, gt=0, le=1, description="added to the Hessian's diagonal, as a share of its mean")
+    act_order: bool = Field(True, description="round the columns with the largest inputs first")
+    candidates: int = Field(12, ge=2, le=256, description="clipped scales tried for each group")
+    refinements: int = Field(4, ge=0, le=64, description="rounds of refitting scales and codes afterwards")
+    correction: float = Field(
+        1.0, ge=0, le=1, description="how much of the drift of the inputs to correct; 0 switches it off"
+    )
+
+
+OPTIONS = GptqOptions
+
+
+def rounder(options: GptqOptions, inputs: Inputs | None = None) -> Rounder:
+    """Prepare the factors that every row block shares. Raises ValueError without inputs."""
+    import torch
+
+    if inputs is None:
+        raise ValueError("gptq needs calibration inputs")
+    order = inputs.hessian.diagonal().argsort(descending=True, stable=True) if options.act_order else None
+    hessian, inverse = invert(inputs.hessian, options.damping)
+    correction = None
+    if inputs.drift is not None and options.correction:
+        correction = inputs.drift @ inverse
+        correction *= options.correction
+    if order is not None:
+        inverse = inverse[order][:, order]
+    # the upper factor U of H⁻¹ = UᵀU: row j holds what rounding column j costs the later ones
+    factor = torch.linalg.cholesky(inverse, upper=True)
+    del inverse
+
+    def quantize(rows: Tensor, scheme: Scheme) -> Codes:
+        target = rows if correction is None else rows + rows @ correction
+        solution = Solution(target, hessian, scheme, options.candidates)
+        solution.round_in_order(factor, order)
+        for _ in range(options.refinements):
+            solution.refit_scales()
+            if not solution.descend():
+                break
+        return solution.codes()
+
+    return quantize
+
+
+def invert(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """The damped Hessian and its inverse; damping grows tenfold, with a warning, until it is positive definite.
+
+    Columns whose input is always zero get a diagonal of one: their weights do not matter and round to nearest.
+    """
+    import torch
+
+    damped = hessian.clone()
+    diagonal = damped.diagonal()
+    mean = float(diagonal.mean()) or 1.0
+    diagonal[diagonal == 0] = mean
+    share = damping
+    added = 0.0
+    while True:
+        diagonal += share * mean - added
+        added = share * mean
+        lower, info = torch.linalg.cholesky_ex(damped)
+        if not int(info):
+            return damped, torch.cholesky_inverse(lower)
+        if share >= _MOST_DAMPING:
+            raise ValueError("the Hessian of the calibration inputs holds NaN or infinite values")
+        share *= 10
+        _log.warning("a Hessian is not positive definite: damped by %g of its mean diagonal", share)
+
+
+class Solution:
+    """Codes and scales of a row block while they are improved; matrices lie transposed, [columns, rows].
+
+    Minimizes (W - Ŵ) H (W - Ŵ)ᵀ for every row of W by itself.
+    """
+
+    def __init__(self, rows: Tensor, hessian: Tensor, scheme: Scheme, candidates: int) -> None:
+        columns = rows.shape[1]
+        self._scheme = scheme
+        self._half = 1 << (scheme.bits - 1)
+        self._group = scheme.group or columns
+        self._hessian = hessian
+        grouped = rows.unflatten(1, (-1, self._group))
+        weight = hessian.diagonal().unflatten(0, (-1, self._group))
+        scales, zeros = mse.search(grouped, scheme, candidates, weight)
+        self._target = rows.t().contiguous()
+        self._scales = scales.t().contiguous()
+        self._zeros = None if zeros is None else zeros.t().contiguous()
+        self._levels = self._target.new_empty(self._target.shape)  # codes less their zero points
+
+    def _nearest(self, column: int, values: Tensor) -> Tensor:
+        """The levels nearest to values / scale of one column."""
+        group = column // self._group
+        steps = values / self._scales[group]
+        if self._zeros is None:
+            return steps.round_().clamp_(-self._half, self._half - 1)
+        zero = self._zeros[group]
+        return steps.add_(zero).round_().clamp_(-self._half, self._half - 1).sub_(zero)
+
+    def _gradient(self) -> Tensor:
+        """H (W - Ŵ)ᵀ, [columns, rows]."""
+        residual = self._levels.unflatten(0, (-1, self._group)) * self._scales[:, None]
+        gradient: Tensor = self._hessian @ (self._target - residual.flatten(0, 1))
+        return gradient
+
+    def round_in_order(self, factor: Tensor, order: Tensor | None) -> None:
+        """GPTQ. factor: the upper Cholesky factor of the inverse Hessian, its columns in `order`."""
+        import torch
+
+        columns = len(self._target)
+        places = list(range(columns)) if order is None else order.tolist()
+        left = self._target.clone() if order is None else self._target[order]
+        for start in range(0, columns, _BLOCK):
+            stop = min(start + _BLOCK, columns)
+            errors = torch.empty((stop - start, left.shape[1]))
+            for i in range(start, stop):
+                levels = self._nearest(places[i], left[i])
+                self._levels[places[i]] = levels
+                error = (left[i] - levels * self._scales[places[i] // self._group]) / factor[i, i]
+                errors[i - start] = error
+                left[i + 1 : stop].addr_(factor[i, i + 1 : stop], error, alpha=-1)
+            left[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
+
+    def refit_scales(self) -> None:
+        """Give every scale, group after group, the value that minimizes the error for the codes as they are."""
+        import torch
+
+        gradient = self._gradient()
+        for group in range(len(self._scales)):
+            at = slice(group * self._group, (group + 1) * self._group)
+            levels = self._levels[at]
+            curvature = (levels * (self._hessian[at, at] @ levels)).sum(0)
+            step = (levels * gradient[at]).sum(0) / curvature.clamp(min=torch.finfo(torch.float32).tiny)
+            old = self._scales[group]
+            new = torch.where(curvature > 0, old + step, old)
+            # a scale near zero would lose its codes' meaning: keep the old one
+            new = rtn.representable(torch.where(new.abs() > old.abs() / 4, new, old))
+            gradient.addmm_(self._hessian[:, at], levels * (new - old), alpha=-1)
+            self._scales[group] = new
+
+    def descend(self) -> bool:
+        """One sweep of coordinate descent over all codes; whether any changed."""
+        import torch
+
+        gradient = self._gradient()
+        diagonal = self._hessian.diagonal().tolist()
+        columns, changed = len(gradient), False
+        for start in range(0, columns, _BLOCK):
+            stop = min(start + _BLOCK, columns)
+            moves = torch.empty((stop - start, gradient.shape[1]))
+            for i in range(start, stop):
+                scale = self._scales[i // self._group]
+                levels = self._nearest(i, torch.addcmul(gradient[i] / diagonal[i], self._levels[i], scale))
+                move = (levels - self._levels[i]) * scale
+                self._levels[i] = levels
+                moves[i - start] = move
+                gradient[i + 1 : stop].addr_(self._hessian[i, i + 1 : stop], move, alpha=-1)
+            changed = changed or bool(moves.any())
+            gradient[stop:].addmm_(self._hessian[stop:, start:stop], moves, alpha=-1)
+        return changed
+
+    def codes(self) -> Codes:
+        import torch
+
+        levels = self._levels.unflatten(0, (-1, self._group))
+        if self._zeros is None:
+            zeros = None
+        else:
+            levels = levels + self._zeros[:, None]
+            zeros = self._zeros.t().to(torch.int8).contiguous().numpy()
+        codes = levels.flatten(0, 1).t().to(torch.int8).contiguous().numpy()
+        return Codes(codes, self._scales.t().contiguous().numpy(), zeros)

@@ -1,0 +1,47 @@
+"""What a quantization method is: one module with these names, found by its `OPTIONS`.
+
+    OPTIONS                            light pydantic model of what a rule may say to it
+    CALIBRATED                         whether it looks at the inputs of a tensor (`Inputs`); absent means no
+    rounder(options, inputs) -> Rounder
+    fold_factors(inputs, …)            only methods that rescale channels (see `awq`)
+
+A rounder takes rows of a matrix, any number of them, and gives their codes: rows are independent of each other once
+the inputs are known, so a matrix never has to be in memory as a whole. Importing a method loads no framework.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from pydantic import BaseModel
+
+from compiler.quantize.packed import Codes
+from compiler.slots import Scheme
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Rounder = Callable[["Tensor", Scheme], Codes]
+"""Float32 rows [rows, columns] and their scheme to codes. Raises OverflowError when a scale does not fit in fp16."""
+
+
+@dataclass
+class Inputs:
+    """What calibration knows of a matrix's inputs x, as means over calibration tokens, float32 [columns, columns].
+
+    hessian: x xᵀ, where x is what the matrix gets with everything before it quantized.
+    drift: (x' - x) xᵀ, where x' is what it gets in the unquantized model; None when there is no difference.
+    """
+
+    hessian: Tensor
+    drift: Tensor | None = None
+
+
+class Method(Protocol):
+    """A quantization method's module."""
+
+    OPTIONS: type[BaseModel]
+
+    def rounder(self, options: BaseModel, inputs: Inputs | None = None) -> Rounder: ...

@@ -1,0 +1,78 @@
+"""INT8 scales of the KV cache, measured: what keys and values look like on calibration text, after the rotation.
+
+One scale for each channel of each key-value head, or one for each cache tensor. The cache of the dialect's reference
+is what is looked at, so keys are the rotated ones that runtimes store.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler.models import decoder
+from compiler.models.decoder import DecoderSpec
+from compiler.quantize.calibration import calibration_tokens
+from compiler.slots import Schemes, Weights
+from recipes.schema import Calibration
+
+Float32 = NDArray[np.float32]
+Granularity = Literal["channel", "tensor"]
+
+TOKENS = 1024
+# text that was not looked at goes a little further; what goes further still is clipped
+_HEADROOM = 1.1
+
+
+@dataclass(frozen=True)
+class CacheScales:
+    """Scales of one layer, float32 [kv_heads * head_dim] or [1]: a cached value is code * scale.
+
+    key_snr_db, value_snr_db: signal-to-noise ratio of the rounded cache on the text that was looked at.
+    """
+
+    key: Float32
+    value: Float32
+    key_snr_db: float
+    value_snr_db: float
+
+
+def measure(
+    spec: DecoderSpec, schemes: Schemes, weights: Weights, checkpoint: Path, max_tokens: int, granularity: Granularity
+) -> list[CacheScales]:
+    """Run the quantized model over calibration text, or over random tokens where the checkpoint has no tokenizer."""
+    import torch
+
+    from compiler import dialect
+
+    count = min(TOKENS, max_tokens)
+    if (checkpoint / "tokenizer.json").is_file():
+        ids = calibration_tokens(Calibration(tokens=count), None, checkpoint, spec)
+    else:
+        ids = np.random.default_rng(0).integers(0, spec.vocab, (1, count), np.int32)
+    ids = ids.reshape(1, -1)
+    positions = torch.arange(ids.shape[1])[None]
+    with torch.no_grad(), dialect.weights(weights):
+        model = decoder.build(spec, schemes, "hidden")
+        caches = model(torch.from_numpy(ids).long(), positions, decoder.empty_caches(spec, ids.shape[1]))[1]
+    found = []
+    for key, value in caches:
+        key_scale, key_snr = _scale(key.numpy()[0], granularity)
+        value_scale, value_snr = _scale(value.numpy()[0], granularity)
+        found.append(CacheScales(key_scale, value_scale, key_snr, value_snr))
+    return found
+
+
+def _scale(cache: Float32, granularity: Granularity) -> tuple[Float32, float]:
+    """Scale of a cache [kv_heads, positions, head_dim], and the signal-to-noise ratio in dB that it gives."""
+    axes = (1,) if granularity == "channel" else (0, 1, 2)
+    largest = np.abs(cache).max(axes, keepdims=True)
+    scale = np.where(largest > 0, largest * _HEADROOM / 127, 1.0).astype(np.float32)
+    wrong = np.clip(np.round(cache / scale), -128, 127) * scale - cache
+    signal, noise = float(np.square(cache).sum()), float(np.square(wrong).sum())
+    snr = 10 * math.log10(signal / noise) if noise else math.inf
+    return scale.reshape(-1), snr

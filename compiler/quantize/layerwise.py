@@ -1,0 +1,394 @@
+"""Calibrated quantization of a decoder, layer by layer: one layer's weights in memory, hidden states in files.
+
+Two streams of hidden states run side by side: the unquantized model's, and that of the model with every earlier
+tensor quantized. A tensor is quantized from the inputs that it gets in the second and the drift from the first.
+Every finished layer is a file in the work folder beside the states that the next one starts from, so a run that is
+killed continues there. Knows no method: see `interface.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from artifacts import EdgewrightError, Progress
+from compiler.checkpoint import Checkpoint, row_blocks, to_float32
+from compiler.dialect import edge
+from compiler.models import decoder
+from compiler.models.decoder import DecoderSpec
+from compiler.quantize import awq
+from compiler.quantize.evidence import TensorEvidence
+from compiler.quantize.interface import Inputs, Rounder
+from compiler.quantize.packed import dequantize, from_float32, pack
+from compiler.quantize.rules import Assignment
+from compiler.quantize.states import Spill
+from compiler.quantize.stream import half_dtype
+from compiler.slots import Slot
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_BLOCK_BYTES = 1 << 25
+_WORK_UNITS = 10  # of a layer, for each calibration sequence: six passes and four points to quantize
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to quantize, and how. prepare: of each quantized slot, from its inputs to its rounder."""
+
+    checkpoint: Checkpoint
+    spec: DecoderSpec
+    slots: dict[str, Slot]
+    assignment: Assignment
+    prepare: dict[str, Callable[[Inputs | None], Rounder]]
+    fold: frozenset[str]
+
+    def rows(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        return torch.from_numpy(self.checkpoint.rows(self.slots[name].tensor, start, stop))
+
+
+class LayerFile:
+    """The finished tensors of one layer: packed codes, scales, zero points, folded norms, evidence."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def done(self) -> bool:
+        return self.path.is_file()
+
+    def save(self, tensors: dict[str, NDArray[Any]], evidence: list[TensorEvidence], extra: dict[str, float]) -> None:
+        from safetensors.numpy import save_file
+
+        partial = self.path.with_suffix(".partial")
+        found = {"evidence": json.dumps([e.model_dump() for e in evidence]), "extra": json.dumps(extra)}
+        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()} or {"empty": np.zeros(1)}, partial, found)
+        partial.rename(self.path)
+
+    def load(self) -> tuple[dict[str, NDArray[Any]], list[TensorEvidence], dict[str, float]]:
+        from safetensors import safe_open
+
+        with safe_open(self.path, "numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+            metadata = file.metadata()
+        evidence = [TensorEvidence.model_validate(e) for e in json.loads(metadata["evidence"])]
+        return tensors, evidence, json.loads(metadata["extra"])
+
+
+class Gathered:
+    """Sums over calibration tokens that become `Inputs`."""
+
+    def __init__(self, columns: int, drift: bool) -> None:
+        self._hessian = torch.zeros(columns, columns)
+        self._drift = torch.zeros(columns, columns) if drift else None
+        self._tokens = 0
+
+    def add(self, x: Tensor, full: Tensor | None = None) -> None:
+        """x, full: [1, length, columns], the inputs and those of the unquantized model."""
+        x = x[0]
+        self._hessian.addmm_(x.t(), x)
+        if self._drift is not None and full is not None:
+            self._drift.addmm_((full[0] - x).t(), x)
+        self._tokens += len(x)
+
+    def inputs(self) -> Inputs:
+        self._hessian /= self._tokens
+        if self._drift is not None:
+            self._drift /= self._tokens
+        return Inputs(self._hessian, self._drift)
+
+
+class Layer:
+    """One decoder layer on its way from the checkpoint to codes."""
+
+    def __init__(self, task: Task, index: int, tokens: NDArray[np.int32], work: Path, advance: Callable[[], None]):
+        self.task, self.index, self.advance = task, index, advance
+        spec = task.spec
+        self.prefix = f"model.layers.{index}."
+        self.sequences, self.length = tokens.shape
+        self.frequencies = decoder.rotary_frequencies(spec)
+        self.work = work
+        self.tensors: dict[str, NDArray[Any]] = {}
+        self.evidence: list[TensorEvidence] = []
+        self.columns: dict[str, Tensor] = {}  # factors folded into a slot's columns
+        self.rows: dict[str, Tensor] = {}  # and out of its rows
+        self.norms = {n: task.rows(self.prefix + n) for n in ("input_layernorm", "post_attention_layernorm")}
+        self.full_norms = dict(self.norms)
+
+    def spill(self, name: str, width: int) -> Spill:
+        return Spill(self.work / f"{name}.f32", (self.sequences, self.length, width))
+
+    def boundary(self, stream: str, layer: int) -> Spill:
+        return self.spill(f"{stream}-{layer:03d}", self.task.spec.hidden)
+
+    # -- the function of a layer ----------------------------------------------------------------------------------
+
+    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return torch.nn.functional.rms_norm(x, (x.shape[-1],), weight, self.task.spec.eps)
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        spec = self.task.spec
+        positions = torch.arange(self.length)[None]
+        cos, sin = edge.rotary(positions, *self.frequencies)
+        cache = torch.zeros(1, spec.kv_heads, self.length, spec.head_dim)
+        scale = spec.head_dim**-0.5
+        sizes = (spec.heads, spec.kv_heads, spec.head_dim, scale, spec.query_beta, spec.query_period)
+        out: Tensor = edge.attention(qkv, cos, sin, positions, cache, cache, *sizes)[0]
+        return out
+
+    @staticmethod
+    def gate(both: Tensor) -> Tensor:
+        gate, up = both.chunk(2, -1)
+        return torch.nn.functional.silu(gate) * up
+
+    # -- the unquantized stream -----------------------------------------------------------------------------------
+
+    def full_pass(self) -> None:
+        """Run the unquantized layer over the calibration set; find the factors to fold on the way."""
+        spec, linear = self.task.spec, torch.nn.functional.linear
+        qkv, o, both, down = (self.matrices(*names) for names in self.points())
+        sizes = (spec.hidden, spec.query_width, spec.hidden, spec.intermediate)
+        folding = [all(self.prefix + n in self.task.fold for n in names) for names in self.points()]
+        gathered = [Gathered(n, False) if wanted else None for n, wanted in zip(sizes, folding, strict=True)]
+        source, target = self.boundary("full", self.index), self.boundary("full", self.index + 1)
+        attention, middle, product = self.scratch("full")
+        for n in range(self.sequences):
+            x = source.read(n)
+            first = self.norm(x, self.norms["input_layernorm"])
+            second = self.attend(linear(first, qkv))
+            attention.write(n, second)
+            x += linear(second, o)
+            middle.write(n, x)
+            third = self.norm(x, self.norms["post_attention_layernorm"])
+            fourth = self.gate(linear(third, both))
+            product.write(n, fourth)
+            target.write(n, x + linear(fourth, down))
+            for gather, inputs in zip(gathered, (first, second, third, fourth), strict=True):
+                if gather is not None:
+                    gather.add(inputs)
+            self.advance()
+        del qkv, o, both, down
+        for point, gather in enumerate(gathered):
+            if gather is not None:
+                self.fold(point, gather.inputs().hessian)
+
+    def plain_pass(self, source: Spill, target: Spill) -> None:
+        """Run the unquantized layer, nothing else."""
+        linear = torch.nn.functional.linear
+        qkv, o, both, down = (self.matrices(*names) for names in self.points())
+        for n in range(self.sequences):
+            x = source.read(n)
+            x += linear(self.attend(linear(self.norm(x, self.norms["input_layernorm"]), qkv)), o)
+            inner = self.gate(linear(self.norm(x, self.norms["post_attention_layernorm"]), both))
+            target.write(n, x + linear(inner, down))
+            self.advance()
+
+    def points(self) -> tuple[tuple[str, ...], ...]:
+        """Matrices that share their inputs, in the order in which they run."""
+        attention, mlp = "self_attn.{}_proj", "mlp.{}_proj"
+        return (
+            tuple(attention.format(m) for m in "qkv"),
+            (attention.format("o"),),
+            (mlp.format("gate"), mlp.format("up")),
+            (mlp.format("down"),),
+        )
+
+    def scratch(self, stream: str) -> tuple[Spill, Spill, Spill]:
+        spec = self.task.spec
+        widths = {"attention": spec.query_width, "middle": spec.hidden, "product": spec.intermediate}
+        attention, middle, product = (self.spill(f"{stream}-{n}", w) for n, w in widths.items())
+        return attention, middle, product
+
+    def matrices(self, *names: str) -> Tensor:
+        return torch.cat([self.task.rows(self.prefix + n) for n in names])
+
+    def fold(self, point: int, hessian: Tensor) -> None:
+        """Search the factors of one point and note where they go; nothing is changed in the checkpoint."""
+        spec, names = self.task.spec, self.points()[point]
+        schemes = self.task.assignment.schemes
+        members = [(self.task.rows(self.prefix + n), schemes[self.prefix + n]) for n in names]
+        channels = torch.arange(members[0][0].shape[1])
+        before = ("input_layernorm", "self_attn.v_proj", "post_attention_layernorm", "mlp.up_proj")[point]
+        if point == 1:  # query heads of a group read the same channel of values
+            head, inside = channels // spec.head_dim, channels % spec.head_dim
+            channels = head // (spec.heads // spec.kv_heads) * spec.head_dim + inside
+        if before in self.norms:
+            factors = awq.fold_factors(members, hessian, channels)
+            # the divided norm is rounded to its dtype first, and the factors follow it: the fold stays exact
+            old, dtype = self.norms[before], half_dtype(self.task.checkpoint, self.task.slots[self.prefix + before])
+            new = torch.from_numpy(to_float32(from_float32((old / factors).numpy(), dtype).view(np.uint8), dtype))
+            factors = torch.where((old == 0) | (new == 0), 1.0, old / new)
+            self.norms[before] = torch.where(factors == 1, old, new)
+            self.tensors[self.prefix + before + ".weight"] = self.norms[before].numpy()
+        elif schemes[self.prefix + before].bits == 16:
+            return  # a rescaled half-precision matrix would have to be rounded again
+        else:
+            factors = awq.fold_factors(members, hessian, channels)
+            self.rows[before] = factors
+        for name in names:
+            self.columns[name] = factors[channels]
+
+    # -- the quantized stream -------------------------------------------------------------------------------------
+
+    def quantized_pass(self) -> float:
+        """Quantize the layer's matrices, each from what the ones before it leave. Returns the relative output error."""
+        spec, linear = self.task.spec, torch.nn.functional.linear
+        qkv_names, o_names, both_names, down_names = self.points()
+        source, target = self.boundary("quantized", self.index), self.boundary("quantized", self.index + 1)
+        attention, middle, product = self.scratch("quantized")
+        full_attention, full_middle, full_product = self.scratch("full")
+        full_source, full_target = self.boundary("full", self.index), self.boundary("full", self.index + 1)
+
+        def normed(n: int, states: Spill, full: Spill, name: str, first: str) -> tuple[Tensor, Tensor]:
+            factors = self.columns.get(first, torch.ones(()))
+            return self.norm(states.read(n), self.norms[name]), self.norm(full.read(n), self.full_norms[name]) / factors
+
+        def first(n: int) -> tuple[Tensor, Tensor]:
+            return normed(n, source, full_source, "input_layernorm", qkv_names[0])
+
+        held = {"qkv": self.quantize(qkv_names, spec.hidden, first)}
+
+        def second(n: int) -> tuple[Tensor, Tensor]:
+            attention.write(n, self.attend(linear(first(n)[0], held["qkv"])))
+            return attention.read(n), full_attention.read(n) / self.columns.get(o_names[0], torch.ones(()))
+
+        held = {"o": self.quantize(o_names, spec.query_width, second)}
+
+        def third(n: int) -> tuple[Tensor, Tensor]:
+            middle.write(n, source.read(n) + linear(attention.read(n), held["o"]))
+            return normed(n, middle, full_middle, "post_attention_layernorm", both_names[0])
+
+        held = {"both": self.quantize(both_names, spec.hidden, third)}
+
+        def fourth(n: int) -> tuple[Tensor, Tensor]:
+            inputs = self.norm(middle.read(n), self.norms["post_attention_layernorm"])
+            product.write(n, self.gate(linear(inputs, held["both"])))
+            return product.read(n), full_product.read(n) / self.columns.get(down_names[0], torch.ones(()))
+
+        held = {"down": self.quantize(down_names, spec.intermediate, fourth)}
+        wrong = total = 0.0
+        for n in range(self.sequences):
+            out, full = middle.read(n) + linear(product.read(n), held["down"]), full_target.read(n)
+            target.write(n, out)
+            wrong += float((out - full).square().sum())
+            total += float(full.square().sum())
+            self.advance()
+        return math.sqrt(wrong / total) if total else 0.0
+
+    def quantize(self, names: tuple[str, ...], columns: int, inputs: Callable[[int], tuple[Tensor, Tensor]]) -> Tensor:
+        """Gather a point's inputs, quantize its matrices from them, and return these dequantized, stacked by rows."""
+        gathered = Gathered(columns, True)
+        for n in range(self.sequences):
+            gathered.add(*inputs(n))
+            self.advance()
+        found = gathered.inputs()
+        rounders: dict[Any, Rounder] = {}
+        parts = []
+        for name in names:
+            slot = self.prefix + name
+            prepare = self.task.prepare.get(slot)
+            if prepare is not None and prepare not in rounders:
+                rounders[prepare] = prepare(found)
+            parts.append(self.quantize_slot(name, rounders[prepare] if prepare else None, found.hessian))
+        for _ in range(self.sequences):
+            self.advance()
+        return torch.cat(parts)
+
+    def quantize_slot(self, name: str, rounder: Rounder | None, hessian: Tensor) -> Tensor:
+        slot = self.task.slots[self.prefix + name]
+        if rounder is None:
+            return self.task.rows(slot.name)
+        divide, multiply = self.rows.get(name), self.columns.get(name)
+
+        def blocks() -> Iterator[tuple[int, Tensor]]:
+            for start, stop in row_blocks(slot.rows, slot.columns, _BLOCK_BYTES):
+                rows = self.task.rows(slot.name, start, stop)
+                if divide is not None:
+                    rows = rows / divide[start:stop, None]
+                yield start, rows if multiply is None else rows * multiply
+
+        out = torch.empty(slot.rows, slot.columns)
+        packed, evidence = quantize_matrix(self.task, slot, rounder, blocks(), hessian, out)
+        self.tensors |= packed
+        self.evidence.append(evidence)
+        return out
+
+
+def quantize_matrix(
+    task: Task,
+    slot: Slot,
+    rounder: Rounder,
+    blocks: Iterator[tuple[int, Tensor]],
+    hessian: Tensor | None,
+    out: Tensor | None = None,
+) -> tuple[dict[str, NDArray[Any]], TensorEvidence]:
+    """Round a matrix block by block: its packed tensors by name, and what was lost.
+
+    blocks: (first row, rows). out: float32 [rows, columns] to fill with the dequantized rows, if they are wanted.
+    """
+    scheme = task.assignment.schemes[slot.name]
+    groups = scheme.groups(slot.columns)
+    packed = np.empty((slot.rows, slot.columns * scheme.bits // 8), np.uint8)
+    scales = np.empty((slot.rows, groups), np.float32)
+    zeros = None if scheme.symmetric else np.empty((slot.rows, groups), np.int8)
+    sums = np.zeros(4)
+    for start, rows in blocks:
+        try:
+            codes = rounder(rows, scheme)
+        except OverflowError as error:
+            raise EdgewrightError(
+                f"tensor {slot.tensor!r}: {error}; keep it at 16 bits with a rule {{match: {slot.name}, bits: 16}}"
+            ) from error
+        stop = start + len(rows)
+        packed[start:stop], scales[start:stop] = pack(codes.codes, scheme.bits), codes.scales
+        if zeros is not None and codes.zeros is not None:
+            zeros[start:stop] = codes.zeros
+        rounded = torch.from_numpy(dequantize(codes))
+        if out is not None:
+            out[start:stop] = rounded
+        wrong = rounded - rows
+        sums[:2] += float(rows.square().sum()), float(wrong.square().sum())
+        if hessian is not None:
+            sums[2:] += float(((rows @ hessian) * rows).sum()), float(((wrong @ hessian) * wrong).sum())
+    tensors: dict[str, NDArray[Any]] = {f"{slot.name}.packed": packed, f"{slot.name}.scales": scales}
+    if zeros is not None:
+        tensors[f"{slot.name}.zeros"] = zeros
+    output_error = None if hessian is None or sums[2] <= 0 else math.sqrt(max(sums[3], 0.0) / sums[2])
+    evidence = TensorEvidence.of(slot, scheme, task.assignment.method(slot.name), sums[0], sums[1], output_error)
+    return tensors, evidence
+
+
+def run_layers(task: Task, tokens: NDArray[np.int32], work: Path, progress: Progress) -> None:
+    """Quantize every layer into `work`; layers that are there already are kept.
+
+    The states "full-000" and "quantized-000" must be there: what the embedding gives, before and after quantization.
+    """
+    layers, sequences = task.spec.layers, len(tokens)
+    first = next((i for i in range(layers) if not layer_file(work, i).done), layers)
+    total = layers * sequences * _WORK_UNITS
+    done = first * sequences * _WORK_UNITS
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        progress("calibrating", done, total)
+
+    for index in range(first, layers):
+        layer = Layer(task, index, tokens, work, advance)
+        layer.full_pass()
+        error = layer.quantized_pass()
+        layer_file(work, index).save(layer.tensors, layer.evidence, {"output_error": error})
+        for stream in ("full", "quantized"):
+            layer.boundary(stream, index).delete()
+
+
+def layer_file(work: Path, index: int) -> LayerFile:
+    return LayerFile(work / f"layer-{index:03d}.safetensors")
