@@ -1,0 +1,194 @@
+"""The MLX runner: mlx-lm itself, in float32 and as shipped; cached decoding is prefill; what is missing is said."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from artifacts import EdgewrightError, read_manifest, staged, write_manifest
+from runtime_tests.child import Job
+from runtime_tests.process import run_child
+from runtime_tests.runners import greedy, make_runner
+from runtime_tests.runners.mlx import NO_COMPILER, MlxRunner, has_compiled_kernels, replace_half_kernels
+from tests.runtime_tests.conftest import HEAD_DIM, KV_HEADS, LAYERS, MAX_TOKENS, VOCAB, write_checkpoint
+
+IDS = np.random.default_rng(3).integers(0, VOCAB, 100)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An INT4 package of the random checkpoint with its golden vectors. Shared: read it, never change it."""
+    from compiler import pipeline
+    from compiler.checkpoint import Checkpoint
+    from compiler.quantize import method_options
+    from compiler.targets import target_options
+    from recipes.schema import recipe_model
+
+    out = tmp_path_factory.mktemp("mlx")
+    source = out / "checkpoint"
+    source.mkdir()
+    write_checkpoint(source)
+    recipe = recipe_model(target_options(), method_options()).model_validate(
+        {
+            "name": "random",
+            "checkpoint": {"path": str(source)},
+            "quantize": {"rules": [{"match": "*", "bits": 4, "group": 32}]},
+            "context": {"max_tokens": MAX_TOKENS},
+            "targets": {"mlx": {}},
+        }
+    )
+
+    def silent(stage: str, done: int, total: int) -> None:
+        pass
+
+    checkpoint = Checkpoint(source)
+    quantized = pipeline.quantize(recipe, checkpoint, "random", None, out / "quantized", silent)
+    with staged(out / "mlx") as partial:
+        draft = pipeline.build(recipe, "mlx", quantized, checkpoint, partial, silent)
+        pipeline.write_golden(recipe, "mlx", quantized, checkpoint, partial, silent)
+        write_manifest(partial, draft)
+    return out / "mlx"
+
+
+def opened(artifact: Path, *, exact: bool, **changes: Any) -> MlxRunner:
+    runner = MlxRunner(artifact, read_manifest(artifact).runtime | changes)
+    runner.load(exact=exact)
+    return runner
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_cached_decoding_equals_prefill(artifact: Path, exact: bool) -> None:
+    runner = opened(artifact, exact=exact)
+    rows = [runner.prefill(IDS[:60]), *(runner.decode(int(token)) for token in IDS[60:])]
+    logits = runner.logits(IDS)
+    assert logits.shape == (100, VOCAB) and logits.dtype == np.float32
+    np.testing.assert_allclose(np.stack(rows), logits[59:], atol=(1e-5 if exact else 5e-3) * np.ptp(logits))
+    np.testing.assert_allclose(runner.prefill(IDS[:80]), logits[79], atol=(1e-5 if exact else 5e-3) * np.ptp(logits))
+
+
+def test_every_prefill_starts_from_an_empty_cache(artifact: Path) -> None:
+    runner = opened(artifact, exact=False)
+    first = runner.prefill(IDS[:40])
+    runner.prefill(IDS[50:])
+    runner.decode(5)
+    np.testing.assert_array_equal(runner.prefill(IDS[:40]), first)
+
+
+def test_as_shipped_is_float16_with_wide_sums(artifact: Path) -> None:
+    """Nearer to float32 than MLX's own half-precision kernels on a CPU, whose sums are float16."""
+    exact = opened(artifact, exact=True).logits(IDS)
+    shipped = opened(artifact, exact=False)
+    own = shipped.logits(IDS)
+    assert 1e-4 < np.abs(own - exact).max() < 5e-3 * np.ptp(exact)
+    from mlx_lm.utils import load_model
+
+    plain = np.array(load_model(artifact)[0](mx.array(IDS)[None])[0].astype(mx.float32))
+    assert np.abs(own - exact).mean() <= np.abs(plain - exact).mean()
+
+
+def test_the_replaced_kernels_compute_the_same(artifact: Path) -> None:
+    """In float32 there is nothing to choose between them: both are the package's weights."""
+    from mlx_lm.utils import load_model
+
+    model = load_model(artifact)[0]
+    model.set_dtype(mx.float32)
+    expected = np.array(model(mx.array(IDS)[None]))
+    replace_half_kernels(model)
+    np.testing.assert_allclose(np.array(model(mx.array(IDS)[None])), expected, atol=1e-5 * np.ptp(expected))
+
+
+@pytest.mark.parametrize(("bits", "limit"), [(8, 0.02), (4, 0.3)])
+def test_a_quantized_cache_decodes_near_the_full_one(artifact: Path, bits: int, limit: float) -> None:
+    quantized = opened(artifact, exact=False, kv_bits=bits, kv_group=32)
+    full = opened(artifact, exact=False)
+    rows, expected = (
+        np.stack([r.prefill(IDS[:60]), *(r.decode(int(token)) for token in IDS[60:])]) for r in (quantized, full)
+    )
+    error = np.abs(rows - expected).max() / np.ptp(expected)
+    assert 1e-5 < error < limit
+    np.testing.assert_allclose(quantized.logits(IDS)[59:], rows, atol=5e-3 * np.ptp(expected))
+
+
+@pytest.mark.parametrize(("bits", "value_bytes"), [(16, 2), (8, 1 + 4 / 32)])
+def test_the_cache_is_in_memory_to_its_end(artifact: Path, bits: int, value_bytes: float) -> None:
+    """Memory figures must count the context that was asked for, not the part that a short test touches."""
+    positions = 1 << 18
+    runner = MlxRunner(
+        artifact, read_manifest(artifact).runtime | {"max_tokens": positions, "kv_bits": bits, "kv_group": 32}
+    )
+    runner.load()
+    mx.clear_cache()
+    weights = sum(file.stat().st_size for file in artifact.glob("model*.safetensors"))
+    cache = LAYERS * 2 * KV_HEADS * HEAD_DIM * value_bytes * positions
+    assert 0.9 * (weights + cache) < mx.get_active_memory() < 1.1 * (weights + cache)
+
+
+def test_greedy_feeds_back_the_most_likely_token(artifact: Path) -> None:
+    runner = opened(artifact, exact=True)
+    tokens = greedy(runner, IDS[:10], 6)
+    assert tokens == runner.logits(np.concatenate([IDS[:10], tokens[:-1]]))[9:].argmax(-1).tolist()
+
+
+def test_the_context_has_an_end(artifact: Path) -> None:
+    runner = opened(artifact, exact=False)
+    runner.prefill(np.zeros(MAX_TOKENS, np.int64))
+    with pytest.raises(EdgewrightError, match="1 tokens after 256 do not fit the context of 256"):
+        runner.decode(1)
+    with pytest.raises(EdgewrightError, match="do not fit"):
+        runner.prefill(np.zeros(0, np.int64))
+
+
+def test_contradictions_are_refused(artifact: Path, tmp_path: Path) -> None:
+    runtime = read_manifest(artifact).runtime
+    with pytest.raises(EdgewrightError, match="runtime: 1 validation error"):
+        MlxRunner(artifact, {**runtime, "layers": 0})
+    with pytest.raises(EdgewrightError, match=r"runtime\.kv_bits needs runtime\.kv_group"):
+        MlxRunner(artifact, {**runtime, "kv_bits": 8})
+    broken = Path(shutil.copytree(artifact, tmp_path / "broken"))
+    (broken / "model.safetensors").unlink()
+    with pytest.raises(EdgewrightError, match="mlx-lm cannot load it: No safetensors found"):
+        opened(broken, exact=True)
+
+
+def test_a_machine_without_a_compiler_is_told(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert has_compiled_kernels() and MlxRunner(artifact, read_manifest(artifact).runtime).warnings == ()
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert MlxRunner(artifact, read_manifest(artifact).runtime).warnings == (NO_COMPILER,)
+    assert "g++" in NO_COMPILER and "compiled CPU kernels are off" in NO_COMPILER
+
+
+def test_a_package_proves_itself_in_a_child(artifact: Path) -> None:
+    """Parity with its golden vectors, and a flipped nibble found by them."""
+    job = Job(kind="quality", artifact=artifact, decode_tokens=4)
+    ended = run_child(job, lambda event: None)
+    assert ended.exit_code == 0, ended.stderr_tail
+    figures = {f["name"]: f["value"] for f in ended.result["figures"]}
+    tolerances = ended.result["tolerances"]
+    assert figures["exact_max_abs_logit"] < tolerances["exact_max_abs_logit"] / 5
+    assert figures["decode_exact_max_abs_logit"] < tolerances["exact_max_abs_logit"] / 5
+    assert figures["shipped_mean_kl"] < 1e-4 and figures["shipped_top1"] > 0.99
+
+
+def test_memory_phases_come_from_a_child(artifact: Path) -> None:
+    ended = run_child(Job(kind="memory", artifact=artifact, prompt_tokens=32, decode_tokens=4), lambda event: None)
+    assert ended.exit_code == 0, ended.stderr_tail
+    assert [e["phase"] for e in ended.events if "phase" in e] == ["baseline", "load", "prefill", "steady"]
+
+
+def test_one_flipped_nibble_is_seen(artifact: Path, tmp_path: Path) -> None:
+    from compiler.checkpoint import read_header
+
+    before = opened(artifact, exact=True).logits(IDS)
+    damaged = Path(shutil.copytree(artifact, tmp_path / "damaged"))
+    info = read_header(damaged / "model.safetensors")["model.layers.0.mlp.down_proj.weight"]
+    data = bytearray((damaged / "model.safetensors").read_bytes())
+    data[info.start + 100] ^= 0x80
+    (damaged / "model.safetensors").write_bytes(data)
+    runner = make_runner(damaged, read_manifest(artifact))
+    runner.load(exact=True)
+    assert np.abs(runner.logits(IDS) - before).max() > 1e-3
