@@ -88,7 +88,7 @@ def invert(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
 
     damped = hessian.clone()
     diagonal = damped.diagonal()
-    mean = float(diagonal.mean()) or 1.0
+    mean = float(diagonal.abs().mean()) or 1.0
     diagonal[diagonal == 0] = mean
     share = damping
     added = 0.0
