@@ -1,0 +1,132 @@
+"""The trained checkpoint that ships, in MLX: parity with PyTorch past its original positions, and greedy text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx_lm
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from artifacts import silent
+from compiler.checkpoint import Checkpoint
+from compiler.models import decoder
+from compiler.quantize import mlx_affine, rtn
+from compiler.quantize.packed import PackedWeights
+from compiler.quantize.stream import quantize_checkpoint
+from compiler.slots import HALF, Scheme
+from compiler.targets import load_target
+from compiler.targets.base import Job
+from compiler.targets.mlx.options import MlxOptions
+from recipes.corpus import stdlib_texts
+from runtime_tests.runners import greedy
+from runtime_tests.runners.mlx import MlxRunner
+from tests.compiler.conftest import reference_logits
+
+TINY = Path(__file__).parents[3] / "recipes" / "checkpoints" / "tiny-ministral3"
+TOKENS, PROMPT, CONTINUED = 320, 40, 64
+ANCHORED = Scheme(4, 32, symmetric=False)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Scheme], tuple[Path, Any, dict[str, Any]]]:
+    """package(scheme): the folder, the packed weights and what its runner needs; each scheme made once."""
+    made: dict[Scheme, tuple[Path, Any, dict[str, Any]]] = {}
+
+    def make(scheme: Scheme) -> tuple[Path, Any, dict[str, Any]]:
+        if scheme not in made:
+            folder = tmp_path_factory.mktemp("tiny")
+            checkpoint = Checkpoint(TINY)
+            spec = decoder.read_spec(checkpoint.config)
+            slots = decoder.slots(spec, list(checkpoint.tensors.names()))
+            schemes = {s.name: scheme for s in slots if s.kind != "norm"}
+            for name in ("packed", "mlx"):
+                (folder / name).mkdir()
+            rounders = dict.fromkeys(schemes, mlx_affine.quantize if scheme == ANCHORED else rtn.quantize)
+            quantize_checkpoint(checkpoint, slots, schemes, rounders, folder / "packed", checkpoint.config, silent)
+            weights = PackedWeights(folder / "packed")
+            job = Job("tiny", spec, slots, schemes, 1024, weights, TINY, MlxOptions())
+            runtime = load_target("mlx").build(job, folder / "mlx", silent)
+            made[scheme] = folder / "mlx", weights, runtime
+        return made[scheme]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def ids() -> np.ndarray[Any, Any]:
+    """Held-out text, a quarter of it past the 256 original positions."""
+    from tokenizers import Tokenizer
+
+    text = next(t for t in stdlib_texts("held-out") if len(t) > 4 * TOKENS)
+    found = Tokenizer.from_file(str(TINY / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    return np.asarray([[1, *found[: TOKENS - 1]]])
+
+
+def test_16_bits_equal_transformers(package: Any, ids: np.ndarray[Any, Any]) -> None:
+    folder, _, runtime = package(HALF)
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = model(torch.from_numpy(ids)).logits[0].numpy()
+    runner = MlxRunner(folder, runtime)
+    runner.load(exact=True)
+    assert np.abs(runner.logits(ids[0]) - expected).max() <= 1e-5 * np.ptp(expected)
+
+
+@pytest.mark.parametrize("scheme", [Scheme(4, 32), Scheme(8, 32), Scheme(4, 64), ANCHORED], ids=str)
+def test_quantized_weights_equal_the_reference_that_holds_them(
+    package: Any, ids: np.ndarray[Any, Any], scheme: Scheme
+) -> None:
+    folder, weights, runtime = package(scheme)
+    expected = reference_logits(decoder.read_spec(weights.config), weights, ids)[0]
+    runner = MlxRunner(folder, runtime)
+    runner.load(exact=True)
+    # an asymmetric group's bias is rounded to float16, see shards.py; symmetric ones are held exactly
+    limit = 1e-5 if scheme.symmetric else 2e-3
+    assert np.abs(runner.logits(ids[0]) - expected).max() <= limit * np.ptp(expected)
+
+
+@pytest.mark.parametrize("scheme", [Scheme(4, 32), pytest.param(Scheme(8, 32), marks=pytest.mark.nightly)], ids=str)
+def test_mlx_lm_generates_our_greedy_text(package: Any, ids: np.ndarray[Any, Any], scheme: Scheme) -> None:
+    """mlx_lm.load and generate without arguments, against the runner and against PyTorch, token for token."""
+    folder, weights, runtime = package(scheme)
+    prompt = ids[0, :PROMPT]
+    model, tokenizer = mlx_lm.load(str(folder))
+    said = [r.token for r in mlx_lm.stream_generate(model, tokenizer, prompt.tolist(), max_tokens=CONTINUED)]
+    runner = MlxRunner(folder, runtime)
+    runner.load()
+    ours = greedy(runner, prompt, CONTINUED)
+    assert len(said) == CONTINUED or said[-1] in runtime["eos"]
+    assert said == ours[: len(said)]
+    whole = np.concatenate([prompt, said[:-1]])[None]
+    expected = reference_logits(decoder.read_spec(weights.config), weights, whole)[0]
+    assert said == expected[PROMPT - 1 :].argmax(-1).tolist()
+
+
+def test_edge_anchored_weights_are_those_of_mlx_lm_convert(package: Any, tmp_path: Path) -> None:
+    """The whole command, bit by bit, with the plain symmetric rounding's error beside its own."""
+    folder, weights, _ = package(ANCHORED)
+    target = tmp_path / "convert"
+    mlx_lm.convert(str(TINY), str(target), quantize=True, q_bits=4, q_group_size=32, dtype="float16")
+    ours, theirs = (mx.load(str(f / "model.safetensors")) for f in (folder, target))
+    assert ours.keys() == theirs.keys()
+    assert all(
+        np.array_equal(np.array(ours[n]), np.array(theirs[n])) and ours[n].dtype == theirs[n].dtype for n in ours
+    )
+
+    checkpoint, symmetric = Checkpoint(TINY), package(Scheme(4, 32))[1]
+    errors = []
+    for table in (weights, symmetric):
+        wrong = total = 0.0
+        for name in table.schemes:
+            original = checkpoint.rows(f"{name}.weight")
+            wrong += float(((table.rows(name) - original) ** 2).sum())
+            total += float((original**2).sum())
+        errors.append((wrong / total) ** 0.5)
+    print(f"relative error of the weights: mlx_affine {errors[0]:.4f}, symmetric rtn {errors[1]:.4f}")
+    assert 0.03 < errors[0] < errors[1] * 1.2 < 0.2
