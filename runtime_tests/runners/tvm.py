@@ -1,14 +1,15 @@
 """TVM artifacts in TVM's own runtime: the library for this CPU, the parameter file mapped, caches in place.
 
-What lives here: picking a library, mapping the parameters, and calls. What must not: TVM's compiler, which is not
-loaded at all. The layout of the parameter file is that of `compiler/targets/tvm/params.py`.
+What lives here: picking a library, mapping the parameters, and calls. What must not: TVM's compiler; only its runtime
+library is loaded, a hundredth of the size. The parameter file's layout is that of `compiler/targets/tvm/params.py`.
 """
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import json
 import mmap
-import os
 import platform
 import struct
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tvm_ffi
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -24,17 +26,12 @@ from artifacts.manifest import payload_file
 
 from . import Ids, Logits
 
-# the runtime alone, without the compiler's 250 MB; it has to be said before the first import in a process
-os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")
-
-import tvm
-from tvm import relax
-
 _HEADER = struct.Struct("<8sII32s16x")
 _RECORD = struct.Struct("<QQIIQQQQQ")
 _KINDS = (np.uint8, np.float16, np.float32, np.uint16)
 _ALIGN = 64
 _BIG_CORES = 1
+_CPU, _POOLED = 1, 2
 
 
 class Library(BaseModel):
@@ -71,28 +68,29 @@ class TvmRunner:
             raise EdgewrightError(f"{artifact / 'manifest.json'}: runtime: {error}") from error
         self._params = payload_file(artifact, self._settings.params)
         self._library = payload_file(artifact, best_library(self._settings.libraries, cpu_features()).path)
+        load_runtime()
         self._machine: Any = None
-        self._state: list[Any] = []
+        self._state: Any = None
         self._suffix = ""
         self._length = 0
 
     def load(self, *, exact: bool = False, threads: int = 2) -> None:
         """Load the library and map the parameters; the cache is written to its end. exact: float32 activations."""
-        tvm.get_global_func("runtime.config_threadpool")(_BIG_CORES, threads)
+        tvm_ffi.get_global_func("runtime.config_threadpool")(_BIG_CORES, threads)
         self._suffix = "_exact" if exact else ""
         self._length = 0
         if self._machine is not None:
             return
-        self._machine = relax.VirtualMachine(tvm.runtime.load_module(str(self._library)), tvm.cpu())
+        self._machine = tvm_ffi.load_module(str(self._library))["vm_load_executable"]()
+        self._machine["vm_initialization"](_CPU, 0, _POOLED)
         about = json.loads(self._machine["describe"]())
-        mapped = map_parameters(self._params, about["params_digest"])
         caches = []
         for _ in range(self._settings.layers):
             for shape in (self._settings.key_shape, self._settings.value_shape):
-                cache = tvm.runtime.empty(shape, "float32")
-                np.from_dlpack(cache).fill(0)
-                caches.append(cache)
-        self._state = tvm.runtime.convert([*caches, *(tvm.runtime.from_dlpack(array) for array in mapped)])
+                caches.append(aligned(shape, np.float32))
+                caches[-1].fill(0)
+        mapped = map_parameters(self._params, about["params_digest"])
+        self._state = tvm_ffi.convert([tvm_ffi.from_dlpack(array) for array in (*caches, *mapped)])
 
     def logits(self, ids: Ids) -> Logits:
         """[S, V] of one prefill from an empty cache, in chunks."""
@@ -127,11 +125,30 @@ class TvmRunner:
 
     def _call(self, name: str, ids: Ids) -> NDArray[np.float32]:
         """[rows, V], over memory that belongs to the runtime."""
-        positions = np.arange(self._length, self._length + len(ids), dtype=np.int64)
-        inputs = [tvm.runtime.from_dlpack(np.array(row, np.int64)[None]) for row in (ids, positions)]
-        out = self._machine[name + self._suffix](*inputs, self._state)
+        inputs = []
+        for row in (ids, np.arange(self._length, self._length + len(ids))):
+            buffer = aligned((1, len(ids)), np.int64)
+            buffer[0] = row
+            inputs.append(tvm_ffi.from_dlpack(buffer))
+        out = np.from_dlpack(self._machine[name + self._suffix](*inputs, self._state))[0]
         self._length += len(ids)
-        return np.from_dlpack(out)[0]
+        return out
+
+
+def load_runtime() -> None:
+    """Load libtvm_runtime of the installed TVM, without importing TVM. Raises ModuleNotFoundError."""
+    found = importlib.util.find_spec("tvm")
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError("No module named 'tvm'", name="tvm")
+    ctypes.CDLL(str(Path(found.origin).parent / "lib" / "libtvm_runtime.so"), ctypes.RTLD_GLOBAL)
+
+
+def aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """An uninitialized array at a multiple of 64 bytes, as TVM's kernels expect."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    room = np.empty(size + _ALIGN, np.uint8)
+    start = -room.ctypes.data % _ALIGN
+    return room[start : start + size].view(dtype).reshape(shape)
 
 
 def best_library(libraries: tuple[Library, ...], features: frozenset[str]) -> Library:
@@ -141,7 +158,9 @@ def best_library(libraries: tuple[Library, ...], features: frozenset[str]) -> Li
         if features.issuperset(library.features):
             return library
     wanted = " or ".join(" ".join(library.features) for library in here) or "none"
-    raise EdgewrightError(f"no library of this artifact runs on this CPU ({platform.machine()}); it would need {wanted}")
+    raise EdgewrightError(
+        f"no library of this artifact runs on this CPU ({platform.machine()}); it would need {wanted}"
+    )
 
 
 def cpu_features() -> frozenset[str]:
@@ -173,7 +192,9 @@ def map_parameters(path: Path, digest: str) -> list[NDArray[Any]]:
             raise EdgewrightError(f"{path}: cut short or damaged; build the artifact again")
         dtype = np.dtype(_KINDS[kind])
         if int(np.prod(dims)) * dtype.itemsize != length:
-            raise EdgewrightError(f"{path}: tensor {i} of {dims} does not fill {length} bytes; build the artifact again")
+            raise EdgewrightError(
+                f"{path}: tensor {i} of {dims} does not fill {length} bytes; build the artifact again"
+            )
         arrays.append(np.frombuffer(mapped, dtype, length // dtype.itemsize, offset).reshape(dims))
     return arrays
 

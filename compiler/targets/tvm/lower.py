@@ -30,6 +30,7 @@ from tvm.relax.frontend.torch import from_exported_program
 from compiler.graph import Node, capture_decoder
 from compiler.targets.base import Job
 from compiler.targets.tvm import compat, schedules
+from compiler.targets.tvm.geometry import heads_of
 from compiler.targets.tvm.isa import Isa
 from compiler.targets.tvm.kernels import attention, dot, exact, pointwise
 from compiler.targets.tvm.params import Tensor
@@ -40,20 +41,37 @@ Precision = Literal["int8", "exact"]
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A function of the library. tokens: 1, or None for any number up to the chunk; output: which logits."""
+class Graph:
+    """A captured decoder. tokens: 1, or None for any number up to the chunk; output: which logits."""
 
-    name: str
-    precision: Precision
     tokens: int | None
     output: Literal["last", "all"]
 
+    @property
+    def file(self) -> str:
+        return f"{self.output}-{self.tokens or 'any'}.pt2"
 
-ENTRIES = tuple(
-    Entry(name + suffix, precision, tokens, output)
-    for precision, suffix in (("int8", ""), ("exact", "_exact"))
-    for name, tokens, output in (("decode", 1, "last"), ("prefill", None, "last"), ("score", None, "all"))
+
+@dataclass(frozen=True)
+class Entry:
+    """A function of the library."""
+
+    name: str
+    precision: Precision
+    graph: Graph
+
+
+_NAMED = {"decode": Graph(1, "last"), "prefill": Graph(None, "last"), "score": Graph(None, "all")}
+GRAPHS = tuple(_NAMED.values())
+ENTRIES = (
+    *(Entry(name, "int8", graph) for name, graph in _NAMED.items()),
+    *(Entry(f"{name}_exact", "exact", graph) for name, graph in _NAMED.items()),
 )
+
+
+def capture(job: Job, graph: Graph) -> torch.export.ExportedProgram:
+    """The decoder of a job as an exported program, small however large its weights are."""
+    return capture_decoder(job.spec, job.schemes, output=graph.output, length=graph.tokens)
 
 
 class Kernels:
@@ -76,18 +94,16 @@ class Kernels:
 class Lowering:
     """One function of the library: the converters, closed over its kernels, parameters and precision."""
 
-    def __init__(self, job: Job, isa: Isa, kernels: Kernels, parameters: list[Tensor], entry: Entry, chunk: int) -> None:
-        self.job, self.isa, self.kernels, self.entry, self.chunk = job, isa, kernels, entry, chunk
+    def __init__(self, job: Job, isa: Isa, kernels: Kernels, parameters: list[Tensor], entry: Entry) -> None:
+        self.job, self.isa, self.kernels, self.entry = job, isa, kernels, entry
+        self.tokens = entry.graph.tokens
         self.variables = {
             t.name: relax.Var(f"p{i}", relax.TensorType(t.shape, t.dtype)) for i, t in enumerate(parameters)
         }
         self.heads = heads_of(job)
 
-    def run(self) -> Expr:
-        """The Relax function (ids, positions, state) -> logits float32 [1, tokens or 1, vocab]."""
-        program = capture_decoder(
-            self.job.spec, self.job.schemes, output=self.entry.output, length=1 if self.entry.tokens == 1 else None
-        )
+    def run(self, program: torch.export.ExportedProgram) -> Expr:
+        """The Relax function (ids, positions, caches and parameters) -> logits float32 [1, tokens or 1, vocab]."""
         self._retype(program)
         module = from_exported_program(
             program, custom_convert_map=self._table(), run_ep_decomposition=False, unwrap_unit_return_tuple=True
@@ -95,8 +111,8 @@ class Lowering:
         main = module["main"]
         parameters = [*main.params, *self.variables.values()]
         attributes = {"num_input": 2, "global_symbol": self.entry.name}
-        if self.entry.tokens is None:
-            attributes["tir_var_upper_bound"] = {str(main.params[0].ty.shape[1]): self.chunk}
+        if self.tokens is None:
+            attributes["tir_var_upper_bound"] = {str(main.params[0].ty.shape[1]): self.job.options.chunk}
         function = relax.Function(parameters, main.body, main.ret_ty, attrs=tvm.ir.make_node("ir.DictAttrs", **attributes))
         return function
 
@@ -128,7 +144,7 @@ class Lowering:
 
     @property
     def _suffix(self) -> str:
-        return "gemv" if self.entry.tokens == 1 else "gemm"
+        return "gemv" if self.tokens == 1 else "gemm"
 
     def _call(self, importer: Any, kernel: Expr, arguments: list[Expr], *outs: tuple[tuple[Expr, ...], str]) -> Expr:
         types = [relax.TensorType(shape, dtype) for shape, dtype in outs]
@@ -148,7 +164,7 @@ class Lowering:
         matrix = Matrix("+".join(slots), sum(rows), columns, bits, group or columns)
         weights = [self.variables[name] for name in matrix.tensors]
         kind = str(weights[-1].ty.dtype).replace("uint16", "bfloat16")
-        count, tokens = x.ty.shape[1], self.entry.tokens
+        count, tokens = x.ty.shape[1], self.tokens
         out = ((1, count, matrix.rows), "float32")
         paired = self.isa.matrix and tokens is None and matrix.rows % 2 == 0
         layout = None
@@ -177,7 +193,7 @@ class Lowering:
         return self._call(importer, self.kernels.get(name, make), [*weights, *parts], out)
 
     def _exact(self, importer: Any, matrix: Matrix, weights: list[Expr], kind: str, x: Expr, out: Any) -> Expr:
-        tokens, columns, bits = self.entry.tokens, matrix.columns, matrix.bits
+        tokens, columns, bits = self.tokens, matrix.columns, matrix.bits
         lanes = exact.float_lanes(columns, bits, matrix.group, self.isa)
         assert lanes is not None, "refused when planning"
         if bits == 4:
@@ -201,7 +217,7 @@ class Lowering:
         kind = str(weights[-1].ty.dtype).replace("uint16", "bfloat16")
         kernel = self.kernels.get(
             f"embedding_{self._suffix}",
-            lambda n: pointwise.embedding(n, self.entry.tokens, rows, columns, bits, matrix.group, kind),
+            lambda n: pointwise.embedding(n, self.tokens, rows, columns, bits, matrix.group, kind),
         )
         return self._call(importer, kernel, [ids, *weights], ((1, ids.ty.shape[1], columns), "float32"))
 
@@ -230,14 +246,14 @@ class Lowering:
         half = self.job.spec.head_dim // 2
         kernel = self.kernels.get(
             f"rotary_{self._suffix}",
-            lambda n: pointwise.look_up(n, self.entry.tokens, self.heads.max_tokens, half),
+            lambda n: pointwise.look_up(n, self.tokens, self.heads.max_tokens, half),
         )
         out = ((1, positions.ty.shape[1], half), "float32")
         return self._several(importer, kernel, [positions, *(self.variables[t] for t in ROTARY)], out, out)
 
     def attention(self, node: Node, importer: Any) -> tuple[Expr, Expr, Expr]:
         qkv, cos, sin, positions, keys, values = importer.retrieve_args(node)[:6]
-        tokens, at, builder = self.entry.tokens, self.heads, importer.block_builder
+        tokens, at, builder = self.tokens, self.heads, importer.block_builder
         factors = [self.variables[FACTORS]] if FACTORS in self.variables else []
         append = self.kernels.get(f"append_{self._suffix}", lambda n: attention.append(n, tokens, at))
         written = builder.emit(
@@ -263,7 +279,7 @@ class Lowering:
         count, columns = x.ty.shape[1], int(x.ty.shape[2]) // 2
         kernel = self.kernels.get(
             f"gated_silu_{columns}_{self._suffix}",
-            lambda n: pointwise.gated_silu(n, self.entry.tokens, columns),
+            lambda n: pointwise.gated_silu(n, self.tokens, columns),
         )
         return self._call(importer, kernel, [x], ((1, count, columns), "float32"))
 
@@ -274,18 +290,11 @@ class Lowering:
             return x
         if (axis, start) != (1, -1):
             raise NotImplementedError(f"the TVM target lowers no slice {node.args[1:]}")
-        if self.entry.tokens == 1:
+        if self.tokens == 1:
             return x
         columns = int(x.ty.shape[2])
         kernel = self.kernels.get("last_token", lambda n: pointwise.last_token(n, None, columns))
         return self._call(importer, kernel, [x], ((1, 1, columns), "float32"))
-
-
-def heads_of(job: Job) -> attention.Heads:
-    """The attention of a job, its cache in whole blocks of keys."""
-    spec, block = job.spec, attention.BLOCK
-    positions = -(-job.max_tokens // block) * block
-    return attention.Heads(spec.heads, spec.kv_heads, spec.head_dim, positions, spec.head_dim**-0.5)
 
 
 def _gated(node: Node) -> Node | None:

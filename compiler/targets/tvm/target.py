@@ -12,6 +12,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from artifacts import Progress
 from compiler.models.decoder import DecoderSpec
 from compiler.slots import HALF, Schemes, Slot
 from compiler.targets.base import Estimate, Job, copy_tokenizer
-from compiler.targets.tvm import triples
+from compiler.targets.tvm import link, params, triples, weights, workers
+from compiler.targets.tvm.geometry import heads_of
 from compiler.targets.tvm.options import TvmOptions
-from compiler.targets.tvm.triples import Triple, Variant
+from compiler.targets.tvm.params import Tensor
+from compiler.targets.tvm.triples import Triple
 
 PARAMETERS = "params.bin"
 _GROUPS = (0, 32, 64, 128, 256)
@@ -82,11 +85,6 @@ class TvmTarget:
 
     def build(self, job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         """Write params.bin, the libraries, the C API and the files that build it; see the module's docstring."""
-        import tvm
-
-        from compiler.targets.tvm import params, weights
-        from compiler.targets.tvm.lower import heads_of
-
         total = sum(s.rows * s.columns for s in job.slots if s.kind != "norm")
         done = 0
 
@@ -112,72 +110,37 @@ class TvmTarget:
         }
         machines = [triples.host(), *(triples.parse(name, job.options.features) for name in job.options.triples)]
         libraries = self._libraries(job, tensors, machines, json.dumps(runtime, sort_keys=True), folder, progress)
-        _copy_native(folder, job, machines, tvm.__version__)
+        _copy_native(folder, job, machines, version("apache-tvm"))
         copy_tokenizer(job.tokenizer, folder)
-        return {**runtime, "libraries": libraries, "tvm": tvm.__version__, "eos": list(job.spec.eos)}
+        return {**runtime, "libraries": libraries, "tvm": version("apache-tvm"), "eos": list(job.spec.eos)}
 
     def _libraries(
-        self, job: Job, tensors: Any, machines: list[Triple], description: str, folder: Path, progress: Progress
+        self, job: Job, tensors: list[Tensor], machines: list[Triple], description: str, folder: Path, progress: Progress
     ) -> list[dict[str, Any]]:
-        """Compile every variant of every machine; a module is lowered once for each instruction set."""
-        from compiler.targets.tvm.module import compile_module, decoder_module
-
-        work: dict[str, list[tuple[Triple, Variant]]] = {}
-        for machine in machines:
-            for variant in machine.variants:
-                work.setdefault(variant.name, []).append((machine, variant))
-        total, done = sum(map(len, work.values())), 0
+        """Compile and link every variant of every machine."""
+        total, done = sum(len(m.variants) for m in machines), 0
         built = []
         with tempfile.TemporaryDirectory(prefix="edgewright-") as scratch:
-            archives: dict[str, list[Path]] = {}
-            for members in work.values():
-                module = decoder_module(job, members[0][1].isa, tensors, job.options.chunk, description)
-                for machine, variant in members:
-                    progress("compiling kernels", done, total)
-                    target = machine.target(variant)
+            progress("compiling kernels", 0, total)
+            objects = workers.compile_variants(job, tensors, machines, description, Path(scratch))
+            for machine in machines:
+                (folder / machine.name).mkdir()
+                packed: list[Path] = []
+                for variant in machine.variants:
                     if machine.container == "archive":
-                        executable = compile_module(module, target, f"edgewright_{variant.name}_")
-                        objects = _objects(executable, Path(scratch) / machine.name / variant.name)
-                        archives.setdefault(machine.name, []).extend(objects)
                         path = f"{machine.name}/libmodel.a"
+                        packed += objects[machine.name, variant.name]
                     else:
-                        executable = compile_module(module, target)
-                        objects = _objects(executable, Path(scratch) / machine.name / variant.name)
                         path = f"{machine.name}/libmodel-{variant.name}.so"
-                        _link(folder / path, objects, machine)
-                    done += 1
+                        link.shared_library(folder / path, objects[machine.name, variant.name], machine)
                     built.append(
                         {"triple": machine.name, "variant": variant.name, "path": path, "features": list(variant.features)}
                     )
-            for machine in machines:
-                if machine.name in archives:
-                    from compiler.targets.tvm.link import static_archive
-
-                    (folder / machine.name).mkdir()
-                    static_archive(folder / machine.name / "libmodel.a", archives[machine.name], machine)
-        progress("compiling kernels", total, total)
+                    done += 1
+                    progress("compiling kernels", done, total)
+                if packed:
+                    link.static_archive(folder / machine.name / "libmodel.a", packed, machine)
         return built
-
-
-def _objects(executable: Any, folder: Path) -> list[Path]:
-    """The object files of a compiled module, under names that stay distinct in an archive."""
-    folder.mkdir(parents=True)
-    found: list[Path] = []
-
-    def keep(_: str, objects: list[str], **__: Any) -> None:
-        for i, name in enumerate(objects):
-            found.append(folder / f"{folder.name}-{i}.o")
-            shutil.copyfile(name, found[-1])
-
-    executable.export_library(str(folder / "objects.tar"), fcompile=keep)
-    return found
-
-
-def _link(path: Path, objects: list[Path], machine: Triple) -> None:
-    from compiler.targets.tvm.link import shared_library
-
-    path.parent.mkdir(exist_ok=True)
-    shared_library(path, objects, machine)
 
 
 def _copy_native(folder: Path, job: Job, machines: list[Triple], version: str) -> None:

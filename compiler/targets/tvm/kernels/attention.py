@@ -7,8 +7,7 @@ positions; keys at later positions than a query's are never read, whatever they 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from compiler.targets.tvm.geometry import BLOCK, Heads
 from compiler.targets.tvm.isa import Isa
 from compiler.targets.tvm.kernels.tir import (
     Expr,
@@ -25,32 +24,7 @@ from compiler.targets.tvm.kernels.tir import (
     total,
 )
 
-BLOCK = 16
 _SHARED_QUERIES = 4
-
-
-@dataclass(frozen=True)
-class Heads:
-    """Geometry of grouped-query attention; `max_tokens` a multiple of BLOCK, `scale` on the scores."""
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    max_tokens: int
-    scale: float
-
-    @property
-    def width(self) -> int:
-        """Columns of queries, keys and values side by side."""
-        return (self.heads + 2 * self.kv_heads) * self.head_dim
-
-    @property
-    def key_shape(self) -> tuple[int, ...]:
-        return (self.kv_heads, self.max_tokens // BLOCK, self.head_dim, BLOCK)
-
-    @property
-    def value_shape(self) -> tuple[int, ...]:
-        return (self.kv_heads, self.max_tokens, self.head_dim)
 
 
 def append(name: str, tokens: Expr, at: Heads) -> Expr:

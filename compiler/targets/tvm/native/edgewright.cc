@@ -1,4 +1,4 @@
-// edgewright.h over TVM's runtime. The layout of the parameter file is described in Edgewright's
+// edgewright.h over TVM's runtime, through its C ABI alone: no C++ type or exception crosses a library. The layout of the parameter file is described in Edgewright's
 // compiler/targets/tvm/params.py; describe() of a library says what shapes and which parameters it wants.
 #include "edgewright.h"
 
@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -24,6 +25,8 @@
 #elif defined(__aarch64__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
+#elif defined(__x86_64__)
+#include <cpuid.h>
 #endif
 
 namespace ffi = tvm::ffi;
@@ -65,6 +68,26 @@ struct Owned {  // zeroed memory of its own
 
 [[noreturn]] void Fail(const std::string& message) { throw std::runtime_error(message); }
 
+template <typename Result = ffi::Any, typename... Arguments>
+Result Call(const ffi::Function& function, Arguments&&... arguments) {
+  auto result = function.CallExpected<Result>(std::forward<Arguments>(arguments)...);
+  if (result.is_err()) Fail(std::string(result.error().message()));
+  return result.value();
+}
+
+ffi::Function Global(const char* name) {
+  auto found = ffi::Function::GetGlobal(name);
+  if (!found.has_value()) Fail(std::string("TVM's runtime is not loaded: it has no ") + name);
+  return *found;
+}
+
+ffi::Function Method(const ffi::Module& module, const std::string& name) {
+  auto found = Call(Global("ffi.ModuleGetFunction"), module, name, true);
+  auto function = found.try_cast<ffi::Function>();
+  if (!function.has_value()) Fail("not a library of an Edgewright model: it has no " + name);
+  return *function;
+}
+
 ffi::Shape ShapeOf(const ffi::json::Value& value) {
   std::vector<int64_t> shape;
   for (const auto& dim : value.cast<ffi::json::Array>()) shape.push_back(dim.cast<int64_t>());
@@ -74,7 +97,7 @@ ffi::Shape ShapeOf(const ffi::json::Value& value) {
 }  // namespace
 
 struct edgewright_model {
-  ffi::Module machine{nullptr};
+  ffi::Optional<ffi::Module> machine;
   ffi::Function decode{nullptr}, prefill{nullptr}, score{nullptr};
   ffi::Array<ffi::Any> state;
   void* mapped = MAP_FAILED;
@@ -86,21 +109,20 @@ struct edgewright_model {
   }
 
   void Load(ffi::Module library, const char* params, int threads, bool exact) {
-    if (threads > 0) ffi::Function::GetGlobalRequired("runtime.config_threadpool")(1, threads);
-    auto load = library->GetFunction("vm_load_executable");
-    if (!load.has_value()) Fail("not a library of an Edgewright model");
-    machine = (*load)().cast<ffi::Module>();
+    if (threads > 0) Call(Global("runtime.config_threadpool"), 1, threads);
+    auto vm = Call<ffi::Module>(Method(library, "vm_load_executable"));
+    machine = vm;
     constexpr int kPooled = 2;
-    machine->GetFunction("vm_initialization").value()(int(kDLCPU), 0, kPooled);
-    auto text = machine->GetFunction("describe").value()().cast<ffi::String>();
-    auto about = ffi::json::Parse(text).cast<ffi::json::Object>();
+    Call(Method(vm, "vm_initialization"), int(kDLCPU), 0, kPooled);
+    auto text = Call<ffi::String>(Method(vm, "describe"));
+    auto about = Call<ffi::json::Object>(Global("ffi.json.Parse"), text);
     vocabulary = about["vocab_size"].cast<int64_t>();
     capacity = about["max_tokens"].cast<int64_t>();
     chunk = about["chunk"].cast<int64_t>();
     std::string suffix = exact ? "_exact" : "";
-    decode = machine->GetFunction("decode" + suffix).value();
-    prefill = machine->GetFunction("prefill" + suffix).value();
-    score = machine->GetFunction("score" + suffix).value();
+    decode = Method(vm, "decode" + suffix);
+    prefill = Method(vm, "prefill" + suffix);
+    score = Method(vm, "score" + suffix);
     for (int64_t i = 0; i < about["layers"].cast<int64_t>(); ++i) {
       for (const char* shape : {"key_shape", "value_shape"}) {
         state.push_back(ffi::Tensor::FromNDAlloc(Owned{}, ShapeOf(about[shape]), DLDataType{kDLFloat, 32, 1}, kCpu));
@@ -136,7 +158,7 @@ struct edgewright_model {
       std::vector<int64_t> shape(r.shape, r.shape + r.dimensions);
       auto* data = const_cast<uint8_t*>(bytes) + r.offset;
       auto tensor = ffi::Tensor::FromNDAlloc(Mapped{data}, ffi::Shape(shape), kKinds[r.kind], kCpu);
-      if (ffi::GetDataSize(*tensor.operator->()) != r.size) Fail(std::string(path) + ": damaged");
+      if (ffi::GetDataSize(tensor) != r.size) Fail(std::string(path) + ": damaged");
       state.push_back(tensor);
     }
   }
@@ -151,7 +173,7 @@ struct edgewright_model {
       ffi::Shape shape{1, static_cast<int64_t>(count)};
       return ffi::Tensor::FromNDAlloc(Mapped{values.data()}, shape, DLDataType{kDLInt, 64, 1}, kCpu);
     };
-    auto out = step(row(ids), row(positions), state).cast<ffi::Tensor>();
+    auto out = Call<ffi::Tensor>(step, row(ids), row(positions), state);
     length += count;
     if (logits != nullptr) std::memcpy(logits, out.data_ptr(), rows * vocabulary * sizeof(float));
   }
@@ -184,24 +206,14 @@ int Guarded(Body body) {
   }
 }
 
-edgewright_model* Opened(ffi::Optional<ffi::Module> (*find)(const std::string&), const std::string& library,
-                         const char* params, int threads, bool exact) {
+// `loader`: the function of TVM that gives the library for `name`.
+edgewright_model* Opened(const char* loader, const std::string& name, const char* params, int threads, bool exact) {
   auto* model = new edgewright_model;
-  if (Guarded([&] {
-        auto found = find(library);
-        if (!found.has_value()) Fail(library + ": no such library");
-        model->Load(*found, params, threads, exact);
-      }) == 0) {
+  if (Guarded([&] { model->Load(Call<ffi::Module>(Global(loader), name), params, threads, exact); }) == 0) {
     return model;
   }
   delete model;
   return nullptr;
-}
-
-ffi::Optional<ffi::Module> FromFile(const std::string& path) { return ffi::Module::LoadFromFile(path); }
-
-ffi::Optional<ffi::Module> Linked(const std::string& variant) {
-  return ffi::Function::GetGlobalRequired("ffi.SystemLib")("edgewright_" + variant + "_").cast<ffi::Module>();
 }
 
 }  // namespace
@@ -220,10 +232,13 @@ const char* edgewright_variants(void) {
 #if defined(__aarch64__)
   return dotprod && i8mm ? "i8mm dotprod neon" : dotprod ? "dotprod neon" : "neon";
 #elif defined(__x86_64__)
-  __builtin_cpu_init();
-  bool avx512 = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl") &&
-                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
-  return avx512 ? "avx512vnni avx2" : __builtin_cpu_supports("avx2") ? "avx2" : "";
+  // cpuid leaf 7, and from XCR0 whether the system saves the wide registers
+  unsigned a, b = 0, c = 0, d, low = 0, high = 0;
+  if (__get_cpuid(1, &a, &b, &c, &d) && (c >> 27 & 1)) asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (low & 0x6) != 0x6 || !(b >> 5 & 1)) return "";
+  constexpr unsigned kFoundation = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // f, dq, bw, vl
+  bool vnni = (low & 0xe0) == 0xe0 && (b & kFoundation) == kFoundation && (c >> 11 & 1);
+  return vnni ? "avx512vnni avx2" : "avx2";
 #else
   return "";
 #endif
@@ -236,7 +251,7 @@ edgewright_model* edgewright_open(const char* folder, const char* params, int th
     std::string variant = names.substr(begin, end - begin);
     begin = end + 1;
     if (folder == nullptr) {
-      if (auto* model = Opened(Linked, variant, params, threads, false)) return model;
+      if (auto* model = Opened("ffi.SystemLib", "edgewright_" + variant + "_", params, threads, false)) return model;
       continue;
     }
     std::string path = std::string(folder) + "/libmodel-" + variant + ".so";
@@ -247,7 +262,7 @@ edgewright_model* edgewright_open(const char* folder, const char* params, int th
 }
 
 edgewright_model* edgewright_open_library(const char* library, const char* params, int threads, int exact) {
-  return Opened(FromFile, library, params, threads, exact != 0);
+  return Opened("ffi.ModuleLoadFromFile", library, params, threads, exact != 0);
 }
 
 size_t edgewright_vocabulary(const edgewright_model* model) { return model->vocabulary; }
