@@ -88,6 +88,8 @@ def run(
     results: list[TargetReport] = []
     for target, final in finals.items():
         validation = _validated(recipe, final, phones, _prefixed(progress, target, finals)) if validate else None
+        if validation is not None:
+            validation = _explained(recipe, validation, quantized.folder)
         results.append(reports.target_report(final, manifests[target], validation))
     report = reports.Report(
         verdict=reports.overall(results),
@@ -181,6 +183,20 @@ def _validated(
         allow_unassessed=wanted.allow_unassessed,
         progress=progress,
     )
+
+
+def _explained(recipe: Recipe, validation: Validation, quantized: Path) -> Validation:
+    """The same, with the first operation that differs where exact parity failed and the target can tell."""
+    import dataclasses
+
+    from edgewright.conversion import first_divergence
+    from runtime_tests.validate import Failure
+
+    if all(gate.passed for gate in validation.gates if "exact" in gate.name):
+        return validation
+    found = first_divergence(recipe, validation.target, quantized, validation.artifact)
+    failure = Failure("conversion", found, "") if found else None
+    return dataclasses.replace(validation, failures=(*validation.failures, *filter(None, [failure])))
 
 
 def _locate(

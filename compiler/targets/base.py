@@ -54,6 +54,9 @@ class Estimate:
 class Target(Protocol):
     """One runtime. `build` writes the payload into an empty folder and returns what the runtime's runner needs.
 
+    A target whose programs a converter makes may also have `traces(job)`, an iterator over (function, inputs, values by
+    name), so that a failed parity can be traced to an operation.
+
     tolerances: limits of the artifact's own runtime test, which travel with its golden vectors.
     """
 

@@ -46,7 +46,7 @@ class BlobFile:
         if size < _HEADER.size:
             raise PackageError(f"{path}: {size} bytes, too short for a weight file")
         self._data: NDArray[np.uint8] = np.memmap(path, np.uint8, "r")
-        self.count, version = _HEADER.unpack_from(self._data)
+        self.count, version = _HEADER.unpack(self._data[: _HEADER.size].tobytes())
         if version != 2:
             raise PackageError(f"{path}: storage version {version}; 2 is what this executor reads")
 
@@ -59,7 +59,7 @@ class BlobFile:
         size = self._data.size
         if offset % _ALIGN or not _HEADER.size <= offset <= size - _RECORD.size:
             raise PackageError(f"{where} is not in the file of {size} bytes: it is cut short, or an offset was edited")
-        sentinel, kind, length, start, padding = _RECORD.unpack_from(self._data, offset)
+        sentinel, kind, length, start, padding = _RECORD.unpack(self._data[offset : offset + _RECORD.size].tobytes())
         if sentinel != _SENTINEL:
             raise PackageError(f"{where} does not begin with a record: an offset or the file was edited")
         if dtype not in KINDS:

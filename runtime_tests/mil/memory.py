@@ -19,7 +19,7 @@ from torch import Tensor
 
 from runtime_tests.mil.package import Package
 from runtime_tests.mil.program import Function
-from runtime_tests.mil.values import LazyTensor
+from runtime_tests.mil.values import DTYPES, LazyTensor
 
 _SAME_MEMORY = frozenset({"reshape", "expand_dims", "squeeze", "identity", "read_state"})
 
@@ -46,8 +46,14 @@ class Memory:
 
 
 def account(package: Package, name: str, inputs: dict[str, Tensor]) -> Memory:
-    """Count one call of a function with inputs of these shapes."""
+    """Count one call of a function with inputs of these shapes; those that are not given have fixed ones."""
     function = Function(package, name, shapes_only=True)
+    inputs = {
+        key: torch.as_tensor(inputs[key]).to(DTYPES[dtype])
+        if key in inputs
+        else torch.zeros([size or 0 for size in shape], dtype=DTYPES[dtype], device="meta")
+        for key, (dtype, shape) in function.inputs.items()
+    }
     sizes: dict[str, int] = {}
     kinds: dict[str, str] = {}
 

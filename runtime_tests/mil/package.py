@@ -68,7 +68,7 @@ def _model_file(path: Path) -> Path:
 
 def _parse(file: Path) -> Any:
     from coremltools.proto import Model_pb2
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # publishes no types
 
     spec = Model_pb2.Model()
     try:

@@ -190,7 +190,9 @@ class Function:
                 continue
             outputs = self._bypassed(operation, env, run) or self._results(operation, env, run)
             if len(outputs) != len(operation.outputs):
-                raise PackageError(f"{self._where(operation)}: {len(outputs)} results, {len(operation.outputs)} declared")
+                raise PackageError(
+                    f"{self._where(operation)}: {len(outputs)} results, {len(operation.outputs)} declared"
+                )
             for declared, value in zip(operation.outputs, outputs, strict=True):
                 if isinstance(value, Tensor):
                     dtype, shape = tensor_type(declared.type)
@@ -273,7 +275,9 @@ class Function:
     def _declared(self, operation: Any, name: str, dtype: str, value: Tensor) -> Tensor:
         """A result in its declared dtype: rounded, or wrapped as integers wrap; another kind of value is an error."""
         wanted = self._torch(dtype)
-        if wanted.is_floating_point != value.is_floating_point() or (wanted == torch.bool) != (value.dtype == torch.bool):
+        if wanted.is_floating_point != value.is_floating_point() or (wanted == torch.bool) != (
+            value.dtype == torch.bool
+        ):
             raise PackageError(f"{self._where(operation)}: {name} came out as {value.dtype}, declared {dtype}")
         if dtype in _WRAPPED and value.dtype != wanted:
             bits, signed = _WRAPPED[dtype]
@@ -308,9 +312,7 @@ def _bound(operation: Any, key: str) -> str:
 
 
 def _fits(shape: tuple[int | None, ...], value: Tensor) -> bool:
-    return len(shape) == value.ndim and all(
-        want in (None, have) for want, have in zip(shape, value.shape, strict=True)
-    )
+    return len(shape) == value.ndim and all(want in (None, have) for want, have in zip(shape, value.shape, strict=True))
 
 
 def _allowed(described: Any, shape: list[int]) -> bool:

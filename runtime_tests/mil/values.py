@@ -100,9 +100,7 @@ class LazyTensor:
 def tensor_type(value_type: Any) -> tuple[str, tuple[int | None, ...]]:
     """dtype name and shape of a MIL tensor type; None for a size that is only known when running."""
     found = value_type.tensorType
-    sizes = tuple(
-        d.constant.size if d.WhichOneof("dimension") == "constant" else None for d in found.dimensions
-    )
+    sizes = tuple(d.constant.size if d.WhichOneof("dimension") == "constant" else None for d in found.dimensions)
     return type_name(found.dataType), sizes
 
 

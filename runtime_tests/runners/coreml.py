@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from artifacts import EdgewrightError
+from artifacts import EdgewrightError, Figure
 from artifacts.manifest import checked_path
+from runtime_tests.mil.memory import account
 from runtime_tests.mil.package import Package
 from runtime_tests.mil.program import Function, State
 
@@ -86,6 +87,28 @@ class CoreMLRunner:
         row: Logits = self._run(np.array([token], np.int64), self._length)[-1]
         return row
 
+    def model_memory(self) -> list[Figure]:
+        """What iOS would charge a call of each function for, with its band; and the clean, mapped weights.
+
+        The longest prompt call is counted for prefill, one token for decode.
+        """
+        package = Package(self._path)
+        settings = self._settings
+        found: list[Figure] = []
+        for name in settings.functions:
+            longest = max(settings.prompt_lengths, default=settings.max_tokens)
+            length = 1 if name == settings.functions[-1] and len(settings.functions) > 1 else longest
+            memory = account(package, name, {"input_ids": torch.zeros(1, length), "position": torch.zeros(1)})
+            figure = Figure(
+                name=f"modelled_footprint_{name}_{length}",
+                value=memory.dirty,
+                unit="bytes",
+                obtained="modelled",
+                band=memory.band,
+            )
+            found += [figure] if found else [_exact("weights_clean_mapped", memory.weights), figure]
+        return found
+
     def _empty(self) -> None:
         first = self._functions[self._settings.functions[0]]
         if self._settings.cache == "state":
@@ -132,6 +155,11 @@ class CoreMLRunner:
         self._length = begin + len(ids)
         logits: Logits = outputs["logits"][0].float().numpy()
         return logits
+
+
+def _exact(name: str, value: int) -> Figure:
+    """A count that nothing can change: the size of files."""
+    return Figure(name=name, value=value, unit="bytes", obtained="measured")
 
 
 RUNNER = CoreMLRunner

@@ -70,7 +70,7 @@ def capture(
     ids_dims = {1: Dim("length", min=1, max=max_tokens)} if length is None else {}
     dims: tuple[Any, ...] = (ids_dims, {}, *((tuple({} for _ in caches),) if caches else ()))
     with torch.no_grad():
-        program = torch.export.export(Model(), (ids, position, *caches), dynamic_shapes=dims)
+        program: ExportedProgram = torch.export.export(Model(), (ids, position, *caches), dynamic_shapes=dims)
         program = program.run_decompositions({})  # functional: caches are replaced, not changed
     for node in program.graph.nodes:
         if str(node.target) == "aten.slice.Tensor" and node.args[2] == -1:

@@ -262,10 +262,15 @@ def _attend(settings: Lowering, queries: Any, keys: Any, values: Any, mask: Any,
     if settings.ios18:
         correction = scale * head_dim**0.5  # the op divides by sqrt(head_dim)
         if abs(correction - 1) > 1e-6:
-            queries = mb.mul(x=queries, y=np.float32(correction))
+            queries = _scaled(queries, correction)
         return mb.scaled_dot_product_attention(query=queries, key=keys, value=values, attn_mask=mask)
-    scores = mb.matmul(x=mb.mul(x=queries, y=np.float32(scale)), y=keys, transpose_y=True)
+    scores = mb.matmul(x=_scaled(queries, scale), y=keys, transpose_y=True)
     return mb.matmul(x=mb.softmax(x=mb.add(x=scores, y=mask), axis=-1), y=values)
+
+
+def _scaled(queries: Any, factor: float) -> Any:
+    """queries * factor, in float32: most factors are no float16."""
+    return mb.mul(x=queries, y=np.float32(factor), name=f"{FLOAT32}{queries.name}_scaled")
 
 
 _TABLE: Mapping[str, Callable[[Any, Any], None]] = {

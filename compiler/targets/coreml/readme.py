@@ -201,7 +201,7 @@ def _choice(counts: list[int], decode: bool) -> str:
     known = sorted({1, *counts}) if decode else counts
     return (
         f"            let lengths = {known}\n"
-        "            // the shortest call that covers what is left, reaching back over cached tokens; else the longest\n"
+        "            // the shortest call that covers what is left, reaching back over cached tokens, or the longest\n"
         "            let length = lengths.first { $0 >= left && $0 <= prompt.count } ?? lengths.last { $0 <= left }!\n"
         "            let begin = length >= left ? prompt.count - length : cached"
     )

@@ -37,9 +37,16 @@ def program_values(program: ExportedProgram, inputs: tuple[Any, ...]) -> dict[st
 
 
 def decoder_values(
-    spec: DecoderSpec, schemes: Schemes, weights: Weights, max_tokens: int, ids: list[int], *, length: int | None
+    spec: DecoderSpec,
+    schemes: Schemes,
+    weights: Weights,
+    max_tokens: int,
+    ids: list[int],
+    *,
+    position: int = 0,
+    length: int | None = None,
 ) -> dict[str, Tensor]:
-    """Every value of one call on `ids` from an empty cache.
+    """Every value of one call on `ids` that enter caches of zeros at `position`.
 
     length: as the function was captured, None for a flexible one.
     """
@@ -53,4 +60,7 @@ def decoder_values(
     caches = [torch.zeros(shape) for _ in cache_names(spec.layers)]
     tokens = torch.tensor([ids], dtype=torch.int32)
     with dialect.weights(weights):
-        return program_values(program, (tokens, torch.zeros(1, dtype=torch.int32), *caches))
+        values = program_values(program, (tokens, torch.tensor([position], dtype=torch.int32), *caches))
+    output = next(node for node in program.graph.nodes if node.op == "output")
+    values["logits"] = values.pop(output.args[0][0].name)  # the converter gives outputs the names of features
+    return values

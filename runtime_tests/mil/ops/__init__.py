@@ -16,7 +16,18 @@ Operation = Callable[..., Any]
 
 def table() -> dict[str, Operation]:
     """Every operation that is known, by name."""
-    from runtime_tests.mil.ops import constexpr, conv, elementwise, image, indexing, lists, matrix, norm, reduction, shape
+    from runtime_tests.mil.ops import (
+        constexpr,
+        conv,
+        elementwise,
+        image,
+        indexing,
+        lists,
+        matrix,
+        norm,
+        reduction,
+        shape,
+    )
 
     tables = (elementwise, reduction, matrix, shape, indexing, conv, norm, image, lists, constexpr)
     found: dict[str, Operation] = {}

@@ -152,9 +152,7 @@ def _avg_pool(
     return mean / _AVERAGE[x.ndim - 3](inside, kernel, steps)
 
 
-def _l2_pool(
-    x: Tensor, kernel_sizes: Any, strides: Any = None, pad_type: str = "valid", pad: Any = None
-) -> Tensor:
+def _l2_pool(x: Tensor, kernel_sizes: Any, strides: Any = None, pad_type: str = "valid", pad: Any = None) -> Tensor:
     padded, kernel, steps, _ = _pool(x.square(), kernel_sizes, strides, pad_type, pad, False, 0.0)
     count = 1
     for size in kernel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -123,7 +124,7 @@ def _gather_nd(x: Tensor, indices: Tensor, batch_dims: Any = 0, validate_indices
     return torch.stack([_gather_nd(row, i, int(batch_dims) - 1) for row, i in zip(x, indices, strict=True)])
 
 
-_COMBINE = {
+_COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": torch.add,
     "sub": torch.sub,
     "mul": torch.mul,

@@ -23,9 +23,7 @@ def _layer_norm(
     return unit if beta is None else unit + beta.reshape(shape)
 
 
-def _instance_norm(
-    x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: Any = 1e-5
-) -> Tensor:
+def _instance_norm(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: Any = 1e-5) -> Tensor:
     return F.instance_norm(x, weight=gamma, bias=beta, eps=number(epsilon))
 
 

@@ -18,9 +18,7 @@ def _reshape(x: Tensor, shape: Any) -> Tensor:
 
 def _reshape_like(x: Tensor, ref_tensors: list[Tensor], begins: Any, ends: Any, end_masks: Any) -> Tensor:
     sizes: list[int] = []
-    for ref, begin, end, masked in zip(
-        ref_tensors, integers(begins), integers(ends), integers(end_masks), strict=True
-    ):
+    for ref, begin, end, masked in zip(ref_tensors, integers(begins), integers(ends), integers(end_masks), strict=True):
         sizes += list(ref.shape[begin : None if masked else end])
     return x.reshape(sizes)
 
@@ -119,7 +117,9 @@ def _band(x: Tensor, lower: Any = -1, upper: Any = -1) -> Tensor:
     return x.tril(above) if above >= 0 else x
 
 
-def _one_hot(indices: Tensor, one_hot_vector_size: Any, axis: Any = -1, on_value: Any = 1, off_value: Any = 0) -> Tensor:
+def _one_hot(
+    indices: Tensor, one_hot_vector_size: Any, axis: Any = -1, on_value: Any = 1, off_value: Any = 0
+) -> Tensor:
     on, off = torch.as_tensor(on_value), torch.as_tensor(off_value)
     hot = indices[..., None] == torch.arange(int(one_hot_vector_size))
     return torch.where(hot, on, off).movedim(-1, int(axis))

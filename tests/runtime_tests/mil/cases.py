@@ -57,10 +57,12 @@ POSITIVE = f(2, 3, 4, low=0.1, high=3)
 IMAGE = f(2, 4, 6, 7)
 WEIGHTS = f(6, 8)
 
-_UNARY = ("abs atan ceil cos cosh erf exp exp2 floor identity relu relu6 round sigmoid sign sin sinh softplus softsign "
-          "square tan tanh").split()  # fmt: skip
-_BINARY = "add sub mul maximum minimum".split()
-_COMPARISONS = "equal not_equal greater greater_equal less less_equal".split()
+_UNARY = [
+    "abs", "atan", "ceil", "cos", "cosh", "erf", "exp", "exp2", "floor", "identity", "relu", "relu6", "round",
+    "sigmoid", "sign", "sin", "sinh", "softplus", "softsign", "square", "tan", "tanh",
+]  # fmt: skip
+_BINARY = ["add", "sub", "mul", "maximum", "minimum"]
+_COMPARISONS = ["equal", "not_equal", "greater", "greater_equal", "less", "less_equal"]
 
 ELEMENTWISE = [
     *[case(name, x=X) for name in _UNARY],
@@ -69,10 +71,7 @@ ELEMENTWISE = [
     *[case(name, note="int", x=i(2, 3), y=i(3)) for name in _BINARY],
     *[case(name, x=i(2, 5), y=i(2, 5)) for name in _COMPARISONS],
     *[case(name, note="float", x=X, y=X[:, ::-1].copy()) for name in _COMPARISONS],
-    *[
-        case(name, x=bools(1, 0, 1, 0), y=bools(1, 1, 0, 0))
-        for name in ("logical_and", "logical_or", "logical_xor")
-    ],
+    *[case(name, x=bools(1, 0, 1, 0), y=bools(1, 1, 0, 0)) for name in ("logical_and", "logical_or", "logical_xor")],
     case("logical_not", x=bools(1, 0)),
     case("real_div", x=X, y=POSITIVE),
     case("floor_div", x=X, y=POSITIVE),
@@ -107,10 +106,18 @@ ELEMENTWISE = [
 REDUCTIONS = [
     *[
         case(name, x=POSITIVE, axes=ints(0, -1), keep_dims=keep, note=f"keep={keep}")
-        for name in (
-            "reduce_sum reduce_mean reduce_max reduce_min reduce_prod reduce_l1_norm reduce_l2_norm "
-            "reduce_sum_square reduce_log_sum reduce_log_sum_exp"
-        ).split()
+        for name in [
+            "reduce_sum",
+            "reduce_mean",
+            "reduce_max",
+            "reduce_min",
+            "reduce_prod",
+            "reduce_l1_norm",
+            "reduce_l2_norm",
+            "reduce_sum_square",
+            "reduce_log_sum",
+            "reduce_log_sum_exp",
+        ]
         for keep in (False, True)
     ],
     case("reduce_sum", note="all axes", x=X),

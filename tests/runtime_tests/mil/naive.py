@@ -43,9 +43,7 @@ def conv(
     kernel = weight.shape[2:]
     pairs = _pairs(pad_type, pad, x.shape[2:], kernel, strides, dilations)
     x = np.pad(x, [(0, 0), (0, 0), *pairs])
-    sizes = [
-        (x.shape[2 + i] - (kernel[i] - 1) * dilations[i] - 1) // strides[i] + 1 for i in range(rank)
-    ]
+    sizes = [(x.shape[2 + i] - (kernel[i] - 1) * dilations[i] - 1) // strides[i] + 1 for i in range(rank)]
     out = np.zeros((x.shape[0], weight.shape[0], *sizes))
     per, inputs = weight.shape[0] // groups, weight.shape[1]
     for n, o in product(range(x.shape[0]), range(weight.shape[0])):
@@ -112,9 +110,7 @@ def _windows(
     padded = np.pad(x, [(0, 0), (0, 0), *[(b, a + 64) for b, a in pairs]], constant_values=fill)
 
     def window(array: Array, at: Any) -> Array:
-        cut = tuple(
-            slice(at[i] * strides[i], at[i] * strides[i] + kernel_sizes[i]) for i in range(rank)
-        )
+        cut = tuple(slice(at[i] * strides[i], at[i] * strides[i] + kernel_sizes[i]) for i in range(rank))
         return array[(slice(None), slice(None), *cut)].reshape(*x.shape[:2], -1)
 
     return sizes, lambda at: window(padded, at)

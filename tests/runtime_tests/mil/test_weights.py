@@ -146,9 +146,7 @@ def test_affine_dequantize(axis: int, per_axis: bool) -> None:
     size = data.shape[axis]
     zero = RNG.integers(-9, 9, size).astype(np.int8) if per_axis else np.int8(3)
     scale = RNG.uniform(0.1, 1, size).astype(np.float32) if per_axis else np.float32(0.3)
-    expected = materialized(
-        "constexpr_affine_dequantize", quantized_data=data, zero_point=zero, scale=scale, axis=axis
-    )
+    expected = materialized("constexpr_affine_dequantize", quantized_data=data, zero_point=zero, scale=scale, axis=axis)
     operation = ops.table()["constexpr_affine_dequantize"]
     rest = {"zero_point": torch.as_tensor(zero), "scale": torch.as_tensor(scale), "axis": torch.tensor(axis)}
     np.testing.assert_allclose(operation(torch.from_numpy(data), **rest).numpy(), expected, rtol=1e-6)
@@ -174,9 +172,7 @@ def test_vector_palettes() -> None:
     lut = RNG.uniform(-1, 1, (1, 1, 4, 2)).astype(np.float32)
     typed = indices.astype(types.np_uint2_dtype)
     expected = materialized("constexpr_lut_to_dense", indices=typed, lut=lut, vector_axis=0)
-    found = ops.table()["constexpr_lut_to_dense"](
-        torch.from_numpy(indices), torch.from_numpy(lut), torch.tensor(0)
-    )
+    found = ops.table()["constexpr_lut_to_dense"](torch.from_numpy(indices), torch.from_numpy(lut), torch.tensor(0))
     np.testing.assert_allclose(found.numpy(), expected)
 
 

@@ -25,7 +25,9 @@ from compiler.targets.base import Job
 from compiler.targets.coreml.options import CoreMLOptions
 from recipes.corpus import stdlib_texts
 from runtime_tests.runners.coreml import CoreMLRunner
+from tests.compiler.conftest import MINISTRAL3, random_tensors, save
 
+torch.set_num_threads(1)  # small matrices: a second thread only waits
 TINY = Path(__file__).parents[4] / "recipes" / "checkpoints" / "tiny-ministral3"
 INT4, INT8 = Scheme(4, 32), Scheme(8, 32)
 
@@ -40,11 +42,24 @@ class Built:
 
     def runner(self, *, exact: bool = False) -> CoreMLRunner:
         runner = CoreMLRunner(self.folder, self.runtime)
-        runner.load(exact=exact)
+        runner.load(exact=exact, threads=1)
         return runner
 
 
 Builder = Callable[..., Built]
+
+
+@pytest.fixture(scope="session")
+def decoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Ministral 3 with every feature of the real one, random weights."""
+    return save(tmp_path_factory.mktemp("checkpoint") / "ministral", MINISTRAL3, random_tensors(MINISTRAL3))
+
+
+@pytest.fixture(scope="session")
+def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a head of its own."""
+    config = MINISTRAL3 | {"tie_word_embeddings": False}
+    return save(tmp_path_factory.mktemp("checkpoint") / "untied", config, random_tensors(config))
 
 
 @pytest.fixture(scope="session")
@@ -78,9 +93,7 @@ def _make(
     quantized.mkdir()
     rounders = dict.fromkeys(schemes, rtn.quantize)
     quantize_checkpoint(checkpoint, slots, schemes, rounders, quantized, checkpoint.config, silent)
-    job = Job(
-        source.name, spec, slots, schemes, max_tokens, PackedWeights(quantized), source, CoreMLOptions(**options)
-    )
+    job = Job(source.name, spec, slots, schemes, max_tokens, PackedWeights(quantized), source, CoreMLOptions(**options))
     target = load_target("coreml")
     assert target.refusals(spec, slots, schemes, job.options) == []
     package = folder / "coreml"
@@ -89,7 +102,17 @@ def _make(
 
 
 def reference(job: Job, ids: np.ndarray[Any, Any]) -> torch.Tensor:
-    """Logits [length, vocab] of the dialect's reference with the same dequantized weights."""
+    """Logits [length, vocab] of the dialect's reference with the same dequantized weights; computed once."""
+    key = (job.weights.path, ids.tobytes())
+    if key not in _REFERENCES:
+        _REFERENCES[key] = _reference(job, ids)
+    return _REFERENCES[key]
+
+
+_REFERENCES: dict[tuple[Path, bytes], torch.Tensor] = {}
+
+
+def _reference(job: Job, ids: np.ndarray[Any, Any]) -> torch.Tensor:
     tokens = torch.from_numpy(ids[None])
     positions = torch.arange(len(ids))[None]
     with torch.no_grad(), dialect.weights(job.weights):

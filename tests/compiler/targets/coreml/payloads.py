@@ -18,28 +18,57 @@ from runtime_tests.mil.bisect import plain_name
 from runtime_tests.mil.package import Package
 from runtime_tests.mil.values import decode
 
+Slots = tuple[str, ...]
+
+
+def slots_of(spec: Any, schemes: Schemes, max_tokens: int) -> dict[str, Slots]:
+    """Which slots each operation of the program reads, by its name."""
+    nodes = capture(spec, schemes, max_tokens, length=1, stateful=True).graph.nodes
+    readers = [n for n in nodes if str(n.target) in ("edge.linear.default", "edge.embedding.default")]
+    found = {n.name: (n.args[1],) if isinstance(n.args[1], str) else tuple(n.args[1]) for n in readers}
+    return {**found, "logits": found.pop(readers[-1].name)}  # outputs have the names of features
+
+
+def readers(package: Package, function_name: str, slots: dict[str, Slots]) -> list[tuple[Slots, Any]]:
+    """The slots and the constexpr operation of every weight that a function reads."""
+    function = package.spec.mlProgram.functions[function_name]
+    operations = function.block_specializations[function.opset].operations
+    constants = {o.outputs[0].name: o for o in operations if o.type.startswith("constexpr_")}
+    found = []
+    for operation in operations:
+        name = plain_name(operation.outputs[0].name) if operation.outputs else ""
+        if operation.type in ("linear", "gather") and name in slots:
+            key = "weight" if operation.type == "linear" else "x"
+            found.append((slots[name], constants[operation.inputs[key].arguments[0].name]))
+    assert len(found) == len(slots), f"{function_name}: {len(found)} of {len(slots)} weights are read"
+    return found
+
+
+def _values(constant: Any) -> dict[str, Any]:
+    return {key: argument.arguments[0].value for key, argument in constant.inputs.items()}
+
+
+def entries(package: Package, spec: Any, schemes: Schemes, max_tokens: int) -> dict[Slots, tuple[int, int]]:
+    """Offsets of the codes and the scales of every weight in the weight file."""
+    found = readers(package, package.functions[0], slots_of(spec, schemes, max_tokens))
+    return {
+        slots: (_values(constant)["data"].blobFileValue.offset, _values(constant)["scale"].blobFileValue.offset)
+        for slots, constant in found
+    }
+
 
 def verify(package: Package, spec: Any, schemes: Schemes, weights: PackedWeights, max_tokens: int) -> int:
     """Compare codes and scales of every weight in every function; the number of payloads compared."""
-    nodes = capture(spec, schemes, max_tokens, length=1, stateful=True).graph.nodes
-    slots = {n.name: n.args[1] for n in nodes if str(n.target) in ("edge.linear.default", "edge.embedding.default")}
-    seen: dict[int, tuple[str, ...]] = {}
+    slots = slots_of(spec, schemes, max_tokens)
+    seen: dict[int, Slots] = {}
     for name in package.functions:
-        function = package.spec.mlProgram.functions[name]
-        operations = function.block_specializations[function.opset].operations
-        constants = {o.outputs[0].name: o for o in operations if o.type.startswith("constexpr_")}
-        readers = [o for o in operations if o.type in ("linear", "gather") and plain_name(o.outputs[0].name) in slots]
-        assert len(readers) == len(slots), f"{name}: {len(readers)} of {len(slots)} weights are read"
-        for operation in readers:
-            key = "weight" if operation.type == "linear" else "x"
-            constant = constants[operation.inputs[key].arguments[0].name]
-            found = slots[plain_name(operation.outputs[0].name)]
-            _compare(package, constant, (found,) if isinstance(found, str) else tuple(found), weights, seen)
+        for read, constant in readers(package, name, slots):
+            _compare(package, constant, read, weights, seen)
     return len(seen)
 
 
-def _compare(package: Package, constant: Any, slots: tuple[str, ...], weights: Any, seen: dict[int, Any]) -> None:
-    values = {key: argument.arguments[0].value for key, argument in constant.inputs.items()}
+def _compare(package: Package, constant: Any, slots: Slots, weights: PackedWeights, seen: dict[int, Slots]) -> None:
+    values = _values(constant)
     offsets = [values[key].blobFileValue.offset for key in ("data", "scale")]
     if offsets[0] in seen:
         assert seen[offsets[0]] == slots, f"{slots} and {seen[offsets[0]]} share an entry"

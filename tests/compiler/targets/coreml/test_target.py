@@ -108,8 +108,8 @@ def test_the_swift_snippet_names_what_the_package_has(tiny: Built) -> None:
     assert "$" not in re.sub(r"\$0", "", page)
 
 
-def test_the_explicit_snippet_passes_every_cache_on(ministral: Path, build: Builder) -> None:
-    built = build(ministral, INT4, 80, prompt_lengths=(4, 16), cache="explicit")
+def test_the_explicit_snippet_passes_every_cache_on(decoder_folder: Path, build: Builder) -> None:
+    built = build(decoder_folder, INT4, 80, prompt_lengths=(4, 16), cache="explicit")
     page = (built.folder / "README.md").read_text(encoding="utf-8")
     description = open_package(built.folder).description("prefill")
     inputs = [f.name for f in description.input if "cache" in f.name]

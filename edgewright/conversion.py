@@ -1,0 +1,82 @@
+"""Where a conversion went wrong: the first operation of a package that differs from the graph it came from.
+
+Asked only when parity failed, and run in a process of its own, `python -m edgewright.conversion order.json`: it holds
+every intermediate value of one call. What must not live here: how a program is run or traced.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from artifacts import read_manifest
+from compiler.models import decoder
+from compiler.quantize.packed import PackedWeights
+from compiler.targets import load_target
+from compiler.targets.base import Job
+from recipes.schema import Recipe
+
+_TOLERANCE = 1e-3
+
+
+def first_divergence(recipe: Recipe, target: str, quantized: Path, artifact: Path) -> str | None:
+    """A sentence that names the operation; None when the target keeps no traces or every value agrees."""
+    if not hasattr(load_target(target), "traces"):
+        return None
+    order = {
+        "name": recipe.name,
+        "target": target,
+        "options": recipe.targets[target].model_dump(mode="json"),
+        "max_tokens": recipe.context.max_tokens,
+        "quantized": str(quantized),
+        "artifact": str(artifact),
+    }
+    with tempfile.TemporaryDirectory(prefix="edgewright-") as folder:
+        path = Path(folder) / "order.json"
+        path.write_text(json.dumps(order), encoding="utf-8")
+        from runtime_tests.process import child_environment
+
+        command = [sys.executable, "-m", "edgewright.conversion", str(path)]
+        child = subprocess.run(command, env=child_environment(), capture_output=True, text=True)
+    if child.returncode:
+        return f"the search for the operation ended with exit code {child.returncode}: {child.stderr[-1000:]}"
+    found: str | None = json.loads(child.stdout.splitlines()[-1])
+    return found
+
+
+def _search(order: dict[str, Any]) -> str | None:
+    from compiler.targets import target_options
+    from runtime_tests.mil.bisect import compare
+    from runtime_tests.mil.package import Package
+    from runtime_tests.mil.program import Function
+
+    weights = PackedWeights(Path(order["quantized"]))
+    spec = decoder.read_spec(weights.config)
+    options = target_options()[order["target"]].model_validate(order["options"])
+    job = Job(
+        name=order["name"],
+        spec=spec,
+        slots=decoder.slots(spec),
+        schemes=weights.schemes,
+        max_tokens=order["max_tokens"],
+        weights=weights,
+        tokenizer=weights.path,
+        options=options,
+    )
+    artifact = Path(order["artifact"])
+    package = Package(artifact / str(read_manifest(artifact).runtime["model"]))
+    lowering: Any = load_target(order["target"])
+    for name, inputs, values in lowering.traces(job):
+        function = Function(package, name, exact=True)
+        found = compare(function, inputs, values, _TOLERANCE)
+        if found.divergence is not None:
+            return str(found.divergence)
+    return None
+
+
+if __name__ == "__main__":
+    print(json.dumps(_search(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))))
