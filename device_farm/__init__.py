@@ -21,7 +21,14 @@ from device_farm.profile import (
     load_profile,
 )
 from device_farm.sandbox import SandboxResult, available_mechanisms, run
-from device_farm.verdict import Assessment, Verdict, assess_memory, latency_not_assessed, passes
+from device_farm.verdict import (
+    Assessment,
+    Verdict,
+    assess_memory,
+    assess_modelled_memory,
+    latency_not_assessed,
+    passes,
+)
 from device_farm.watch import PhaseMemory
 
 __all__ = [
@@ -37,6 +44,7 @@ __all__ = [
     "Split",
     "Verdict",
     "assess_memory",
+    "assess_modelled_memory",
     "available_mechanisms",
     "cached_bytes",
     "drop_page_cache",

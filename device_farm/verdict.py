@@ -114,6 +114,21 @@ def _file_verdict(result: SandboxResult, budget: MemoryBudget) -> tuple[Verdict,
     return None
 
 
+def assess_modelled_memory(peak_bytes: int, band: tuple[int, int], budget: MemoryBudget) -> Assessment:
+    """The memory verdict over a modelled footprint and its band (low, high): it fits only if the bad end does."""
+    high, limit, comfortable = band[1], budget.limit_bytes, budget.comfortable_bytes
+    figure = f"Its footprint is modelled as {_mb(peak_bytes)} ({_mb(band[0])} to {_mb(high)})"
+    if high <= comfortable:
+        verdict, reason = Verdict.FITS, f"{figure}, within the certain {_mb(comfortable)} of {_mb(limit)}."
+    elif high <= limit:
+        verdict, reason = Verdict.TIGHT, f"{figure}, between the certain {_mb(comfortable)} and {_mb(limit)}."
+    elif peak_bytes <= limit:
+        verdict, reason = Verdict.NOT_ASSESSED, f"{figure}, whose bad end is beyond {_mb(limit)}."
+    else:
+        verdict, reason = Verdict.DOES_NOT_FIT, f"{figure}, beyond {_mb(limit)}."
+    return Assessment("peak memory", verdict, reason, peak_bytes, limit, "bytes", "modelled")
+
+
 def latency_not_assessed(subject: str, limit: float, unit: str) -> Assessment:
     """The verdict on a latency limit (time to first token, decode rate): there is no model of a phone's speed yet."""
     reason = "There is no latency model for this phone yet, and this machine's speed says nothing about it."

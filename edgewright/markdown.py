@@ -43,7 +43,7 @@ def _target(target: TargetReport) -> list[str]:
     for step in target.failed_steps:
         lines += [f"**{step.step} failed**: {step.detail}", "", "```", step.stderr_tail.strip(), "```", ""]
     for phone in target.phones:
-        if phone.run.phases:
+        if phone.run and phone.run.phases:
             lines += [f"Memory on {phone.profile} ({phone.run.mechanism}), over the interpreter's baseline:", ""]
             lines += _table(
                 ["phase", "anonymous", "file-backed", "swap", "peak anonymous", "peak file-backed"],

@@ -68,13 +68,13 @@ class MemoryRun(_Model):
 
 
 class PhoneReport(_Model):
-    """One phone profile: its checks, its figures, the run they come from, and whether it passed."""
+    """One phone profile: its checks, its figures, the run they come from (None: modelled), and whether it passed."""
 
     profile: str
     passed: bool
     checks: tuple[Check, ...]
     figures: tuple[Figure, ...]
-    run: MemoryRun
+    run: MemoryRun | None
 
 
 class FailedStep(_Model):
@@ -190,7 +190,8 @@ def _phone(result: ProfileResult) -> PhoneReport:
         passed=result.passed,
         checks=tuple(_assessment(item) for item in result.assessments),
         figures=result.figures,
-        run=MemoryRun(
+        run=run
+        and MemoryRun(
             rule=run.rule,
             mechanism=run.mechanism,
             limit_bytes=run.limit_bytes,

@@ -90,7 +90,7 @@ def rows(target: TargetReport) -> list[Row]:
             row.name,
             row.figure,
             row.limit,
-            _how(row.obtained, phone.run.mechanism),
+            _how(row.obtained, phone.run.mechanism if phone.run else ""),
             row.verdict,
             row.reason,
         )
@@ -143,4 +143,4 @@ def _row(group: str, check: Check) -> Row:
 
 
 def _how(obtained: str, mechanism: str) -> str:
-    return f"{obtained}, {mechanism}" if obtained else ""
+    return ", ".join(filter(None, (obtained, mechanism))) if obtained else ""

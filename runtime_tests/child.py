@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from artifacts import EdgewrightError, Manifest, read_manifest
+from artifacts import EdgewrightError, Figure, Manifest, read_manifest
 from artifacts.manifest import payload_file
 
 Emit = Callable[[dict[str, Any]], None]
@@ -33,7 +33,7 @@ class Job(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["quality", "memory", "genai"]
+    kind: Literal["quality", "memory", "genai", "model_memory"]
     artifact: Path
     threads: int = Field(2, gt=0)
     prompt_tokens: int = Field(512, gt=0)
@@ -105,7 +105,16 @@ def run_genai(job: Job, manifest: Manifest, emit: Emit) -> None:
     emit({"result": generate_greedy(job.artifact, list(job.prompt), job.decode_tokens, threads=job.threads)})
 
 
-_KINDS = {"quality": run_quality, "memory": run_memory, "genai": run_genai}
+def run_model_memory(job: Job, manifest: Manifest, emit: Emit) -> None:
+    """Result: figures of a package whose memory is counted from its program (``runtime.memory``: "modelled")."""
+    from runtime_tests.runners import make_runner
+
+    runner = make_runner(job.artifact, manifest)
+    figures: list[Figure] = getattr(runner, "model_memory", list)()
+    emit({"result": [figure.model_dump(mode="json") for figure in figures]})
+
+
+_KINDS = {"quality": run_quality, "memory": run_memory, "genai": run_genai, "model_memory": run_model_memory}
 
 
 def _positive(artifact: Path, manifest: Manifest, key: str) -> int:

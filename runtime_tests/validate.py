@@ -17,7 +17,16 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from artifacts import EdgewrightError, Figure, Manifest, MissingTool, Progress, require_intact, silent
-from device_farm import Assessment, Profile, SandboxResult, assess_memory, latency_not_assessed, passes
+from device_farm import (
+    Assessment,
+    MemoryBudget,
+    Profile,
+    SandboxResult,
+    assess_memory,
+    assess_modelled_memory,
+    latency_not_assessed,
+    passes,
+)
 from device_farm import run as run_in_sandbox
 from runtime_tests.child import Job
 from runtime_tests.genai import CONFIG, same_continuation
@@ -52,13 +61,16 @@ class Failure:
 
 @dataclass(frozen=True)
 class ProfileResult:
-    """One phone: figures (bytes over the interpreter's baseline), verdicts, and the run (without its events)."""
+    """One phone: figures (bytes over the interpreter's baseline), verdicts, and the run (without its events).
+
+    run: None where memory was modelled.
+    """
 
     profile: str
     figures: tuple[Figure, ...]
     assessments: tuple[Assessment, ...]
     passed: bool
-    run: SandboxResult
+    run: SandboxResult | None
 
 
 @dataclass(frozen=True)
@@ -109,11 +121,20 @@ def validate(
     gates: list[Gate] = []
     failures: list[Failure] = []
     _check_quality(manifest, job, quality or QualityLimits(), figures, gates, failures, progress)
-    _measure_speed(job, figures, failures, progress)
-    results = [
-        _check_profile(job, profile, limits, failures, strict, allow_unassessed, progress)
-        for profile, limits in profiles
-    ]
+    modelled = manifest.runtime.get("memory") == "modelled"
+    if modelled:
+        figures += _model_memory(job, failures, progress)
+    else:
+        _measure_speed(job, figures, failures, progress)
+    platforms = manifest.runtime.get("platforms")
+    results = []
+    for profile, limits in profiles:
+        if isinstance(platforms, list) and profile.platform not in platforms:
+            continue
+        if modelled:
+            results.append(_judge_model(profile, limits, figures, strict, allow_unassessed))
+        else:
+            results.append(_check_profile(job, profile, limits, failures, strict, allow_unassessed, progress))
     passed = not failures and all(item.passed for item in gates) and all(item.passed for item in results)
     return Validation(artifact, manifest.target, tuple(figures), tuple(gates), tuple(results), tuple(failures), passed)
 
@@ -165,6 +186,43 @@ def _measure_speed(job: Job, figures: list[Figure], failures: list[Failure], pro
     ]
 
 
+def _model_memory(job: Job, failures: list[Failure], progress: Progress) -> list[Figure]:
+    """Footprint figures of a package that has no runtime here, counted from its program."""
+    ended = run_child(job.model_copy(update={"kind": "model_memory"}), _forward(progress))
+    if (failure := _failure("modelled memory", ended)) is not None:
+        failures.append(failure)
+        return []
+    return [Figure.model_validate(item) for item in ended.result]
+
+
+def _judge_model(
+    profile: Profile, limits: Limits, figures: Sequence[Figure], strict: bool, allow_unassessed: bool
+) -> ProfileResult:
+    """The verdict over figures "modelled_footprint…": the largest decides."""
+    budget = profile.budget(limits.peak_memory)
+    found = [item for item in figures if item.name.startswith("modelled_footprint")]
+    assessments = [] if not found else [_assess_model(found, budget)]
+    assessments += _latency_limits(limits)
+    passed = passes([item.verdict for item in assessments], strict=strict, allow_unassessed=allow_unassessed)
+    return ProfileResult(profile.name, tuple(found), tuple(assessments), passed, None)
+
+
+def _assess_model(figures: Sequence[Figure], budget: MemoryBudget) -> Assessment:
+    worst = max(figures, key=lambda item: float(item.value))
+    low, high = worst.band or (0.0, float(worst.value))
+    return assess_modelled_memory(int(worst.value), (int(low), int(high)), budget)
+
+
+def _latency_limits(limits: Limits) -> list[Assessment]:
+    """What a recipe asks of speed and nothing can assess yet."""
+    found = []
+    if limits.time_to_first_token is not None:
+        found.append(latency_not_assessed("time to first token", limits.time_to_first_token, "s"))
+    if limits.decode is not None:
+        found.append(latency_not_assessed("decode", limits.decode, "tok/s"))
+    return found
+
+
 def _check_profile(
     job: Job,
     profile: Profile,
@@ -185,11 +243,7 @@ def _check_profile(
             on_event=_phases(f"validating {profile.name}", progress),
             env=child_environment(),
         )
-    assessments = [assess_memory(run, budget)]
-    if limits.time_to_first_token is not None:
-        assessments.append(latency_not_assessed("time to first token", limits.time_to_first_token, "s"))
-    if limits.decode is not None:
-        assessments.append(latency_not_assessed("decode", limits.decode, "tok/s"))
+    assessments = [assess_memory(run, budget), *_latency_limits(limits)]
     if run.outcome in ("crashed", "error"):
         failures.append(Failure(f"memory on {profile.name}", _explain(run), run.stderr_tail))
     figures = (
