@@ -271,10 +271,10 @@ class Lowering:
     # -- what the dialect leaves to aten ------------------------------------------------------------------------
 
     def mul(self, node: Node, importer: Any) -> Expr:
-        """silu(gate) * up over one fused projection; other products as upstream converts them."""
+        """silu(gate) * up over one fused projection in one kernel; any other product as it is."""
         source = _gated(node)
         if source is None:
-            return importer.convert_map_upstream["mul.Tensor"](node)
+            return importer.block_builder.emit(relax.op.multiply(*importer.retrieve_args(node)))
         x = importer.env[source]
         count, columns = x.ty.shape[1], int(x.ty.shape[2]) // 2
         kernel = self.kernels.get(

@@ -1,0 +1,87 @@
+"""One artifact of a small random Ministral 3 for every triple, and kernels compiled alone for this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from artifacts import silent
+from compiler.checkpoint import Checkpoint
+from compiler.models import decoder
+from compiler.quantize import rtn
+from compiler.quantize.packed import PackedWeights
+from compiler.quantize.stream import quantize_checkpoint
+from compiler.slots import Scheme
+from compiler.targets import load_target
+from compiler.targets.base import Job
+from compiler.targets.tvm import triples
+from compiler.targets.tvm.options import TvmOptions
+from compiler.targets.tvm.triples import Variant
+from runtime_tests.runners.tvm import cpu_features
+from tests.compiler.conftest import MINISTRAL3, random_tensors, save
+
+TABLE = "model.embed_tokens"
+EVERYWHERE = ("aarch64-linux-android24", "arm64-apple-ios16.0", "aarch64-linux-gnu")
+
+
+def host_variants() -> list[Variant]:
+    """The variants that this machine runs."""
+    return [v for v in triples.host().variants if cpu_features().issuperset(v.features)]
+
+
+@pytest.fixture
+def compiled() -> Callable[[Variant, dict[str, Any]], Any]:
+    """compiled(variant, {name: PrimFunc}): a loaded module of those functions."""
+    import tvm
+
+    def make(variant: Variant, functions: dict[str, Any]) -> Any:
+        module = tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in functions.items()})
+        executable = tvm.compile(module, target=tvm.target.Target(triples.host().target(variant)))
+        return getattr(executable, "mod", executable)
+
+    return make
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A built artifact with what it was built from."""
+
+    folder: Path
+    runtime: dict[str, Any]
+    job: Job
+
+
+def build(folder: Path, source: Path, schemes: dict[str, Scheme], default: Scheme, **options: Any) -> Artifact:
+    """Quantize a checkpoint by rounding and build it for this machine and the triples of `options`."""
+    checkpoint = Checkpoint(source)
+    spec = decoder.read_spec(checkpoint.config)
+    slots = decoder.slots(spec, list(checkpoint.tensors.names()))
+    schemes = {s.name: schemes.get(s.name, default) for s in slots if s.kind != "norm"}
+    (folder / "quantized").mkdir(parents=True)
+    (folder / "artifact").mkdir()
+    rounders = dict.fromkeys(schemes, rtn.quantize)
+    quantize_checkpoint(checkpoint, slots, schemes, rounders, folder / "quantized", checkpoint.config, silent)
+    weights = PackedWeights(folder / "quantized")
+    job = Job("small", spec, slots, schemes, 96, weights, source, TvmOptions(**options))
+    runtime = load_target("tvm").build(job, folder / "artifact", silent)
+    return Artifact(folder / "artifact", runtime, job)
+
+
+@pytest.fixture(scope="session")
+def everywhere(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """INT4 with an INT8 table, for every triple and variant; chunks of 16 tokens."""
+    folder = tmp_path_factory.mktemp("tvm")
+    source = save(folder / "checkpoint", MINISTRAL3, random_tensors(MINISTRAL3))
+    return build(folder, source, {TABLE: Scheme(8, 32)}, Scheme(4, 32), triples=EVERYWHERE, chunk=16)
+
+
+def tensor(array: np.ndarray[Any, Any]) -> Any:
+    """A copy in TVM's memory."""
+    import tvm
+
+    return tvm.runtime.tensor(array)
