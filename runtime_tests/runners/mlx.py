@@ -3,10 +3,13 @@
 What lives here: loading, the caches, and how a CPU stands in for the GPU that the package is for. What must not:
 anything that writes into the artifact, and claims about speed: MLX's CPU kernels say nothing of a device's.
 
-Exact is the same package in float32, with MLX's own quantized kernels: float16 widens without loss. As shipped is
-float16. There the CPU's quantized kernels would mislead, they accumulate in float16 and are 35 times slower than in
-float32, while Metal's dequantize to float16 and accumulate in float32. So on a CPU the shipped package does as Metal
-does, a block of rows at a time; on Metal nothing is replaced.
+Exact is the same package in float32, with MLX's own quantized kernels. float16 widens without loss; only the biases of
+asymmetric groups, zero point times scale, had been rounded to it and are put back on whole zero points, where they are
+no farther from one than that rounding.
+
+As shipped is float16 as it lies in the file. There the CPU's quantized kernels would mislead, they accumulate in
+float16 and are 35 times slower than in float32, while Metal's dequantize to float16 and accumulate in float32. So on a
+CPU the shipped package does as Metal does, a block of rows at a time; on Metal nothing is replaced.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ NO_COMPILER = (
 )
 _PREFILL_STEP = 512
 _BLOCK_VALUES = 1 << 22
+_HALF_ROUNDING = 2.0**-10  # of a product of rounded scale and zero point: half a unit in the last place, twice
 
 
 class Settings(BaseModel):
@@ -78,6 +82,7 @@ class MlxRunner:
         self._exact = exact
         if exact:
             self._model.set_dtype(mx.float32)
+            restore_zero_points(self._model)
             mx.eval(self._model.parameters())
         elif not mx.metal.is_available():
             replace_half_kernels(self._model)
@@ -138,6 +143,16 @@ class MlxRunner:
 def has_compiled_kernels() -> bool:
     """Whether `mx.compile` compiles here: on Metal always, on a CPU where MLX finds the g++ that it calls."""
     return bool(mx.metal.is_available()) or shutil.which("g++") is not None
+
+
+def restore_zero_points(model: Any) -> None:
+    """Replace float32 biases within float16's rounding of a whole multiple of their scale by that multiple."""
+    for module in model.modules():
+        if isinstance(module, (QuantizedLinear, QuantizedEmbedding)):
+            zeros = module.biases / mx.where(module.scales == 0, 1, module.scales)
+            whole = mx.round(zeros)
+            near = mx.abs(zeros - whole) <= mx.abs(whole) * _HALF_ROUNDING
+            module.biases = mx.where(near, whole * module.scales, module.biases)
 
 
 class _DequantizingLinear(QuantizedLinear):

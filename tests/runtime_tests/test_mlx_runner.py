@@ -14,7 +14,13 @@ from artifacts import EdgewrightError, read_manifest, staged, write_manifest
 from runtime_tests.child import Job
 from runtime_tests.process import run_child
 from runtime_tests.runners import greedy, make_runner
-from runtime_tests.runners.mlx import NO_COMPILER, MlxRunner, has_compiled_kernels, replace_half_kernels
+from runtime_tests.runners.mlx import (
+    NO_COMPILER,
+    MlxRunner,
+    has_compiled_kernels,
+    replace_half_kernels,
+    restore_zero_points,
+)
 from tests.runtime_tests.conftest import HEAD_DIM, KV_HEADS, LAYERS, MAX_TOKENS, VOCAB, write_checkpoint
 
 IDS = np.random.default_rng(3).integers(0, VOCAB, 100)
@@ -100,6 +106,23 @@ def test_the_replaced_kernels_compute_the_same(artifact: Path) -> None:
     expected = np.array(model(mx.array(IDS)[None]))
     replace_half_kernels(model)
     np.testing.assert_allclose(np.array(model(mx.array(IDS)[None])), expected, atol=1e-5 * np.ptp(expected))
+
+
+def test_biases_return_to_whole_zero_points_and_wrong_ones_stay(artifact: Path) -> None:
+    from mlx_lm.utils import load_model
+
+    model = load_model(artifact)[0]
+    model.set_dtype(mx.float32)
+    layer = model.model.layers[0].mlp.up_proj
+    true = layer.scales * mx.array([-11.0, -5.0])[: layer.scales.shape[1]]
+    layer.biases = true.astype(mx.float16).astype(mx.float32)
+    assert not mx.array_equal(layer.biases, true)
+    restore_zero_points(model)
+    assert mx.array_equal(layer.biases, true)
+    wrong = true * 1.01
+    layer.biases = wrong
+    restore_zero_points(model)
+    assert mx.array_equal(layer.biases, wrong)
 
 
 @pytest.mark.parametrize(("bits", "limit"), [(8, 0.02), (4, 0.3)])
