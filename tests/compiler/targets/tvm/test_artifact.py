@@ -1,0 +1,103 @@
+"""What is in an artifact: libraries as each platform loads them, parameters as they were packed, honest words."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+import subprocess
+
+import numpy as np
+import pytest
+
+from compiler.targets.tvm import link
+from compiler.targets.tvm.target import TvmTarget
+from runtime_tests.runners.tvm import map_parameters
+from tests.compiler.targets.tvm import elf
+from tests.compiler.targets.tvm.conftest import EVERYWHERE, TABLE, Artifact
+
+ANDROID = "aarch64-linux-android24"
+
+
+def test_manifest_lists_every_library_best_first(everywhere: Artifact) -> None:
+    listed = [(entry["triple"], entry["variant"]) for entry in everywhere.runtime["libraries"]]
+    for triple in EVERYWHERE:
+        assert [variant for name, variant in listed if name == triple] == ["i8mm", "dotprod", "neon"]
+    assert all((everywhere.folder / entry["path"]).is_file() for entry in everywhere.runtime["libraries"])
+
+
+@pytest.mark.parametrize("variant", ["neon", "dotprod", "i8mm"])
+def test_android_library_loads_on_old_and_new_kernels(everywhere: Artifact, variant: str) -> None:
+    library = elf.read(everywhere.folder / ANDROID / f"libmodel-{variant}.so")
+    assert library.machine == "aarch64"
+    assert library.needed == ["libtvm_runtime.so", "libtvm_ffi.so", "libc.so", "libm.so"]
+    assert library.soname == f"libmodel-{variant}.so"
+    assert all(alignment == 16384 for alignment in library.alignments)
+
+
+@pytest.mark.parametrize("triple", [ANDROID, "aarch64-linux-gnu"])
+def test_dot_products_are_in_the_machine_code_of_their_variant_only(everywhere: Artifact, triple: str) -> None:
+    found = {
+        variant: elf.count_instructions(elf.read(everywhere.folder / triple / f"libmodel-{variant}.so").code)
+        for variant in ("neon", "dotprod", "i8mm")
+    }
+    assert found["neon"] == {"sdot": 0, "smmla": 0}
+    assert found["dotprod"]["sdot"] > 50 and found["dotprod"]["smmla"] == 0
+    assert found["i8mm"]["sdot"] > 50 and found["i8mm"]["smmla"] > 50
+
+
+def test_ios_archive_holds_every_variant_as_a_system_library(everywhere: Artifact) -> None:
+    archive = everywhere.folder / "arm64-apple-ios16.0" / "libmodel.a"
+    assert archive.read_bytes()[:8] == b"!<arch>\n"
+    members = subprocess.run(link.zig("ar", "t", str(archive)), capture_output=True, text=True, check=True).stdout.split()
+    assert sorted(name.split("-")[0] for name in members if name.endswith("-0.o")) == ["dotprod", "i8mm", "neon"]
+    data = archive.read_bytes()
+    assert struct.pack("<II", 0xFEEDFACF, 0x0100000C) in data  # Mach-O, 64 bits, ARM64
+    for variant in ("neon", "dotprod", "i8mm"):
+        assert f"edgewright_{variant}_".encode() in data
+    defined = re.findall(rb"___tvm_ffi__library_bin|__tvm_ffi_main\0", data)
+    assert not defined or b"edgewright" in data
+
+
+def test_parameters_are_the_packed_bytes(everywhere: Artifact) -> None:
+    job, path = everywhere.job, everywhere.folder / "params.bin"
+    data = path.read_bytes()
+    digest = everywhere.runtime["params_digest"]
+    assert hashlib.sha256(data[64:]).hexdigest() == digest == data[16:48].hex()
+    arrays = map_parameters(path, digest)
+    names = data[64 + 64 * len(arrays) :].split(b"\0")[: len(arrays)]
+    found = dict(zip((n.decode() for n in names), arrays, strict=True))
+    assert all(array.ctypes.data % 64 == 0 for array in arrays)
+    np.testing.assert_array_equal(found[f"{TABLE}.codes"], job.weights.packed(TABLE))
+    qkv = [f"model.layers.1.self_attn.{m}_proj" for m in "qkv"]
+    np.testing.assert_array_equal(found["+".join(qkv) + ".codes"], np.concatenate([job.weights.packed(n) for n in qkv]))
+    scales = found["+".join(qkv) + ".scales"]
+    assert scales.dtype == np.float16
+    np.testing.assert_array_equal(scales.astype(np.float32), np.concatenate([job.weights.scales(n) for n in qkv]))
+
+
+def test_estimate_is_close_to_what_was_built(everywhere: Artifact) -> None:
+    job = everywhere.job
+    estimate = TvmTarget().estimate(job.spec, job.slots, job.schemes, job.max_tokens, job.options)
+    size = (everywhere.folder / "params.bin").stat().st_size
+    assert 0 <= size - estimate.weight_bytes < 2 * 16384 + 64 * 64
+    assert estimate.kv_bytes == 2 * 2 * 2 * 32 * 96 * 4
+
+
+def test_readme_names_the_runtime_and_what_was_not_run(everywhere: Artifact) -> None:
+    text = (everywhere.folder / "README.md").read_text()
+    assert everywhere.runtime["tvm"] in text and "TVMBackendParallelLaunch" in text
+    assert "**were not run on a phone**" in text and "@" not in text
+    assert f'set(TVM_VERSION "{everywhere.runtime["tvm"]}")' in (everywhere.folder / "CMakeLists.txt").read_text()
+
+
+def test_an_undefined_symbol_fails_the_link(everywhere: Artifact, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    from compiler.targets.tvm import triples
+
+    source = tmp_path / "wanting.c"
+    source.write_text("int nobody_has_this(void); int f(void) { return nobody_has_this(); }")
+    subprocess.run(
+        link.zig("cc", "-target", "aarch64-linux-none", "-fPIC", "-c", str(source), "-o", str(tmp_path / "w.o")), check=True
+    )
+    with pytest.raises(RuntimeError, match="nobody_has_this"):
+        link.shared_library(tmp_path / "w.so", [tmp_path / "w.o"], triples.parse(ANDROID, ("neon",)))

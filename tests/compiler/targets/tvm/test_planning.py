@@ -1,0 +1,59 @@
+"""What the TVM target refuses before any weight is read, and in which words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from compiler.models import decoder
+from compiler.slots import Scheme
+from compiler.targets.tvm.options import TvmOptions
+from compiler.targets.tvm.target import TvmTarget
+from tests.compiler.conftest import MINISTRAL3
+
+
+def refusals(scheme: Scheme = Scheme(4, 32), options: dict[str, Any] | None = None, **geometry: int) -> list[str]:
+    spec = decoder.read_spec({**MINISTRAL3, **geometry})
+    slots = decoder.slots(spec)
+    schemes = {s.name: scheme for s in slots if s.kind != "norm"}
+    return TvmTarget().refusals(spec, slots, schemes, TvmOptions(**(options or {})))
+
+
+@pytest.mark.parametrize("scheme", [Scheme(4, 32), Scheme(8, 32), Scheme(4, 0), Scheme(16, 0)])
+def test_what_the_kernels_take_is_admitted(scheme: Scheme) -> None:
+    assert refusals(scheme) == []
+
+
+@pytest.mark.parametrize(
+    ("triple", "words"),
+    [
+        ("riscv64-linux-gnu", "triple 'riscv64-linux-gnu' is not known"),
+        ("aarch64-linux-android21", "API levels from 24 on"),
+        ("arm64-apple-ios15.0", "iOS 16.0 and later"),
+        ("aarch64-linux-android24\n", "is not known"),
+    ],
+)
+def test_unknown_triples(triple: str, words: str) -> None:
+    (found,) = refusals(options={"triples": (triple,)})
+    assert words in found
+
+
+@pytest.mark.parametrize("features", [("sve",), ("dotprod", "avx2"), ()])
+def test_unknown_cpu_features(features: tuple[str, ...]) -> None:
+    found = refusals(options={"features": features})
+    assert found and all("neon, dotprod, i8mm are" in sentence for sentence in found)
+
+
+def test_zero_points() -> None:
+    assert "model.embed_tokens has zero points; the kernels take symmetric codes only" in refusals(Scheme(4, 32, False))[0]
+
+
+@pytest.mark.parametrize(("group", "words"), [(16, "group 16"), (128, "which groups of 128 do not divide")])
+def test_groups(group: int, words: str) -> None:
+    assert any(words in sentence for sentence in refusals(Scheme(4, group)))
+
+
+def test_shapes() -> None:
+    assert any("72 columns; the kernels take multiples of 32" in s for s in refusals(Scheme(4, 0), hidden_size=72))
+    assert any("head_dim 36" in s for s in refusals(head_dim=36))
