@@ -11,6 +11,7 @@ Source: compressed-tensors, `compressors/pack_quantized` (v0.20). Knows no metho
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +160,8 @@ class PackedWeights:
 class PackedWriter:
     """Writes a quantized checkpoint in any order of slots and row blocks; `close` makes it complete.
 
-    Every size is known from the schemes, so the file is laid out first and blocks are written in place.
+    Every size is known from the schemes, so the file is laid out first and blocks are written in place, by any number
+    of threads at once.
     Float tensors (16 bits, norms) keep the dtype given in `half_dtypes` (BF16, F16 or F32).
     """
 
@@ -180,7 +182,7 @@ class PackedWriter:
         self._data = 8 + len(text)
         self._file = (folder / "model.safetensors").open("w+b")
         self._file.write(len(text).to_bytes(8, "little") + text)
-        self._file.truncate(self._data + offset)
+        self._file.truncate(self._data + offset)  # flushes the header too
         for slot in slots:
             if self._schemes.get(slot.name, HALF).bits != 16:
                 self._put(slot.name + ".weight_shape", 0, np.asarray([slot.rows, slot.columns], np.int64))
@@ -210,8 +212,10 @@ class PackedWriter:
         entry = self._header[name]
         begin, end = entry["data_offsets"]
         row_bytes = (end - begin) // max(entry["shape"][0], 1)
-        self._file.seek(self._data + begin + row * row_bytes)
-        self._file.write(np.ascontiguousarray(values).data.cast("B"))
+        at, left = self._data + begin + row * row_bytes, np.ascontiguousarray(values).data.cast("B")
+        while left:
+            count = os.pwrite(self._file.fileno(), left, at)
+            at, left = at + count, left[count:]
 
     def write(self, name: str, start: int, codes: Codes) -> None:
         """Write quantized rows of a slot from row `start` on.

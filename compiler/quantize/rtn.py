@@ -39,13 +39,25 @@ def range_scales(grouped: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor | None
     import torch
 
     half = 1 << (scheme.bits - 1)
-    low, high = torch.aminmax(grouped, dim=-1)
+    low, high = extremes(grouped)
     if scheme.symmetric:
         extreme = torch.where(low.abs() >= high.abs(), low, high)
         return representable(extreme / -half), None
     low, high = low.clamp(max=0), high.clamp(min=0)
     scales = representable((high - low) / (2 * half - 1))
     return scales, (-half - low / scales).round().clamp(-half, half - 1)
+
+
+def extremes(grouped: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and greatest of each group [rows, groups]; halved first, as torch reduces short rows slowly."""
+    import torch
+
+    low = high = grouped
+    while low.shape[-1] % 2 == 0 and low.shape[-1] > 4:
+        middle = low.shape[-1] // 2
+        low = torch.minimum(low[..., :middle], low[..., middle:])
+        high = torch.maximum(high[..., :middle], high[..., middle:])
+    return low.amin(-1), high.amax(-1)
 
 
 def representable(scales: Tensor) -> Tensor:

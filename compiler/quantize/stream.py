@@ -1,12 +1,12 @@
-"""Streaming a checkpoint through a method that needs no calibration, one row block in memory at a time."""
+"""Streaming a checkpoint through a method that needs no calibration, a row block for each core at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from artifacts import EdgewrightError, Progress
 from compiler.checkpoint import Checkpoint, row_blocks
@@ -16,6 +16,10 @@ from compiler.slots import HALF, Schemes, Slot
 
 Loss = dict[str, tuple[float, float]]
 """Of each quantized slot, the sums of squares of its weights and of their error."""
+
+# a block and what is made of it stay in a core's cache; more workers than this wait for the disk and cost memory
+_BLOCK_BYTES = 1 << 21
+_MOST_WORKERS = 4
 
 
 def quantize_checkpoint(
@@ -36,16 +40,50 @@ def quantize_checkpoint(
     total = sum(s.rows * s.columns for s in slots)
     done = 0
     loss: Loss = {}
-    for slot in slots:
-        for start, stop in row_blocks(slot.rows, slot.columns):
-            lost = quantize_rows(checkpoint, slot, start, stop, schemes, rounders, writer)
-            if lost is not None:
-                signal, noise = loss.get(slot.name, (0.0, 0.0))
-                loss[slot.name] = signal + lost[0], noise + lost[1]
-            done += (stop - start) * slot.columns
-            progress("quantizing", done, total)
+    for slot, start, stop, lost in _at_work(checkpoint, slots, schemes, rounders, writer):
+        if lost is not None:
+            signal, noise = loss.get(slot.name, (0.0, 0.0))
+            loss[slot.name] = signal + lost[0], noise + lost[1]
+        done += (stop - start) * slot.columns
+        progress("quantizing", done, total)
     writer.close(config)
     return loss
+
+
+_Block = tuple[Slot, int, int, tuple[float, float] | None]
+
+
+def _at_work(
+    checkpoint: Checkpoint,
+    slots: list[Slot],
+    schemes: Schemes,
+    rounders: Mapping[str, Rounder],
+    writer: PackedWriter,
+) -> Iterator[_Block]:
+    """Every row block with what was lost in it, in order. A core works at a block of its own: blocks are small, and
+    torch's threads would spend more time on meeting each other than on the work."""
+    import torch
+
+    threads = torch.get_num_threads()
+    workers = min(threads, _MOST_WORKERS)
+    waiting: deque[tuple[Slot, int, int, Future[tuple[float, float] | None]]] = deque()
+
+    def first() -> _Block:
+        slot, start, stop, future = waiting.popleft()
+        return slot, start, stop, future.result()
+
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for slot in slots:
+                for start, stop in row_blocks(slot.rows, slot.columns, _BLOCK_BYTES):
+                    job = pool.submit(quantize_rows, checkpoint, slot, start, stop, schemes, rounders, writer)
+                    waiting.append((slot, start, stop, job))
+                    if len(waiting) > 2 * workers:
+                        yield first()
+            while waiting:
+                yield first()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def half_dtype(checkpoint: Checkpoint, slot: Slot) -> str:
@@ -87,6 +125,6 @@ def quantize_rows(
             f"{{match: {slot.name}, bits: 16}}"
         ) from error
     writer.write(slot.name, start, codes)
-    wrong = dequantize(codes)
-    wrong -= rows
-    return float(np.vdot(rows, rows)), float(np.vdot(wrong, wrong))
+    wrong = torch.from_numpy(dequantize(codes)).sub_(torch.from_numpy(rows)).flatten()
+    kept = torch.from_numpy(rows).flatten()
+    return float(kept.dot(kept)), float(wrong.dot(wrong))
