@@ -61,6 +61,12 @@ class Quantized:
     groups: tuple[QuantizationGroup, ...]
     digest: str
 
+    @property
+    def unfused(self) -> list[list[str]]:
+        """Projections that one matmul could serve, had the rules not given its members different schemes."""
+        schemes = self.assignment.schemes
+        return [names for names in decoder.fused_projections(self.spec) if len({schemes[n] for n in names}) > 1]
+
 
 def plan(recipe: Recipe, config: Mapping[str, Any]) -> list[TargetPlan]:
     """Sizes for every target of a recipe. Reads no weights and imports no framework.

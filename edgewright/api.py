@@ -101,7 +101,7 @@ def run(
         host=reports.host(),
         tools=pipeline.tool_versions(),
         targets=tuple(results),
-        warnings=tuple(_warnings(recipe, path)),
+        warnings=tuple(_warnings(recipe, path, quantized.unfused)),
         seconds=round(time.monotonic() - started, 1),
         folder=str(folder),
     )
@@ -215,9 +215,15 @@ def _locate(
     return path, wanted.hub, revision
 
 
-def _warnings(recipe: Recipe, checkpoint: Path) -> Iterator[str]:
+def _warnings(recipe: Recipe, checkpoint: Path, unfused: list[list[str]]) -> Iterator[str]:
     if not (checkpoint / "tokenizer.json").exists():
         yield _NO_TOKENIZER
+    if unfused:
+        names = ", ".join(name.rsplit(".", 1)[-1] for name in unfused[0])
+        yield (
+            f"{names} of {unfused[0][0].rsplit('.', 1)[0]} have different bits or groups and stay apart, which costs "
+            f"speed ({len(unfused)} such projections)"
+        )
     if recipe.publish is not None:
         yield f"publish: a run publishes nothing; {recipe.publish.repo} is as it was"
 

@@ -89,6 +89,13 @@ def test_what_cannot_be_built_is_refused_before_a_weight_is_read(
     assert not (tmp_path / "q").exists()
 
 
+def test_projections_that_rules_tear_apart_are_known(ministral: Path, tmp_path: Path) -> None:
+    rules = [{"match": "model.layers.1.*.k_proj", "bits": 8, "group": 32}, {"match": "*", "bits": 4, "group": 32}]
+    assert quantize(ministral, tmp_path / "q", recipe(*rules)).unfused == [
+        [f"model.layers.1.self_attn.{m}_proj" for m in "qkv"]
+    ]
+
+
 def test_weights_that_are_not_finite_leave_nothing_behind(ministral: Path, tmp_path: Path) -> None:
     tensors = random_tensors(MINISTRAL3)
     tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = torch.inf
