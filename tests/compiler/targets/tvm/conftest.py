@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,28 +59,42 @@ class Artifact:
     job: Job
 
 
-def build(folder: Path, source: Path, schemes: dict[str, Scheme], default: Scheme, **options: Any) -> Artifact:
-    """Quantize a checkpoint by rounding and build it for this machine and the triples of `options`."""
+def small_job(folder: Path, source: Path, others: dict[str, Scheme], scheme: Scheme, **options: Any) -> Job:
+    """The job of a checkpoint, rounded to nearest into `folder` the first time."""
     checkpoint = Checkpoint(source)
     spec = decoder.read_spec(checkpoint.config)
     slots = decoder.slots(spec, list(checkpoint.tensors.names()))
-    schemes = {s.name: schemes.get(s.name, default) for s in slots if s.kind != "norm"}
-    (folder / "quantized").mkdir(parents=True)
+    schemes = {s.name: others.get(s.name, scheme) for s in slots if s.kind != "norm"}
+    quantized = folder / "quantized"
+    if not quantized.exists():
+        quantized.mkdir(parents=True)
+        rounders = dict.fromkeys(schemes, rtn.quantize)
+        quantize_checkpoint(checkpoint, slots, schemes, rounders, quantized, checkpoint.config, silent)
+    return Job("small", spec, slots, schemes, 96, PackedWeights(quantized), source, TvmOptions(**options))
+
+
+def build(folder: Path, source: Path, others: dict[str, Scheme], scheme: Scheme, **options: Any) -> Artifact:
+    """Quantize a checkpoint and build it for this machine and the triples of `options`."""
+    job = small_job(folder, source, others, scheme, **options)
     (folder / "artifact").mkdir()
-    rounders = dict.fromkeys(schemes, rtn.quantize)
-    quantize_checkpoint(checkpoint, slots, schemes, rounders, folder / "quantized", checkpoint.config, silent)
-    weights = PackedWeights(folder / "quantized")
-    job = Job("small", spec, slots, schemes, 96, weights, source, TvmOptions(**options))
-    runtime = load_target("tvm").build(job, folder / "artifact", silent)
-    return Artifact(folder / "artifact", runtime, job)
+    return Artifact(folder / "artifact", load_target("tvm").build(job, folder / "artifact", silent), job)
 
 
 @pytest.fixture(scope="session")
 def everywhere(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """INT4 with an INT8 table, for every triple and variant; chunks of 16 tokens."""
-    folder = tmp_path_factory.mktemp("tvm")
-    source = save(folder / "checkpoint", MINISTRAL3, random_tensors(MINISTRAL3))
-    return build(folder, source, {TABLE: Scheme(8, 32)}, Scheme(4, 32), triples=EVERYWHERE, chunk=16)
+    """INT4 with an INT8 table, for every triple and variant; chunks of 16 tokens. Parallel test workers share it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tvm-everywhere"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder / "runtime.json"
+        if not done.exists():
+            source = save(folder / "checkpoint", MINISTRAL3, random_tensors(MINISTRAL3))
+            made = build(folder, source, {TABLE: Scheme(8, 32)}, Scheme(4, 32), triples=EVERYWHERE, chunk=16)
+            done.write_text(json.dumps(made.runtime))
+    job = small_job(folder, folder / "checkpoint", {TABLE: Scheme(8, 32)}, Scheme(4, 32), triples=EVERYWHERE, chunk=16)
+    return Artifact(folder / "artifact", json.loads(done.read_text()), job)
 
 
 def tensor(array: np.ndarray[Any, Any]) -> Any:

@@ -1,0 +1,123 @@
+"""The lowered modules: no full-precision weight anywhere, caches in place, mixed schemes, a flipped bit that shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compiler.slots import HALF, Scheme
+from compiler.targets.tvm import triples, weights
+from compiler.targets.tvm.geometry import heads_of
+from tests.compiler.conftest import MINISTRAL3, random_tensors, reference_logits, save
+from tests.compiler.targets.tvm.conftest import TABLE, host_variants, small_job, tensor
+
+SCHEMES: dict[str, tuple[Scheme, dict[str, Scheme]]] = {
+    "int4": (Scheme(4, 32), {}),
+    "int8": (Scheme(8, 32), {}),
+    "per channel": (Scheme(4, 0), {}),
+    "half": (HALF, {}),
+    "mixed": (Scheme(4, 32), {TABLE: Scheme(8, 64), "model.layers.1.self_attn.v_proj": Scheme(8, 32)}),
+    "untied": (Scheme(4, 32), {"lm_head": Scheme(8, 32)}),
+}
+
+
+class Machine:
+    """One variant compiled for this machine, its parameters in memory."""
+
+    def __init__(self, job: Any, module: Any) -> None:
+        import tvm
+        from tvm import relax
+
+        from compiler.targets.tvm.compilation import compile_module
+
+        target = triples.host().target(host_variants()[0])
+        self.machine = relax.VirtualMachine(compile_module(module, target), tvm.cpu())
+        heads = heads_of(job)
+        caches = [np.zeros(s, np.float32) for _ in range(job.spec.layers) for s in (heads.key_shape, heads.value_shape)]
+        self.parameters = parameters(job)
+        values = [np.concatenate([np.asarray(b) for b in t.blocks()]) for t in self.parameters]
+        typed = [v.astype(t.dtype).reshape(t.shape) for v, t in zip(values, self.parameters, strict=True)]
+        self.state = [tensor(a) for a in (*caches, *typed)]
+
+    def run(self, name: str, ids: Any, start: int = 0) -> Any:
+        ids = np.asarray(ids, np.int64)[None]
+        positions = np.arange(start, start + ids.shape[1])[None]
+        return self.machine[name](tensor(ids), tensor(positions), self.state).numpy()[0]
+
+
+def parameters(job: Any) -> list[Any]:
+    return weights.tensors(job, heads_of(job).max_tokens, "float16", lambda count: None)
+
+
+def module_of(job: Any) -> Any:
+    from compiler.targets.tvm.lower import GRAPHS, capture
+    from compiler.targets.tvm.module import decoder_module
+
+    programs = {graph: capture(job, graph) for graph in GRAPHS}
+    return decoder_module(job, host_variants()[0].isa, programs, parameters(job), "{}")
+
+
+def make_job(folder: Path, name: str) -> Any:
+    config = {**MINISTRAL3, "tie_word_embeddings": name != "untied"}
+    scheme, others = SCHEMES[name]
+    return small_job(folder, save(folder / "checkpoint", config, random_tensors(config)), others, scheme, chunk=16)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_parity_on_lengths_it_was_not_traced_with(tmp_path: Path, name: str) -> None:
+    job = make_job(tmp_path, name)
+    machine = Machine(job, module_of(job))
+    ids = np.random.default_rng(1).integers(0, 160, 40)
+    reference = reference_logits(job.spec, job.weights, ids[None])[0]
+    prefilled = np.concatenate([machine.run("score_exact", ids[i : i + 13], i) for i in range(0, 39, 13)])
+    np.testing.assert_allclose(prefilled, reference[:39], atol=1e-4)
+    np.testing.assert_allclose(machine.run("decode_exact", ids[39:], 39)[0], reference[39], atol=1e-4)
+    np.testing.assert_allclose(machine.run("prefill_exact", ids[:16])[0], reference[15], atol=1e-4)
+    assert np.abs(machine.run("score", ids[:16]) - reference[:16]).max() < 0.5
+
+
+def test_a_flipped_bit_shows(tmp_path: Path) -> None:
+    job = make_job(tmp_path, "int4")
+    machine = Machine(job, module_of(job))
+    ids = np.arange(10)
+    reference = reference_logits(job.spec, job.weights, ids[None])[0]
+    at = 2 * job.spec.layers + [t.name for t in machine.parameters].index("model.layers.0.self_attn.o_proj.codes")
+    codes = machine.state[at].numpy().copy()
+    codes[3, 5] ^= 0x08
+    machine.state[at] = tensor(codes)
+    assert np.abs(machine.run("score_exact", ids) - reference).max() > 1e-3
+
+
+def test_no_weight_in_full_precision(tmp_path: Path) -> None:
+    """Of a decode step, no tensor between kernels and no buffer inside one is as large as the smallest matrix."""
+    import tvm
+    from tvm import relax, tirx
+
+    job = make_job(tmp_path, "int4")
+    module = module_of(job)
+    smallest = min(s.rows * s.columns for s in job.slots if s.kind == "linear") * 4
+    for entry in ("decode", "decode_exact"):
+        for block in module[entry].body.blocks:
+            for binding in block.bindings:
+                types = binding.var.ty.fields if isinstance(binding.var.ty, relax.TupleType) else [binding.var.ty]
+                # the caches pass through, in place; parameters are read out of the tuple that brings them
+                if isinstance(binding.value, relax.TupleGetItem) or "inplace" in str(binding.value):
+                    continue
+                for ty in types:
+                    size = int(np.prod([int(d) for d in ty.shape])) * 4
+                    assert size < smallest, f"{entry}: {binding.var.name_hint} {ty}"
+    seen = 0
+    for variable, function in module.functions.items():
+        if isinstance(function, tirx.PrimFunc) and not variable.name_hint.startswith("attend"):
+
+            def visit(node: Any) -> None:
+                nonlocal seen
+                if isinstance(node, tirx.AllocBuffer):
+                    seen += 1
+                    assert int(np.prod([int(d) for d in node.buffer.shape])) * 4 <= 1024
+
+            tirx.stmt_functor.post_order_visit(function.body, visit)
+    assert seen > 20
