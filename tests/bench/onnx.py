@@ -104,22 +104,22 @@ def groups(work: Path) -> None:
     from edgewright.api import recipe_type
 
     rows: list[list[object]] = []
-    for group in (32, 64, 128):
-        recipe = recipe_type().model_validate(
-            {
-                "name": f"groups-{group}",
-                "checkpoint": {"path": str(ROOT / "recipes" / "checkpoints" / "tiny-ministral3")},
-                "quantize": {"rules": [{"match": "*", "bits": 4, "group": group}]},
-                "context": {"max_tokens": 2048},
-                "targets": {"onnx": {}},
-            }
-        )
-        target = run(recipe, out=work / "groups").targets[0]
-        figures = {f.name: f.value for f in target.figures}
-        rows.append(
-            [f"INT4 group {group}, rtn", figures["perplexity"], figures["mean_kl_original"], figures["top1_original"]]
-        )
-    header = ["tiny-ministral3, embedding included", "perplexity", "mean KL", "top-1"]
+    for method in ("rtn", "gptq"):
+        for group in (32, 64, 128):
+            recipe = recipe_type().model_validate(
+                {
+                    "name": f"groups-{method}-{group}",
+                    "checkpoint": {"path": str(ROOT / "recipes" / "checkpoints" / "tiny-ministral3")},
+                    "quantize": {"rules": [{"match": "*", "bits": 4, "group": group, "method": method}]},
+                    "context": {"max_tokens": 2048},
+                    "targets": {"onnx": {}},
+                }
+            )
+            target = run(recipe, out=work / "groups").targets[0]
+            figures = {f.name: f.value for f in target.figures}
+            found = [figures[name] for name in ("perplexity", "perplexity_original", "mean_kl", "top1_agreement")]
+            rows.append([f"INT4 group {group}, {method}", *found])
+    header = ["tiny-ministral3, embedding included", "perplexity", "unquantized", "mean KL", "top-1"]
     table("Group size and quality", header, rows)
 
 
