@@ -53,7 +53,7 @@ def size_of(folder: Path) -> int:
 
 def table(title: str, header: list[str], rows: list[list[object]]) -> None:
     """Print a table, columns aligned."""
-    text = [header, *([str(c) if not isinstance(c, float) else f"{c:.3g}" for c in row] for row in rows)]
+    text = [header, *([str(c) if not isinstance(c, float) else f"{c:.4g}" for c in row] for row in rows)]
     widths = [max(len(line[i]) for line in text) for i in range(len(header))]
     print(f"\n{title}")
     for line in text:
