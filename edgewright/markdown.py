@@ -40,6 +40,7 @@ def _target(target: TargetReport) -> list[str]:
             [[row.group, row.name, row.figure, row.limit, row.obtained, row.verdict] for row in rows],
         )
         lines += ["", *(f"- {row.group}: {row.reason}" for row in rows if row.reason), ""]
+    lines += [line for warning in target.warnings for line in (f"**Warning**: {warning}", "")]
     for step in target.failed_steps:
         lines += [f"**{step.step} failed**: {step.detail}", "", "```", step.stderr_tail.strip(), "```", ""]
     for phone in target.phones:

@@ -115,6 +115,7 @@ def target(item: TargetReport, recipe: str | None = None) -> RenderableType:
     for step in item.failed_steps:
         tail = "\n".join(step.stderr_tail.strip().splitlines()[-8:])
         parts.append(_padded(Text(f"{step.step} failed: {step.detail}\n{tail}", style="red"), (0, 1)))
+    parts += [_padded(Text(f"warning: {warning}", style="yellow"), (0, 1)) for warning in item.warnings]
     parts += [_padded(Text(line, style="dim"), (0, 1)) for line in (text.quality(item), text.speed(item)) if line]
     return Group(*parts, Text(""))
 

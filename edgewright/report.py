@@ -96,6 +96,7 @@ class TargetReport(_Model):
     figures: tuple[Figure, ...] = ()
     phones: tuple[PhoneReport, ...] = ()
     failed_steps: tuple[FailedStep, ...] = ()
+    warnings: tuple[str, ...] = ()
     verdict: RunVerdict = "not validated"
 
     def value(self, name: str) -> float | None:
@@ -166,6 +167,7 @@ def target_report(artifact: Path, manifest: Manifest, validation: Validation | N
             "failed_steps": tuple(
                 FailedStep(step=f.step, detail=f.detail, stderr_tail=f.stderr_tail) for f in validation.failures
             ),
+            "warnings": validation.warnings,
             "verdict": "passed" if validation.passed else "failed",
         }
     )

@@ -42,7 +42,7 @@ class Job(BaseModel):
 
 
 def run_quality(job: Job, manifest: Manifest, emit: Emit) -> None:
-    """Result: figures, the golden file's tolerances, and a prompt with its greedy continuation."""
+    """Result: figures, the golden file's tolerances, a prompt with its greedy continuation, the runner's warnings."""
     from runtime_tests.golden import GOLDEN, read_golden
     from runtime_tests.parity import decode_span, observe, observe_decode, parity_figures
     from runtime_tests.quality import quality_figures
@@ -67,6 +67,7 @@ def run_quality(job: Job, manifest: Manifest, emit: Emit) -> None:
         "tolerances": golden.tolerances.model_dump(),
         "prompt": prompt.tolist(),
         "greedy": continuation,
+        "warnings": list(getattr(runner, "warnings", ())),
     }
     emit({"result": result})
 

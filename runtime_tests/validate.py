@@ -75,7 +75,10 @@ class ProfileResult:
 
 @dataclass(frozen=True)
 class Validation:
-    """All that was found. ``passed``: every gate and verdict passed and nothing failed."""
+    """All that was found. ``passed``: every gate and verdict passed and nothing failed.
+
+    ``warnings``: what the runtime lacks on this machine.
+    """
 
     artifact: Path
     target: str
@@ -84,6 +87,7 @@ class Validation:
     profiles: tuple[ProfileResult, ...]
     failures: tuple[Failure, ...]
     passed: bool
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, with the names of the fields."""
@@ -120,7 +124,8 @@ def validate(
     figures: list[Figure] = []
     gates: list[Gate] = []
     failures: list[Failure] = []
-    _check_quality(manifest, job, quality or QualityLimits(), figures, gates, failures, progress)
+    warnings: list[str] = []
+    _check_quality(manifest, job, quality or QualityLimits(), figures, gates, failures, warnings, progress)
     modelled = manifest.runtime.get("memory") == "modelled"
     if modelled:
         figures += _model_memory(job, failures, progress)
@@ -136,7 +141,16 @@ def validate(
         else:
             results.append(_check_profile(job, profile, limits, failures, strict, allow_unassessed, progress))
     passed = not failures and all(item.passed for item in gates) and all(item.passed for item in results)
-    return Validation(artifact, manifest.target, tuple(figures), tuple(gates), tuple(results), tuple(failures), passed)
+    return Validation(
+        artifact,
+        manifest.target,
+        tuple(figures),
+        tuple(gates),
+        tuple(results),
+        tuple(failures),
+        passed,
+        tuple(warnings),
+    )
 
 
 def _check_quality(
@@ -146,6 +160,7 @@ def _check_quality(
     figures: list[Figure],
     gates: list[Gate],
     failures: list[Failure],
+    warnings: list[str],
     progress: Progress,
 ) -> None:
     ended = run_child(job.model_copy(update={"kind": "quality"}), _forward(progress))
@@ -153,6 +168,7 @@ def _check_quality(
         failures.append(failure)
         return
     result = ended.result
+    warnings += result["warnings"]
     figures += [Figure.model_validate(item) for item in result["figures"]]
     values = {item.name: float(item.value) for item in figures}
     gates += parity_gates(values, Tolerances.model_validate(result["tolerances"]))

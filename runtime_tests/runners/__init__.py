@@ -24,7 +24,10 @@ Logits = NDArray[np.float32]
 
 
 class Runner(Protocol):
-    """One artifact in one runtime; batch size 1."""
+    """One artifact in one runtime; batch size 1.
+
+    A runner may have `warnings`, sentences about this machine that belong in the report.
+    """
 
     def __init__(self, artifact: Path, runtime: Mapping[str, JsonValue]) -> None:
         """Import the runtime; load nothing of the model. ``runtime``: that key of the manifest."""

@@ -195,6 +195,17 @@ def test_a_package_proves_itself_in_a_child(artifact: Path) -> None:
     assert figures["exact_max_abs_logit"] < tolerances["exact_max_abs_logit"] / 5
     assert figures["decode_exact_max_abs_logit"] < tolerances["exact_max_abs_logit"] / 5
     assert figures["shipped_mean_kl"] < 1e-4 and figures["shipped_top1"] > 0.99
+    assert ended.result["warnings"] == []
+
+
+def test_a_report_says_that_compiled_kernels_are_off(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgewright.report import target_report
+    from runtime_tests.validate import validate
+
+    monkeypatch.setenv("PATH", str(artifact))
+    found = validate(artifact, prompt_tokens=8, decode_tokens=2)
+    assert found.passed and found.warnings == (NO_COMPILER,)
+    assert target_report(artifact, read_manifest(artifact), found).warnings == (NO_COMPILER,)
 
 
 def test_memory_phases_come_from_a_child(artifact: Path) -> None:
