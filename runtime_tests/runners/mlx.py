@@ -148,7 +148,7 @@ def has_compiled_kernels() -> bool:
 def restore_zero_points(model: Any) -> None:
     """Replace float32 biases within float16's rounding of a whole multiple of their scale by that multiple."""
     for module in model.modules():
-        if isinstance(module, (QuantizedLinear, QuantizedEmbedding)):
+        if isinstance(module, (QuantizedLinear, QuantizedEmbedding)) and module.biases is not None:
             zeros = module.biases / mx.where(module.scales == 0, 1, module.scales)
             whole = mx.round(zeros)
             near = mx.abs(zeros - whole) <= mx.abs(whole) * _HALF_ROUNDING
