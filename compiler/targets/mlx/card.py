@@ -96,10 +96,12 @@ def _functions(job: Job) -> str:
         f"then key and value cache of each of the {spec.layers} layers, float16 [1, {spec.kv_heads}, "
         f"{job.max_tokens}, {spec.head_dim}], zeros at first; keyword arguments: every tensor of `model*.safetensors` "
         "under its name. Results: logits [1, n, vocabulary], then the caches in the same order. Pad the last piece of "
-        "a prompt; what padding writes into the cache is overwritten before it is attended to.\n\n```cpp\n"
+        "a prompt, or feed it token by token where padding would pass the end of the cache; what padding writes is "
+        "overwritten before it is attended to.\n\n```cpp\n"
         'auto step = mlx::core::import_function("decoder.mlxfn");\n'
         'auto loaded = mlx::core::load_safetensors("model.safetensors").first;\n'
-        "auto results = step(arguments, {loaded.begin(), loaded.end()});\n```\n\n"
+        "mlx::core::Kwargs weights(loaded.begin(), loaded.end());\n"
+        "auto results = step(arguments, weights);  // arguments: mlx::core::Args\n```\n\n"
         "It needs the version of MLX that wrote it, or a newer one "
         "that still reads its format: MLX calls the format experimental."
     )
