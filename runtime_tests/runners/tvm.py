@@ -130,7 +130,7 @@ class TvmRunner:
             buffer = aligned((1, len(ids)), np.int64)
             buffer[0] = row
             inputs.append(tvm_ffi.from_dlpack(buffer))
-        out = np.from_dlpack(self._machine[name + self._suffix](*inputs, self._state))[0]
+        out: NDArray[np.float32] = np.from_dlpack(self._machine[name + self._suffix](*inputs, self._state))[0]
         self._length += len(ids)
         return out
 
@@ -148,7 +148,8 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     room = np.empty(size + _ALIGN, np.uint8)
     start = -room.ctypes.data % _ALIGN
-    return room[start : start + size].view(dtype).reshape(shape)
+    found: NDArray[Any] = room[start : start + size].view(dtype).reshape(shape)
+    return found
 
 
 def best_library(libraries: tuple[Library, ...], features: frozenset[str]) -> Library:
@@ -172,7 +173,7 @@ def cpu_features() -> frozenset[str]:
 
 
 def map_parameters(path: Path, digest: str) -> list[NDArray[Any]]:
-    """The tensors of a parameter file in order, as views of a private map. EdgewrightError unless it has this digest."""
+    """The tensors of a parameter file in order, views of a private map. EdgewrightError unless it has this digest."""
     with path.open("rb") as file:
         size = path.stat().st_size
         if size < _HEADER.size:

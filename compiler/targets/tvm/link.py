@@ -26,7 +26,9 @@ _M_SYMBOLS = ("fmaf", "expf", "sqrtf")
 def zig(*arguments: str) -> list[str]:
     """The command of a tool in the ziglang wheel. Raises MissingTool."""
     if importlib.util.find_spec("ziglang") is None:
-        raise MissingTool("the TVM target links with lld, which the module ziglang brings: pip install 'edgewright[tvm]'")
+        raise MissingTool(
+            "the TVM target links with lld, which the module ziglang brings: pip install 'edgewright[tvm]'"
+        )
     return [sys.executable, "-m", "ziglang", *arguments]
 
 

@@ -113,7 +113,9 @@ class Lowering:
         attributes = {"num_input": 2, "global_symbol": self.entry.name}
         if self.tokens is None:
             attributes["tir_var_upper_bound"] = {str(main.params[0].ty.shape[1]): self.job.options.chunk}
-        function = relax.Function(parameters, main.body, main.ret_ty, attrs=tvm.ir.make_node("ir.DictAttrs", **attributes))
+        function = relax.Function(
+            parameters, main.body, main.ret_ty, attrs=tvm.ir.make_node("ir.DictAttrs", **attributes)
+        )
         return function
 
     def _retype(self, program: torch.export.ExportedProgram) -> None:
@@ -151,7 +153,9 @@ class Lowering:
         call = relax.call_tir(kernel, arguments, types[0] if len(types) == 1 else types)
         return importer.block_builder.emit(call)
 
-    def _several(self, importer: Any, kernel: Expr, arguments: list[Expr], *outs: tuple[tuple[Expr, ...], str]) -> list[Expr]:
+    def _several(
+        self, importer: Any, kernel: Expr, arguments: list[Expr], *outs: tuple[tuple[Expr, ...], str]
+    ) -> list[Expr]:
         found = self._call(importer, kernel, arguments, *outs)
         if len(outs) == 1:
             return [found]
@@ -175,7 +179,10 @@ class Lowering:
 
         rows_out = (count + 1) // 2 if paired else count
         width = 2 if paired else 1
-        outs = [((rows_out, columns * width), "int8"), ((rows_out, columns // matrix.group * width), "float32")]
+        outs: list[tuple[tuple[Expr, ...], str]] = [
+            ((rows_out, columns * width), "int8"),
+            ((rows_out, columns // matrix.group * width), "float32"),
+        ]
         if layout.starts:
             outs.append(((rows_out, layout.units, layout.starts * width), "int32"))
         name = f"quantize_{columns}_{bits}_{matrix.group}_{self._suffix}"
@@ -303,7 +310,7 @@ def _gated(node: Node) -> Node | None:
     if str(silu.target) != "aten.silu.default":
         return None
     gate = silu.args[0]
-    halves = [(n.args if n.target is operator.getitem else (None, -1)) for n in (gate, up)]
+    halves: list[tuple[Any, int]] = [(n.args if n.target is operator.getitem else (None, -1)) for n in (gate, up)]
     (left, first), (right, second) = halves
     if left is None or left is not right or (first, second) != (0, 1) or str(left.target) != "aten.split.Tensor":
         return None

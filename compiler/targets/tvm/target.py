@@ -1,9 +1,9 @@
 """The TVM target: what it refuses, how large it gets, and the artifact it writes.
 
-    params.bin                     every parameter, mapped as it is by all libraries
-    <triple>/libmodel-<variant>.so one library for each CPU variant (iOS: one archive libmodel.a of all)
-    include/, src/, example/       the C API, its implementation over TVM's runtime, and a program that uses it
-    CMakeLists.txt, README.md      how to build them with TVM's runtime from its pinned source
+params.bin                     every parameter, mapped as it is by all libraries
+<triple>/libmodel-<variant>.so one library for each CPU variant (iOS: one archive libmodel.a of all)
+include/, src/, example/       the C API, its implementation over TVM's runtime, and a program that uses it
+CMakeLists.txt, README.md      how to build them with TVM's runtime from its pinned source
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class TvmTarget:
             if scheme.group not in _GROUPS:
                 found.append(f"tvm: {slot.name} has group {scheme.group}; the kernels take 32, 64, 128, 256 or channel")
             elif slot.columns % (scheme.group or slot.columns):
-                found.append(f"tvm: {slot.name} has {slot.columns} columns, which groups of {scheme.group} do not divide")
+                found.append(
+                    f"tvm: {slot.name} has {slot.columns} columns, which groups of {scheme.group} do not divide"
+                )
         if spec.head_dim % 8:
             found.append(f"tvm: head_dim {spec.head_dim}; the attention kernel takes multiples of 8")
         return found
@@ -115,7 +117,13 @@ class TvmTarget:
         return {**runtime, "libraries": libraries, "tvm": version("apache-tvm"), "eos": list(job.spec.eos)}
 
     def _libraries(
-        self, job: Job, tensors: list[Tensor], machines: list[Triple], description: str, folder: Path, progress: Progress
+        self,
+        job: Job,
+        tensors: list[Tensor],
+        machines: list[Triple],
+        description: str,
+        folder: Path,
+        progress: Progress,
     ) -> list[dict[str, Any]]:
         """Compile and link every variant of every machine."""
         total, done = sum(len(m.variants) for m in machines), 0
@@ -134,7 +142,12 @@ class TvmTarget:
                         path = f"{machine.name}/libmodel-{variant.name}.so"
                         link.shared_library(folder / path, objects[machine.name, variant.name], machine)
                     built.append(
-                        {"triple": machine.name, "variant": variant.name, "path": path, "features": list(variant.features)}
+                        {
+                            "triple": machine.name,
+                            "variant": variant.name,
+                            "path": path,
+                            "features": list(variant.features),
+                        }
                     )
                     done += 1
                     progress("compiling kernels", done, total)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from compiler.checkpoint import row_blocks
 from compiler.models import decoder
-from compiler.slots import HALF, Slot
+from compiler.slots import HALF, Schemes, Slot
 from compiler.targets.base import Job
 from compiler.targets.tvm.params import Tensor
 
@@ -48,7 +48,9 @@ def tensors(job: Job, positions: int, scale_dtype: str, count: Callable[[int], N
             found.append(Tensor(slot.name, "float32", (slot.columns,), _norm(job, slot.name)))
             continue
         rows = sum(s.rows for s in members)
-        matrix = Matrix("+".join(s.name for s in members), rows, slot.columns, scheme.bits, scheme.group or slot.columns)
+        matrix = Matrix(
+            "+".join(s.name for s in members), rows, slot.columns, scheme.bits, scheme.group or slot.columns
+        )
         if scheme.bits == 16:
             dtype = half_kind(job, members)
             stored = "uint16" if dtype == "bfloat16" else dtype
@@ -66,9 +68,9 @@ def matrices(job: Job) -> list[list[Slot]]:
     return grouped(job.spec, job.slots, job.schemes)
 
 
-def grouped(spec: decoder.DecoderSpec, slots: list[Slot], schemes: Any) -> list[list[Slot]]:
+def grouped(spec: decoder.DecoderSpec, slots: list[Slot], schemes: Schemes) -> list[list[Slot]]:
     by_name = {s.name: s for s in slots}
-    fused = {}
+    fused: dict[str, list[str]] = {}
     for names in decoder.fused_projections(spec):
         if len({schemes.get(n, HALF) for n in names}) == 1:
             fused |= dict.fromkeys(names, names)

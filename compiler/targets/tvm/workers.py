@@ -26,7 +26,8 @@ def compile_variants(
 ) -> Objects:
     """The object files of every variant, by triple and variant name, under `scratch`."""
     # neither weights nor the blocks that read them are needed, nor do they travel between processes
-    bare = dataclasses.replace(job, weights=None)
+    nothing: Any = None
+    bare = dataclasses.replace(job, weights=nothing)
     shapes = [dataclasses.replace(t, blocks=tuple) for t in tensors]
     _apart(_capture, bare, scratch)
     objects: Objects = _apart(_compile, bare, shapes, machines, description, scratch)
@@ -47,9 +48,7 @@ def _capture(job: Job, scratch: Path) -> None:
         torch.export.save(capture(job, graph), scratch / graph.file)
 
 
-def _compile(
-    job: Job, tensors: list[Tensor], machines: list[Triple], description: str, scratch: Path
-) -> Objects:
+def _compile(job: Job, tensors: list[Tensor], machines: list[Triple], description: str, scratch: Path) -> Objects:
     import torch
 
     import compiler.dialect  # noqa: F401  its ops have to be known before programs of them are loaded

@@ -52,7 +52,15 @@ def arrange(name: str, tokens: Expr, columns: int, lanes: int) -> Expr:
 
 
 def matmul(
-    name: str, tokens: Expr, rows: int, columns: int, bits: int, group: int, lanes: int, tile: tuple[int, int], kind: str
+    name: str,
+    tokens: Expr,
+    rows: int,
+    columns: int,
+    bits: int,
+    group: int,
+    lanes: int,
+    tile: tuple[int, int],
+    kind: str,
 ) -> Expr:
     """y float32 [1, tokens, rows] from x float32 (4 bits: as `arrange` gives it; else [1, tokens, columns]).
 

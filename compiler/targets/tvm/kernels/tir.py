@@ -10,10 +10,11 @@ from typing import Any
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
-from tvm.tirx.script.builder import ir as T
+from tvm.tirx.script.builder import ir as builder_ir
 
+T = builder_ir
 Expr = Any
-"""A TIR expression or buffer; TVM publishes no types."""
+"""A TIR expression or buffer; TVM publishes no types. `T` is its builder, as its own kernels call it."""
 
 # operator pattern "opaque": Relax's fusion leaves the kernel alone
 _OPAQUE = 8

@@ -49,7 +49,9 @@ def test_dot_products_are_in_the_machine_code_of_their_variant_only(everywhere: 
 def test_ios_archive_holds_every_variant_as_a_system_library(everywhere: Artifact) -> None:
     archive = everywhere.folder / "arm64-apple-ios16.0" / "libmodel.a"
     assert archive.read_bytes()[:8] == b"!<arch>\n"
-    members = subprocess.run(link.zig("ar", "t", str(archive)), capture_output=True, text=True, check=True).stdout.split()
+    members = subprocess.run(
+        link.zig("ar", "t", str(archive)), capture_output=True, text=True, check=True
+    ).stdout.split()
     assert sorted(name.split("-")[0] for name in members if name.endswith("-0.o")) == ["dotprod", "i8mm", "neon"]
     data = archive.read_bytes()
     assert struct.pack("<II", 0xFEEDFACF, 0x0100000C) in data  # Mach-O, 64 bits, ARM64
@@ -97,7 +99,8 @@ def test_an_undefined_symbol_fails_the_link(everywhere: Artifact, tmp_path) -> N
     source = tmp_path / "wanting.c"
     source.write_text("int nobody_has_this(void); int f(void) { return nobody_has_this(); }")
     subprocess.run(
-        link.zig("cc", "-target", "aarch64-linux-none", "-fPIC", "-c", str(source), "-o", str(tmp_path / "w.o")), check=True
+        link.zig("cc", "-target", "aarch64-linux-none", "-fPIC", "-c", str(source), "-o", str(tmp_path / "w.o")),
+        check=True,
     )
     with pytest.raises(RuntimeError, match="nobody_has_this"):
         link.shared_library(tmp_path / "w.so", [tmp_path / "w.o"], triples.parse(ANDROID, ("neon",)))

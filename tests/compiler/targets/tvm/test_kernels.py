@@ -158,9 +158,7 @@ def test_attention_sees_the_past_and_nothing_later(compiled: Compiler, variant: 
 
     heads = qkv[0].reshape(37, 10, 24)
     c, s = cos[0][:, None], sin[0][:, None]
-    turned = np.concatenate(
-        [heads[..., :12] * c - heads[..., 12:] * s, heads[..., 12:] * c + heads[..., :12] * s], -1
-    )
+    turned = np.concatenate([heads[..., :12] * c - heads[..., 12:] * s, heads[..., 12:] * c + heads[..., :12] * s], -1)
     q = turned[:, :6] * factors[:37, None, None] * 0.2
     k, v = turned[:, 6:8].repeat(3, 1), heads[:, 8:].repeat(3, 1)
     scores = np.einsum("qhd,khd->hqk", q, k)

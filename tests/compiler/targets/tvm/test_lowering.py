@@ -93,7 +93,6 @@ def test_a_flipped_bit_shows(tmp_path: Path) -> None:
 
 def test_no_weight_in_full_precision(tmp_path: Path) -> None:
     """Of a decode step, no tensor between kernels and no buffer inside one is as large as the smallest matrix."""
-    import tvm
     from tvm import relax, tirx
 
     job = make_job(tmp_path, "int4")

@@ -89,9 +89,7 @@ def expected(artifact: Artifact) -> Floats:
 
 
 @pytest.mark.parametrize("variant", [v.name for v in host_variants()])
-def test_c_api_agrees_with_pytorch(
-    everywhere: Artifact, scores: Callable[[str, bool], Floats], variant: str
-) -> None:
+def test_c_api_agrees_with_pytorch(everywhere: Artifact, scores: Callable[[str, bool], Floats], variant: str) -> None:
     reference = expected(everywhere)
     np.testing.assert_allclose(scores(variant, True), reference, atol=1e-4)
     shipped = scores(variant, False)

@@ -12,8 +12,10 @@ from compiler.targets.tvm.options import TvmOptions
 from compiler.targets.tvm.target import TvmTarget
 from tests.compiler.conftest import MINISTRAL3
 
+INT4 = Scheme(4, 32)
 
-def refusals(scheme: Scheme = Scheme(4, 32), options: dict[str, Any] | None = None, **geometry: int) -> list[str]:
+
+def refusals(scheme: Scheme = INT4, options: dict[str, Any] | None = None, **geometry: int) -> list[str]:
     spec = decoder.read_spec({**MINISTRAL3, **geometry})
     slots = decoder.slots(spec)
     schemes = {s.name: scheme for s in slots if s.kind != "norm"}
@@ -46,7 +48,9 @@ def test_unknown_cpu_features(features: tuple[str, ...]) -> None:
 
 
 def test_zero_points() -> None:
-    assert "model.embed_tokens has zero points; the kernels take symmetric codes only" in refusals(Scheme(4, 32, False))[0]
+    assert (
+        "model.embed_tokens has zero points; the kernels take symmetric codes only" in refusals(Scheme(4, 32, False))[0]
+    )
 
 
 @pytest.mark.parametrize(("group", "words"), [(16, "group 16"), (128, "which groups of 128 do not divide")])

@@ -1,0 +1,105 @@
+"""The TVM runner, in a child process as it is used: parity by the artifact's own gates, memory by kind, refusals."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from artifacts import EdgewrightError, read_manifest, staged, write_manifest
+from compiler import pipeline
+from compiler.checkpoint import Checkpoint
+from device_farm.memory import read_split
+from edgewright.api import recipe_type
+from runtime_tests.child import Job
+from runtime_tests.process import child_environment, run_child
+from runtime_tests.runners.tvm import Library, best_library, map_parameters
+
+TINY = Path(__file__).parents[2] / "recipes" / "checkpoints" / "tiny-ministral3"
+RULES: Mapping[str, list[dict[str, Any]]] = {
+    "int4": [{"match": "model.embed_tokens", "bits": 8, "group": 32}, {"match": "*", "bits": 4, "group": 32}],
+    "int8": [{"match": "*", "bits": 8, "group": 32}],
+}
+
+
+@pytest.fixture(scope="module", params=RULES)
+def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained tiny checkpoint as a TVM artifact for this machine, built as recipes are."""
+    out = tmp_path_factory.mktemp("tvm")
+    content = {
+        "name": "tiny",
+        "checkpoint": {"path": str(TINY)},
+        "quantize": {"rules": RULES[request.param]},
+        "context": {"max_tokens": 512},
+        "targets": {"tvm": {"triples": []}},
+    }
+    recipe, checkpoint = recipe_type().model_validate(content), Checkpoint(TINY)
+    done = pipeline.quantize(recipe, checkpoint, "here", None, out / "quantized", lambda *_: None)
+    with staged(out / "tvm") as folder:
+        write_manifest(folder, pipeline.build(recipe, "tvm", done, checkpoint, folder, lambda *_: None))
+    return out / "tvm"
+
+
+def test_parity_of_the_trained_checkpoint(package: Path) -> None:
+    ended = run_child(Job(kind="quality", artifact=package), lambda event: None)
+    assert ended.exit_code == 0, ended.stderr_tail
+    found = {figure["name"]: figure["value"] for figure in ended.result["figures"]}
+    assert found["exact_max_abs_logit"] <= 1e-4 and found["decode_exact_max_abs_logit"] <= 1e-4
+    assert found["shipped_mean_kl"] <= 2e-3 and found["decode_shipped_mean_kl"] <= 2e-3
+    assert found["shipped_top1"] >= 0.97
+    assert found["golden_positions_past_original"] > 0
+
+
+def test_memory_is_the_cache_and_little_more(package: Path) -> None:
+    """Parameters stay the file's: what a load adds to anonymous memory is the cache and at most 40 MB."""
+    program = (
+        "import sys, json; from pathlib import Path; from artifacts import read_manifest\n"
+        "from device_farm.memory import read_split; from runtime_tests.runners import make_runner\n"
+        "import numpy as np; path = Path(sys.argv[1]); runner = make_runner(path, read_manifest(path))\n"
+        "before = read_split(); runner.load(); loaded = read_split()\n"
+        "runner.prefill(np.arange(200)); runner.decode(3); ran = read_split()\n"
+        "print(json.dumps([s.anonymous - before.anonymous for s in (loaded, ran)] + [ran.file - before.file]))"
+    )
+    command = [sys.executable, "-c", program, str(package)]
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), check=True)
+    loaded, ran, mapped = json.loads(done.stdout)
+    runtime = read_manifest(package).runtime
+    cache = 4 * runtime["layers"] * int(np.prod(runtime["key_shape"]) + np.prod(runtime["value_shape"]))
+    activations = 128 * 4 * (3 * 768 + 4096)
+    assert cache <= loaded <= cache + 40e6
+    assert ran <= cache + activations + 40e6
+    assert mapped > (package / "params.bin").stat().st_size * 0.9  # they were read, through the map
+    assert read_split().anonymous > 0
+
+
+def test_other_parameters_are_refused(package: Path, tmp_path: Path) -> None:
+    digest = read_manifest(package).runtime["params_digest"]
+    data = (package / "params.bin").read_bytes()
+    changed = tmp_path / "params.bin"
+    for content, words in (
+        (data[:16] + bytes(32) + data[48:], "was not made for this library"),
+        (data[:-4096], "cut short"),
+        (b"no parameters" * 10, "not a parameter file"),
+        (b"", "not a parameter file"),
+    ):
+        changed.write_bytes(content)
+        with pytest.raises(EdgewrightError, match=words):
+            map_parameters(changed, digest)
+
+
+def test_the_best_library_that_the_cpu_runs() -> None:
+    def library(variant: str, *features: str, triple: str = "host") -> Library:
+        return Library(triple=triple, variant=variant, path=f"{variant}.so", features=features)
+
+    wide, narrow = library("wide", "avx512f", "avx512_vnni"), library("narrow", "avx2")
+    listed = (library("phone", triple="aarch64-linux-android24"), wide, narrow)
+    assert best_library(listed, frozenset({"avx512f", "avx512_vnni", "avx2"})) == wide
+    assert best_library(listed, frozenset({"avx512f", "avx2"})) == narrow
+    with pytest.raises(EdgewrightError, match="it would need avx512f avx512_vnni or avx2"):
+        best_library(listed, frozenset({"sse2"}))
