@@ -27,7 +27,7 @@ class MlxTarget:
     """Lowers a decoder to the layout of mlx-community from the packed bytes."""
 
     tolerances: Mapping[str, float] = {
-        "exact_max_abs_logit": 1e-3,
+        "exact_max_abs_logit": 2e-3,
         "shipped_mean_kl": 2e-3,
         "shipped_min_top1": 0.97,
     }
