@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from artifacts import EdgewrightError, read_manifest, staged, write_manifest
+from artifacts import EdgewrightError, read_manifest, silent, staged, write_manifest
 from compiler import pipeline
 from compiler.checkpoint import Checkpoint
 from device_farm.memory import read_split
@@ -40,9 +40,11 @@ def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         "targets": {"tvm": {"triples": []}},
     }
     recipe, checkpoint = recipe_type().model_validate(content), Checkpoint(TINY)
-    done = pipeline.quantize(recipe, checkpoint, "here", None, out / "quantized", lambda *_: None)
+    done = pipeline.quantize(recipe, checkpoint, "here", None, out / "quantized", silent)
     with staged(out / "tvm") as folder:
-        write_manifest(folder, pipeline.build(recipe, "tvm", done, checkpoint, folder, lambda *_: None))
+        draft = pipeline.build(recipe, "tvm", done, checkpoint, folder, silent)
+        pipeline.write_golden(recipe, "tvm", done, checkpoint, folder, silent)
+        write_manifest(folder, draft)
     return out / "tvm"
 
 

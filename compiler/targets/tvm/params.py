@@ -6,7 +6,7 @@ Layout, little-endian (the C++ loader `native/edgewright.cc` and the Python runn
     8   u32 tensors, u32 bytes of names
     16  sha256 of everything after the header, 32 bytes: the digest that the library repeats
     48  zeros to 64
-    64  a record of 64 bytes per tensor: u64 offset in the file, u64 bytes, u32 kind, u32 dimensions, u64 shape[4], u64 0
+    64  a record of 64 bytes per tensor: u64 offset in file, u64 bytes, u32 kind, u32 dimensions, u64 shape[4], u64 0
         then the names in order, each ended by a zero byte; then zeros to a page
         then the tensors, each at a multiple of 64 bytes
 

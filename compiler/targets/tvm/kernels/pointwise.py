@@ -35,7 +35,10 @@ def each_token(tokens: Expr, count: Expr, body: Callable[[Expr], None]) -> None:
 
 
 def rms_norm(name: str, tokens: Expr, columns: int, eps: float, add: bool) -> Expr:
-    """x (and residual) float32 [1, tokens, columns], w [columns] → x / rms(x) * w; `add`: of x + residual, which comes out too."""
+    """x (and residual) float32 [1, tokens, columns], w [columns] → x / rms(x) * w.
+
+    add: of x + residual, which comes out too.
+    """
 
     def body() -> None:
         count = tokens if tokens is not None else T.int64()
