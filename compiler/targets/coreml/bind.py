@@ -60,7 +60,7 @@ def bind(
 
 
 def file_values(function: Any) -> Iterator[Any]:
-    """Every value of a MIL function that lies in the weight file."""
+    """Every value of a MIL function that lies in the weight file, in an order of our own: protobuf maps have none."""
 
     def in_value(value: Any) -> Iterator[Any]:
         if value.WhichOneof("value") == "blobFileValue":
@@ -68,16 +68,16 @@ def file_values(function: Any) -> Iterator[Any]:
 
     def in_block(block: Any) -> Iterator[Any]:
         for operation in block.operations:
-            for value in operation.attributes.values():
+            for _, value in sorted(operation.attributes.items()):
                 yield from in_value(value)
-            for argument in operation.inputs.values():
+            for _, argument in sorted(operation.inputs.items()):
                 for binding in argument.arguments:
                     if binding.WhichOneof("binding") == "value":
                         yield from in_value(binding.value)
             for inner in operation.blocks:
                 yield from in_block(inner)
 
-    for block in function.block_specializations.values():
+    for _, block in sorted(function.block_specializations.items()):
         yield from in_block(block)
 
 

@@ -160,8 +160,9 @@ def _rotary(context: Any, node: Any) -> None:
     positions, inv_freq, factor = _arguments(context, node)
     coarse, fine = rotary_tables(inv_freq, _active.get().max_tokens)
     steps = np.int32(len(fine))
-    high = mb.floor_div(x=positions, y=steps)
-    low = mb.sub(x=positions, y=mb.mul(x=high, y=steps))
+    high = mb.floor_div(x=positions, y=steps, name=f"{node.name}_coarse")
+    begin = mb.mul(x=high, y=steps, name=f"{node.name}_begin")
+    low = mb.sub(x=positions, y=begin, name=f"{node.name}_fine")
 
     def looked_up(table: Any, at: Any, name: str) -> Any:
         return mb.gather(x=table.astype(np.float32), indices=at, axis=0, name=f"{FLOAT32}{node.name}_{name}")
@@ -183,21 +184,24 @@ def _rotary(context: Any, node: Any) -> None:
 
 def _query_factor(positions: Any, beta: float, period: int) -> Any:
     """1 + beta * log(1 + floor(position / period)), float32 [1, 1, length, 1]."""
-    periods = mb.cast(x=mb.floor_div(x=positions, y=np.int32(period)), dtype="fp32", name=f"{FLOAT32}query_periods")
+    whole = mb.floor_div(x=positions, y=np.int32(period), name="query_period")
+    periods = mb.cast(x=whole, dtype="fp32", name=f"{FLOAT32}query_periods")
     log = mb.log(x=mb.add(x=periods, y=1.0, name=f"{FLOAT32}query_next"), name=f"{FLOAT32}query_log")
     gain = mb.mul(x=log, y=np.float32(beta), name=f"{FLOAT32}query_gain")
     factor = mb.add(x=gain, y=1.0, name=f"{FLOAT32}query_factor")
-    return mb.expand_dims(x=factor, axes=[1, 3])
+    return mb.expand_dims(x=factor, axes=[1, 3], name="query_factor_column")
 
 
 def _mask(positions: Any, max_tokens: int, group: int) -> Any:
     """0 where a query sees a cache entry, _MASKED elsewhere: [1, 1, group * length, max_tokens]."""
     entries = np.arange(max_tokens, dtype=np.int32)[None, None, None]
-    seen = mb.greater_equal(x=mb.expand_dims(x=positions, axes=[1, 3]), y=entries)
-    unseen = mb.sub(x=np.float32(1), y=mb.cast(x=seen, dtype="fp32"))
-    mask = mb.mul(x=unseen, y=np.float32(_MASKED))
+    column = mb.expand_dims(x=positions, axes=[1, 3], name="mask_column")
+    seen = mb.cast(x=mb.greater_equal(x=column, y=entries, name="mask_seen"), dtype="fp32", name="mask_weight")
+    unseen = mb.sub(x=np.float32(1), y=seen, name="mask_unseen")
+    mask = mb.mul(x=unseen, y=np.float32(_MASKED), name="mask")
     # one token needs no copies: its mask is broadcast over the group
-    return mask if positions.shape[1] == 1 or group == 1 else mb.tile(x=mask, reps=[1, 1, group, 1])
+    alone = positions.shape[1] == 1 or group == 1
+    return mask if alone else mb.tile(x=mask, reps=[1, 1, group, 1], name="mask_of_group")
 
 
 def _attention(context: Any, node: Any) -> None:
@@ -206,71 +210,87 @@ def _attention(context: Any, node: Any) -> None:
     settings = _active.get()
     group, half = heads // kv_heads, head_dim // 2
 
-    by_head = mb.reshape(x=qkv, shape=[1, -1, heads + 2 * kv_heads, head_dim])
-    by_head = mb.transpose(x=by_head, perm=[0, 2, 1, 3])
-    turning, values = mb.split(x=by_head, split_sizes=[heads + kv_heads, kv_heads], axis=1)
-    first, second = mb.split(x=turning, split_sizes=[half, half], axis=-1)
-    cos = settings.once("cos", lambda: mb.expand_dims(x=cos, axes=[1]))
-    sin = settings.once("sin", lambda: mb.expand_dims(x=sin, axes=[1]))
+    def named(part: str) -> str:
+        # names of our own: those that the builder makes up are also names of other nodes, which bisection would mix up
+        return f"{node.name}_{part}"
+
+    rows = mb.reshape(x=qkv, shape=[1, -1, heads + 2 * kv_heads, head_dim], name=named("rows"))
+    by_head = mb.transpose(x=rows, perm=[0, 2, 1, 3], name=named("heads"))
+    turning, values = mb.split(x=by_head, split_sizes=[heads + kv_heads, kv_heads], axis=1, name=named("parts"))
+    first, second = mb.split(x=turning, split_sizes=[half, half], axis=-1, name=named("halves"))
+    cos = settings.once("cos", lambda: mb.expand_dims(x=cos, axes=[1], name="cos_of_heads"))
+    sin = settings.once("sin", lambda: mb.expand_dims(x=sin, axes=[1], name="sin_of_heads"))
+    first_cos, second_sin = mb.mul(x=first, y=cos, name=named("fc")), mb.mul(x=second, y=sin, name=named("ss"))
+    second_cos, first_sin = mb.mul(x=second, y=cos, name=named("sc")), mb.mul(x=first, y=sin, name=named("fs"))
     turned = mb.concat(
         values=[
-            mb.sub(x=mb.mul(x=first, y=cos), y=mb.mul(x=second, y=sin)),
-            mb.add(x=mb.mul(x=second, y=cos), y=mb.mul(x=first, y=sin)),
+            mb.sub(x=first_cos, y=second_sin, name=named("turned_first")),
+            mb.add(x=second_cos, y=first_sin, name=named("turned_second")),
         ],
         axis=-1,
+        name=named("turned"),
     )
-    queries, keys = mb.split(x=turned, split_sizes=[heads, kv_heads], axis=1)
+    queries, keys = mb.split(x=turned, split_sizes=[heads, kv_heads], axis=1, name=named("turned_parts"))
     if beta and settings.max_tokens > period:  # the factor is 1 within the first period
         factor = settings.once("query_factor", lambda: _query_factor(positions, beta, period))
-        queries = mb.mul(x=queries, y=factor)
+        queries = mb.mul(x=queries, y=factor, name=named("queries"))
 
-    keys = _written(settings, key_cache, keys, positions, f"{node.name}_key")
-    values = _written(settings, value_cache, values, positions, f"{node.name}_value")
+    keys = _written(settings, key_cache, keys, positions, named("key"))
+    values = _written(settings, value_cache, values, positions, named("value"))
     mask = settings.once("mask", lambda: _mask(positions, settings.max_tokens, group))
-    folded = mb.reshape(x=queries, shape=[1, kv_heads, -1, head_dim])
-    attended = _attend(settings, folded, keys, values, mask, scale, head_dim)
-    unfolded = mb.reshape(x=attended, shape=[1, heads, -1, head_dim])
-    out = mb.reshape(x=mb.transpose(x=unfolded, perm=[0, 2, 1, 3]), shape=[1, -1, heads * head_dim], name=node.name)
+    folded = mb.reshape(x=queries, shape=[1, kv_heads, -1, head_dim], name=named("folded"))
+    attended = _attend(settings, folded, keys, values, mask, scale, head_dim, named)
+    unfolded = mb.reshape(x=attended, shape=[1, heads, -1, head_dim], name=named("unfolded"))
+    by_row = mb.transpose(x=unfolded, perm=[0, 2, 1, 3], name=named("by_row"))
+    out = mb.reshape(x=by_row, shape=[1, -1, heads * head_dim], name=node.name)
     context.add((out, keys, values), node.name)
 
 
 def _written(settings: Lowering, cache: Any, update: Any, positions: Any, name: str) -> Any:
     """The cache with `update` at `positions`, which count up by one."""
     if not settings.ios18:
-        at = settings.once("flat_positions", lambda: mb.squeeze(x=positions, axes=[0]))
+        at = settings.once("flat_positions", lambda: mb.squeeze(x=positions, axes=[0], name="flat_positions"))
         return mb.scatter(data=cache, indices=at, updates=update, axis=2, mode="update", name=name)
 
     def bounds() -> tuple[Any, Any]:
-        begin = mb.slice_by_size(x=positions, begin=[0, 0], size=[1, 1])
-        begin = mb.reshape(x=begin, shape=[1])
-        count = mb.slice_by_size(x=mb.shape(x=positions), begin=[1], size=[1])
-        end = mb.add(x=begin, y=count)
+        corner = mb.slice_by_size(x=positions, begin=[0, 0], size=[1, 1], name="first_position")
+        begin = mb.reshape(x=corner, shape=[1], name="write_begin")
+        shape = mb.shape(x=positions, name="positions_shape")
+        count = mb.slice_by_size(x=shape, begin=[1], size=[1], name="write_count")
+        end = mb.add(x=begin, y=count, name="write_end")
         zeros = np.zeros(2, np.int32)
         width = np.asarray([cache.shape[1]], np.int32)
         last = np.asarray([cache.shape[3]], np.int32)
         return (
-            mb.concat(values=[zeros, begin, zeros[:1]], axis=0),
-            mb.concat(values=[np.ones(1, np.int32), width, end, last], axis=0),
+            mb.concat(values=[zeros, begin, zeros[:1]], axis=0, name="write_from"),
+            mb.concat(values=[np.ones(1, np.int32), width, end, last], axis=0, name="write_to"),
         )
 
     begin, end = settings.once("bounds", bounds)
     return mb.slice_update(x=cache, update=update, begin=begin, end=end, name=name)
 
 
-def _attend(settings: Lowering, queries: Any, keys: Any, values: Any, mask: Any, scale: float, head_dim: int) -> Any:
+def _attend(
+    settings: Lowering,
+    queries: Any,
+    keys: Any,
+    values: Any,
+    mask: Any,
+    scale: float,
+    head_dim: int,
+    named: Callable[[str], str],
+) -> Any:
     """softmax(queries @ keys.T * scale + mask) @ values."""
+    # the fused op divides by sqrt(head_dim) itself; factors apply in float32, for most are no float16
+    factor = scale * head_dim**0.5 if settings.ios18 else scale
+    if abs(factor - 1) > 1e-6:
+        queries = mb.mul(x=queries, y=np.float32(factor), name=FLOAT32 + named("scaled"))
     if settings.ios18:
-        correction = scale * head_dim**0.5  # the op divides by sqrt(head_dim)
-        if abs(correction - 1) > 1e-6:
-            queries = _scaled(queries, correction)
-        return mb.scaled_dot_product_attention(query=queries, key=keys, value=values, attn_mask=mask)
-    scores = mb.matmul(x=_scaled(queries, scale), y=keys, transpose_y=True)
-    return mb.matmul(x=mb.softmax(x=mb.add(x=scores, y=mask), axis=-1), y=values)
-
-
-def _scaled(queries: Any, factor: float) -> Any:
-    """queries * factor, in float32: most factors are no float16."""
-    return mb.mul(x=queries, y=np.float32(factor), name=f"{FLOAT32}{queries.name}_scaled")
+        return mb.scaled_dot_product_attention(
+            query=queries, key=keys, value=values, attn_mask=mask, name=named("attended")
+        )
+    scores = mb.add(x=mb.matmul(x=queries, y=keys, transpose_y=True, name=named("scores")), y=mask, name=named("seen"))
+    return mb.matmul(x=mb.softmax(x=scores, axis=-1, name=named("weights")), y=values, name=named("attended"))
 
 
 _TABLE: Mapping[str, Callable[[Any, Any], None]] = {

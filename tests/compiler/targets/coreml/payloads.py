@@ -26,7 +26,8 @@ def slots_of(spec: Any, schemes: Schemes, max_tokens: int) -> dict[str, Slots]:
     nodes = capture(spec, schemes, max_tokens, length=1, stateful=True).graph.nodes
     readers = [n for n in nodes if str(n.target) in ("edge.linear.default", "edge.embedding.default")]
     found = {n.name: (n.args[1],) if isinstance(n.args[1], str) else tuple(n.args[1]) for n in readers}
-    return {**found, "logits": found.pop(readers[-1].name)}  # outputs have the names of features
+    found["logits"] = found.pop(readers[-1].name)  # outputs have the names of features
+    return found
 
 
 def readers(package: Package, function_name: str, slots: dict[str, Slots]) -> list[tuple[Slots, Any]]:
