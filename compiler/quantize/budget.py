@@ -184,8 +184,12 @@ def sensitivities(
     tokens: NDArray[np.int32],
     symmetric: bool,
     progress: Progress,
+    scale_bytes: int = 4,
 ) -> list[Item]:
-    """Items with their costs, measured on tokens [sequences, length]; `table` holds the unquantized weights."""
+    """Items with their costs, measured on tokens [sequences, length]; `table` holds the unquantized weights.
+
+    scale_bytes: what a stored scale takes (targets with float32 activations keep them in float32).
+    """
     import torch
 
     groups = units(spec, slots)
@@ -199,7 +203,7 @@ def sensitivities(
             schemes = candidates(members, symmetric)
             power = {scheme: _noise(table, members, scheme) for scheme in {*schemes, probe}}
             costs = tuple(measured * power[s] / max(power[probe], 1e-30) for s in schemes)
-            sizes = tuple(sum(s.packed_bytes(m.rows, m.columns) for m in members) for s in schemes)
+            sizes = tuple(sum(s.packed_bytes(m.rows, m.columns, scale_bytes) for m in members) for s in schemes)
             items.append(Item(names, schemes, sizes, costs))
             progress("measuring sensitivity", at + 1, len(groups))
     return items

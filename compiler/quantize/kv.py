@@ -25,7 +25,7 @@ Granularity = Literal["channel", "tensor"]
 
 TOKENS = 1024
 # text that was not looked at goes a little further; what goes further still is clipped
-_HEADROOM = 1.1
+_HEADROOM = 1.25
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class CacheScales:
 
 
 def measure(
-    spec: DecoderSpec, schemes: Schemes, weights: Weights, checkpoint: Path, max_tokens: int, granularity: Granularity
+    spec: DecoderSpec, schemes: Schemes, weights: Weights, checkpoint: Path, granularity: Granularity
 ) -> list[CacheScales]:
     """Run the quantized model over calibration text, or over random tokens where the checkpoint has no tokenizer."""
     import torch
 
     from compiler import dialect
 
-    count = min(TOKENS, max_tokens)
+    count = min(TOKENS, spec.max_positions)
     if (checkpoint / "tokenizer.json").is_file():
         ids = calibration_tokens(Calibration(tokens=count), None, checkpoint, spec)
     else:
@@ -61,16 +61,23 @@ def measure(
         caches = model(torch.from_numpy(ids).long(), positions, decoder.empty_caches(spec, ids.shape[1]))[1]
     found = []
     for key, value in caches:
-        key_scale, key_snr = _scale(key.numpy()[0], granularity)
-        value_scale, value_snr = _scale(value.numpy()[0], granularity)
+        keys, values = key.numpy()[0], value.numpy()[0]
+        first, second = np.split(keys, 2, -1)
+        # the rotation turns each pair of channels: how far it can reach at other positions is its length
+        reach = np.tile(np.hypot(first, second), 2)
+        key_scale, key_snr = _scale(keys, reach, granularity)
+        value_scale, value_snr = _scale(values, np.abs(values), granularity)
         found.append(CacheScales(key_scale, value_scale, key_snr, value_snr))
     return found
 
 
-def _scale(cache: Float32, granularity: Granularity) -> tuple[Float32, float]:
-    """Scale of a cache [kv_heads, positions, head_dim], and the signal-to-noise ratio in dB that it gives."""
+def _scale(cache: Float32, reach: Float32, granularity: Granularity) -> tuple[Float32, float]:
+    """Scale of a cache [kv_heads, positions, head_dim], and the signal-to-noise ratio in dB that it gives.
+
+    reach: the magnitude to cover, shaped like the cache.
+    """
     axes = (1,) if granularity == "channel" else (0, 1, 2)
-    largest = np.abs(cache).max(axes, keepdims=True)
+    largest = reach.max(axes, keepdims=True)
     scale = np.where(largest > 0, largest * _HEADROOM / 127, 1.0).astype(np.float32)
     wrong = np.clip(np.round(cache / scale), -128, 127) * scale - cache
     signal, noise = float(np.square(cache).sum()), float(np.square(wrong).sum())

@@ -42,13 +42,18 @@ _WORK_UNITS = 10  # of a layer, for each calibration sequence: six passes and fo
 
 @dataclass(frozen=True)
 class Task:
-    """What to quantize, and how. prepare: of each quantized slot, from its inputs to its rounder."""
+    """What to quantize, and how.
+
+    prepare: of each quantized slot, from its inputs to its rounder. calibrated: slots whose rounder looks at them.
+    fold: slots whose method folds channel factors into what precedes them.
+    """
 
     checkpoint: Checkpoint
     spec: DecoderSpec
     slots: dict[str, Slot]
     assignment: Assignment
     prepare: dict[str, Callable[[Inputs | None], Rounder]]
+    calibrated: frozenset[str]
     fold: frozenset[str]
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:

@@ -22,7 +22,7 @@ from recipes.schema import Calibration, Rule
 
 def calibrates(assignment: Assignment) -> bool:
     """Whether any tensor's method looks at calibration data."""
-    return any(getattr(_module(rule), "CALIBRATED", False) for rule in assignment.rules.values())
+    return any(_calibrated(rule) for rule in assignment.rules.values())
 
 
 def run(
@@ -57,7 +57,8 @@ def run(
     tokens = calibration_tokens(calibration, text, checkpoint.path, spec)
     work.mkdir(parents=True, exist_ok=True)
     folding = frozenset(n for n, rule in assignment.rules.items() if options_of(rule).get("fold"))
-    task = layerwise.Task(checkpoint, spec, {s.name: s for s in slots}, assignment, prepare, folding)
+    looking = frozenset(n for n, rule in assignment.rules.items() if _calibrated(rule))
+    task = layerwise.Task(checkpoint, spec, {s.name: s for s in slots}, assignment, prepare, looking, folding)
     import torch
 
     with torch.no_grad():
@@ -66,6 +67,10 @@ def run(
         table.quantize_head(task, tokens, work)
     tensors, layers = _assemble(task, work, folder, config, progress)
     return QuantizationEvidence.of(tensors, layers, calibration.model_dump_json())
+
+
+def _calibrated(rule: Rule) -> bool:
+    return bool(getattr(_module(rule), "CALIBRATED", False))
 
 
 def _module(rule: Rule) -> Any:

@@ -5,7 +5,8 @@ anything that writes into the artifact.
 
 The edits, on the graph alone (the weights stay in their file, which onnxruntime maps):
 
-- exact: ``accuracy_level`` 0 on every MatMulNBits, so that activations are not rounded to int8;
+- exact: ``accuracy_level`` 0 on every MatMulNBits, so that activations are not rounded to int8, and float32 caches
+  where they are quantized;
 - all positions: the Gather ``last_position`` before the head is bypassed.
 
 An edited graph is given as bytes; ``session.model_external_initializers_file_folder_path`` tells where its weights are.
@@ -70,6 +71,8 @@ class OnnxRunner:
 
     def load(self, *, exact: bool = False, threads: int = 2, spinning: bool = False) -> None:
         """Open the package. ``spinning``: idle threads keep their core, which pays only where nothing else runs."""
+        if exact != self._exact:
+            self._cache = {}  # it may be of another type
         self._exact, self._threads, self._spinning = exact, threads, spinning
         self._opened = None
         self._open(self._settings.logits)
@@ -174,6 +177,7 @@ def edited_graph(path: Path, *, exact: bool, all_positions: bool) -> bytes:
             for attribute in node.attribute:
                 if node.op_type == "MatMulNBits" and attribute.name == "accuracy_level":
                     attribute.i = 0
+        _unquantize_caches(graph)
     if all_positions:
         gather = next((node for node in graph.node if node.name == LAST_POSITION), None)
         if gather is None:
@@ -187,6 +191,19 @@ def edited_graph(path: Path, *, exact: bool, all_positions: bool) -> bytes:
             if output.name == "logits":
                 output.type.tensor_type.shape.dim[1].dim_param = "seq"
     return bytes(model.SerializeToString())
+
+
+def _unquantize_caches(graph: Any) -> None:
+    """Float32 keys and values in every GroupQueryAttention: no scales (its inputs from 12 on), no cache types."""
+    for node in graph.node:
+        if node.op_type == "GroupQueryAttention":
+            kept = [a for a in node.attribute if a.name not in ("k_quant_type", "v_quant_type", "kv_cache_bit_width")]
+            if len(kept) < len(node.attribute):
+                del node.attribute[:], node.input[9:]
+                node.attribute.extend(kept)
+    for tensor in [*graph.input, *graph.output]:
+        if tensor.name.startswith((_PAST, _PRESENT)):
+            tensor.type.tensor_type.elem_type = 1  # TensorProto.FLOAT
 
 
 RUNNER = OnnxRunner

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compiler.checkpoint import Checkpoint, row_blocks
 from compiler.models import decoder
@@ -30,7 +33,11 @@ def available() -> bool:
 
 
 def write_gguf(source: Path, out: Path) -> Path:
-    """A decoder as bf16 GGUF of architecture "llama" with plain rotary positions: for speed, not for quality."""
+    """A decoder as bf16 GGUF of architecture "llama".
+
+    Rotary frequencies are exact, as factors on llama.cpp's own; queries are not scaled by position, which changes
+    nothing before the original context ends.
+    """
     import gguf
 
     checkpoint = Checkpoint(source)
@@ -52,6 +59,10 @@ def write_gguf(source: Path, out: Path) -> Path:
     writer.add_tokenizer_model("no_vocab")
     writer.add_file_type(32)
     bf16 = gguf.GGMLQuantizationType.BF16
+    inverse = np.asarray(decoder.rotary_frequencies(spec)[0])
+    plain = spec.rope["rope_theta"] ** (-np.arange(len(inverse)) * 2.0 / spec.head_dim)
+    factors = (plain / inverse).astype(np.float32)
+    writer.add_tensor_info("rope_freqs.weight", list(factors.shape), factors.dtype, factors.nbytes)
     for slot in slots:
         if slot.kind == "norm":
             writer.add_tensor_info(_name(slot.name), [slot.columns], np.dtype(np.float32), slot.columns * 4)
@@ -62,6 +73,7 @@ def write_gguf(source: Path, out: Path) -> Path:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
+    writer.write_tensor_data(factors)
     for slot in slots:
         if slot.kind == "norm":
             writer.write_tensor_data(checkpoint.rows(slot.tensor))
@@ -95,3 +107,39 @@ def quantize_q4_0(source: Path, out: Path, *, pure: bool = False) -> Path:
     if llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), parameters):
         raise RuntimeError(f"llama.cpp could not quantize {source}")
     return out
+
+
+def runner(file: Path, window: int) -> Callable[[NDArray[np.int64]], Any]:
+    """A function from token windows [n, window] to logits of all positions, float32 [n, window, vocab], as a tensor."""
+    import llama_cpp
+    import torch
+
+    llama_cpp.llama_backend_init()
+    quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
+    llama_cpp.llama_log_set(quiet, None)
+    parameters = llama_cpp.llama_model_default_params()
+    parameters.n_gpu_layers = 0
+    model = llama_cpp.llama_model_load_from_file(str(file).encode(), parameters)
+    vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+    settings = llama_cpp.llama_context_default_params()
+    settings.n_ctx = settings.n_batch = settings.n_ubatch = window
+    settings.n_threads = settings.n_threads_batch = 2
+    context = llama_cpp.llama_init_from_model(model, settings)
+    batch = llama_cpp.llama_batch_init(window, 0, 1)
+
+    def logits(windows: NDArray[np.int64]) -> Any:
+        found = torch.empty(len(windows), window, vocab)
+        for row, ids in enumerate(windows):
+            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+            batch.n_tokens = window
+            for at, token in enumerate(ids):
+                batch.token[at], batch.pos[at], batch.logits[at] = int(token), at, 1
+                batch.n_seq_id[at], batch.seq_id[at][0] = 1, 0
+            if llama_cpp.llama_decode(context, batch):
+                raise RuntimeError("llama_decode failed")
+            values = np.ctypeslib.as_array(llama_cpp.llama_get_logits(context), shape=(window, vocab))
+            found[row] = torch.from_numpy(values.copy())
+        return found
+
+    logits.keep = (quiet, model, context, batch)  # type: ignore[attr-defined]  # the C side holds no references
+    return logits

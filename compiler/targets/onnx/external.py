@@ -13,6 +13,8 @@ from onnx import TensorProto
 
 # ONNX Runtime maps a tensor only when its offset is a multiple of the page; 16 KiB covers new Android and iOS
 _ALIGN = 16384
+# smaller tensors are not worth their padding: copied, they cost less memory than the page they would be aligned to
+_SMALL_BYTES, _SMALL_ALIGN = 4 * _ALIGN, 64
 
 
 class ExternalData:
@@ -27,13 +29,15 @@ class ExternalData:
 
         Raises ValueError when they do not fill dtype and shape.
         """
-        self._file.write(b"\0" * (-self._file.tell() % _ALIGN))
+        itemsize = onnx.helper.tensor_dtype_to_np_dtype(dtype).itemsize
+        expected = int(np.prod(shape)) * itemsize
+        align = _ALIGN if expected >= _SMALL_BYTES else _SMALL_ALIGN
+        self._file.write(b"\0" * (-self._file.tell() % align))
         offset = self._file.tell()
         for block in blocks:
             self._file.write(np.ascontiguousarray(block).data.cast("B"))
         length = self._file.tell() - offset
-        itemsize = onnx.helper.tensor_dtype_to_np_dtype(dtype).itemsize
-        if length != int(np.prod(shape)) * itemsize:
+        if length != expected:
             raise ValueError(f"{name}: {length} bytes for shape {shape} of {itemsize}-byte items")
         return self._tensor(name, dtype, shape, offset, length)
 

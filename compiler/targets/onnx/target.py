@@ -70,8 +70,7 @@ class OnnxTarget:
             from compiler.quantize import kv
 
             progress("measuring the cache", 0, 1)
-            granularity = job.options.kv_scales
-            cache = kv.measure(job.spec, job.schemes, job.weights, job.tokenizer, job.max_tokens, granularity)
+            cache = kv.measure(job.spec, job.schemes, job.weights, job.tokenizer, job.options.kv_scales)
         data = ExternalData(folder / "model.onnx.data")
         model = Lowering(job, data, advance, cache).run()
         data.close()

@@ -1,0 +1,404 @@
+"""The quantization figures: methods, embeddings, peers, llama.cpp, budgets, the Pareto front, the full size.
+
+python -m tests.bench.quantization [--work FOLDER] [--tokens N] [methods] [outliers] [peers] [llamacpp] [budget]
+    [cache] [rate] [plot] [full]
+
+Divergence is KL(original || quantized) in nats over held-out tokens of tiny-ministral3. Figures are kept in
+`figures.json` in the work folder, from which `plot` draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from artifacts import silent
+from compiler.checkpoint import Checkpoint
+from compiler.models import decoder
+from compiler.quantize import budget, method_options, methods
+from compiler.quantize.calibration import calibration_tokens
+from compiler.quantize.packed import PackedWeights
+from compiler.quantize.rules import Assignment, assign
+from compiler.targets import target_options
+from recipes.schema import Calibration, Rule, recipe_model
+from tests.bench import llamacpp, peers
+from tests.bench.measure import MB, python, table
+from tests.bench.quality import WINDOW, Bench, Quality, Table
+from tests.bench.synthetic import ROOT, make_checkpoint
+
+TINY = ROOT / "recipes" / "checkpoints" / "tiny-ministral3"
+CALIBRATION = Calibration(tokens=32768)
+TABLE = "model.embed_tokens"
+KEEP = {"match": TABLE, "bits": 16}
+HEADER = ["", "mean KL", "± ", "× rtn g32", "perplexity", "top-1", "bits/weight"]
+
+
+def rules(entries: list[dict[str, Any]]) -> tuple[Rule, ...]:
+    recipe = recipe_model(target_options(), method_options()).model_validate(
+        {
+            "name": "bench",
+            "checkpoint": {"path": "x"},
+            "quantize": {"rules": entries},
+            "context": {"max_tokens": 256},
+            "targets": {"onnx": {}},
+        }
+    )
+    return tuple(recipe.quantize.rules)
+
+
+def quantized(bench: Bench, out: Path, entries: list[dict[str, Any]]) -> tuple[Table, Assignment]:
+    """Quantize by rules into `out`, unless it is there already."""
+    assignment = assign(rules(entries), bench.slots)
+    if not (out / "config.json").exists():
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        work = out.with_name(out.name + "-work")
+        config = bench.checkpoint.config
+        methods.run(bench.checkpoint, bench.spec, bench.slots, assignment, CALIBRATION, None, out, work, config, silent)
+        shutil.rmtree(work, ignore_errors=True)
+    return Table(PackedWeights(out, bench.slots), bench.names), assignment
+
+
+def show(title: str, found: Mapping[str, Quality], bits: Mapping[str, float], base: str | None = None) -> None:
+    first = found[base or next(iter(found))].mean_kl
+    rows: list[list[object]] = [
+        [
+            name,
+            f"{q.mean_kl:.6f}",
+            f"{q.error:.6f}",
+            f"{q.mean_kl / first:.3f}",
+            f"{q.perplexity:.3f}",
+            f"{q.top1:.4f}",
+            f"{bits[name]:.3f}" if name in bits else "",
+        ]
+        for name, q in found.items()
+    ]
+    header = list(HEADER)
+    header[3] = f"× {base or next(iter(found))}"
+    table(title, header, rows)
+
+
+def entry(method: str, group: int, **more: Any) -> dict[str, Any]:
+    return {"match": "*", "bits": 4, "group": group, "method": method, **more}
+
+
+class Run:
+    """One run of the benchmarks: where things lie, and the figures found so far."""
+
+    def __init__(self, work: Path, tokens: int) -> None:
+        self.work, self.tokens = work, tokens
+        self.figures_file = work / "figures.json"
+
+    def record(self, found: Mapping[str, Quality], size: Mapping[str, float]) -> None:
+        """size: bytes of the weights, by name."""
+        known = json.loads(self.figures_file.read_text()) if self.figures_file.exists() else {}
+        known |= {name: {"mean_kl": q.mean_kl, "bytes": size[name]} for name, q in found.items() if name in size}
+        self.figures_file.write_text(json.dumps(known, indent=1))
+
+    def compare(
+        self, bench: Bench, title: str, recipes: Mapping[str, list[dict[str, Any]]], base: str | None = None
+    ) -> dict[str, Quality]:
+        tables, bits, sizes = {}, {}, {}
+        for name, entries in recipes.items():
+            folder = self.work / "weights" / bench.source.name / name.replace(" ", "_").replace(",", "")
+            tables[name], assignment = quantized(bench, folder, entries)
+            bits[name] = budget.bits_per_weight(bench.slots, assignment.schemes)
+            sizes[name] = sum(
+                assignment.schemes[s.name].packed_bytes(s.rows, s.columns)
+                for s in bench.slots
+                if s.name in assignment.schemes
+            )
+        found = bench.measure(tables)
+        show(title, found, bits, base)
+        self.record(found, sizes)
+        return found
+
+    def bench(self) -> Bench:
+        return Bench(TINY, self.tokens)
+
+    # -- parts ----------------------------------------------------------------------------------------------------
+
+    def methods(self) -> None:
+        """Every method, embedding at 16 bits, then with the embedding at 8 and 4 bits."""
+        bench = self.bench()
+        names = {"rtn": "rtn", "mse": "mse", "hqq": "hqq", "awq": "awq", "gptq": "gptq"}
+        for group in (32, 64, 128):
+            linears = {f"{n} g{group}": [KEEP, entry(m, group)] for n, m in names.items()}
+            if group != 32:
+                linears = {"rtn g32": [KEEP, entry("rtn", 32)], **linears}
+            self.compare(bench, f"INT4 group {group}, embedding at 16 bits", linears, "rtn g32")
+        for bits in (8, 4):
+            rows: dict[str, list[dict[str, Any]]] = {}
+            for group in (32, 64, 128):
+                for method in ("rtn", "gptq"):
+                    name = f"{method} g{group} embedding int{bits}"
+                    rows[name] = [entry(method, group, match=TABLE) | {"bits": bits}, entry(method, group)]
+            self.compare(bench, f"INT4 with the embedding in INT{bits}", rows)
+
+    def outliers(self) -> None:
+        """A copy of the same function whose norms have 1 % of channels scaled by 16."""
+        source = outlier_copy(TINY, self.work / "outliers")
+        bench = Bench(source, self.tokens)
+        recipes = {f"{m} g32 outliers": [KEEP, entry(m, 32)] for m in ("rtn", "mse", "awq", "gptq")}
+        self.compare(bench, "Function-preserving copy with outlier channels, embedding at 16 bits", recipes)
+
+    def peers(self) -> None:
+        """onnxruntime's and MLX's own quantizers on the same matrices, embedding at 16 bits."""
+        bench = self.bench()
+        matrices = {s.name: bench.original.rows(s.name) for s in bench.slots if s.kind == "linear"}
+        count = sum(m.size for m in matrices.values())
+        for group in (32, 64, 128):
+            tables: dict[str, Any] = {}
+            bits: dict[str, float] = {}
+            for method in ("rtn", "rtn-asymmetric", "hqq", "k_quant"):
+                if method == "k_quant" and group != 32:
+                    continue  # it knows one group size
+                rows, size = peers.onnxruntime(matrices, method, group)
+                tables[f"onnxruntime {method} g{group}"] = bench.original.changed(rows)
+                bits[f"onnxruntime {method} g{group}"] = 8 * size / count
+            rows, size = peers.mlx(matrices, group)
+            tables[f"mlx-lm g{group}"] = bench.original.changed(rows)
+            bits[f"mlx-lm g{group}"] = 8 * size / count
+            for method in ("rtn", "gptq"):
+                folder = self.work / "weights" / TINY.name / f"{method}_g{group}"
+                name = f"edgewright {method} g{group}"
+                tables[name], _ = quantized(bench, folder, [KEEP, entry(method, group)])
+                bits[name] = 4 + 32 / group
+            show(f"INT4 group {group}, linears only; bits as each stores them", bench.measure(tables), bits)
+
+    def llamacpp(self) -> None:
+        """Whole files and real runtimes: llama.cpp's Q4_0, default mix and pure, and ONNX packages."""
+        if not llamacpp.available():
+            print("llama.cpp is left out: pip install llama-cpp-python gguf")
+            return
+        bench = self.bench()
+        files = {"bf16": llamacpp.write_gguf(TINY, self.work / "tiny-bf16.gguf")}
+        for name, pure in (("llama.cpp Q4_0", False), ("llama.cpp Q4_0 pure", True)):
+            files[name] = llamacpp.quantize_q4_0(files["bf16"], self.work / f"{name.replace(' ', '-')}.gguf", pure=pure)
+        check = bench.windows[:2]
+        expected = bench.logits(bench.original, check)
+        wrong = float((llamacpp.runner(files["bf16"], WINDOW)(check) - expected).abs().max())
+        print(f"llama.cpp bf16 logits differ from the reference by at most {wrong:.4f}")
+        tables: dict[str, Any] = {}
+        size: dict[str, float] = {}
+        for name, file in files.items():
+            if name != "bf16":
+                tables[name] = bench.original.changed(peers.gguf_weights(file, bench.spec))
+                tables[f"{name}, as it runs"] = llamacpp.runner(file, WINDOW)
+                size[name] = size[f"{name}, as it runs"] = file.stat().st_size
+        ours = {
+            "gptq g128 embedding int4": [entry("gptq", 128)],
+            "gptq g128 embedding int8": [entry("gptq", 128, match=TABLE) | {"bits": 8}, entry("gptq", 128)],
+            "gptq g128 embedding int8 g256": [entry("gptq", 256, match=TABLE) | {"bits": 8}, entry("gptq", 128)],
+        }
+        for name, entries in ours.items():
+            folder = self.work / "weights" / TINY.name / name.replace(" ", "_")
+            tables[name], assignment = quantized(bench, folder, entries)
+            package = onnx_package(bench, folder, assignment, self.work / "packages" / name.replace(" ", "_"))
+            tables[f"{name}, as it runs"] = onnx_runner(package)
+            size[name] = size[f"{name}, as it runs"] = size_of_model(package)
+        found = bench.measure(tables)
+        rows: list[list[object]] = [
+            [name, f"{q.mean_kl:.6f}", f"{q.error:.6f}", f"{q.top1:.4f}", int(size[name])] for name, q in found.items()
+        ]
+        table("llama.cpp and ONNX packages, whole model files", ["", "mean KL", "± ", "top-1", "bytes of file"], rows)
+        self.record(found, size)
+
+    def budget(self) -> None:
+        """The solver at 4.25 bits a weight against uniform group 32, which takes 4.5 (scales counted as fp16)."""
+        bench = self.bench()
+        tokens = calibration_tokens(Calibration(tokens=4096, seed=1), None, TINY, bench.spec)
+        items = budget.sensitivities(bench.spec, bench.slots, bench.original, tokens, True, silent, scale_bytes=2)
+        weights = sum(s.rows * s.columns for s in bench.slots if s.kind != "norm")
+        recipes: dict[str, list[dict[str, Any]]] = {}
+        for method in ("rtn", "gptq"):
+            recipes[f"{method} g32 uniform"] = [entry(method, 32)]
+        for bits in (4.25, 4.5):
+            choice = budget.solve(items, int(bits * weights / 8))
+            print(f"{bits} bits: predicted divergence {choice.cost:.5f}, at most {choice.gap:.2%} from the optimum")
+            given = {name: rules([entry("gptq", 32)])[0] for item in items for name in item.slots}
+            chosen = [r.model_dump() for r in budget.rules_of(items, choice, given)]
+            recipes[f"gptq chosen at {bits} bits"] = chosen
+        self.compare(bench, "Mixed precision, embedding included", recipes)
+
+    def cache(self) -> None:
+        """INT8 KV caches in onnxruntime, on weights left at 8 bits so that little else differs."""
+        bench = self.bench()
+        folder = self.work / "weights" / TINY.name / "int8"
+        tables: dict[str, Any] = {}
+        _, assignment = quantized(bench, folder, [entry("rtn", 32) | {"bits": 8}])
+        for name, options in (
+            ("float32 cache", {}),
+            ("INT8 cache, per channel", {"kv_bits": 8}),
+            ("INT8 cache, per tensor", {"kv_bits": 8, "kv_scales": "tensor"}),
+        ):
+            out = self.work / "packages" / name.replace(" ", "_").replace(",", "")
+            tables[name] = onnx_runner(onnx_package(bench, folder, assignment, out, **options))
+        show("KV cache, INT8 weights, as onnxruntime runs them", bench.measure(tables), {})
+
+    def rate(self, rounds: int = 5) -> None:
+        """600M, INT4 group 128 against llama.cpp's Q4_0, interleaved rounds on two threads."""
+        source = make_checkpoint(self.work / "600m", "600m")
+        packages: dict[str, tuple[str, Path]] = {}
+        for group in (32, 64, 128, 256):
+            out = self.work / f"600m-g{group}"
+            if not (out / "onnx" / "model.onnx").exists():
+                python("tests.bench.build", "edgewright", source, out, group)
+            packages[f"g{group}"] = ("onnx", out / "onnx")
+        if llamacpp.available():
+            file = self.work / "600m-q4_0.gguf"
+            if not file.exists():
+                bf16 = llamacpp.write_gguf(source, self.work / "600m-bf16.gguf")
+                llamacpp.quantize_q4_0(bf16, file)
+                bf16.unlink()
+            packages["llama.cpp Q4_0"] = ("llama", file)
+        rates: dict[str, list[float]] = {name: [] for name in packages}
+        for turn in range(rounds):
+            for name in list(packages)[:: 1 if turn % 2 == 0 else -1]:
+                rates[name].append(python("tests.bench.decode", *packages[name]).result["tokens_per_s"])
+        last = rates[list(packages)[-1]]
+        rows: list[list[object]] = [
+            [name, statistics.median(r), f"{statistics.median(a / b for a, b in zip(r, last, strict=True)):.2f}"]
+            for name, r in rates.items()
+        ]
+        table("600M, 2 threads", [f"{rounds} rounds", "tok/s", "× the last, same round"], rows)
+        (self.work / "rates.json").write_text(json.dumps({n: statistics.median(r) for n, r in rates.items()}))
+
+    def plot(self) -> None:
+        """pareto.png: divergence over bytes of the tiny checkpoint's weights; decode rate of the 600M by group."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        figures = json.loads(self.figures_file.read_text())
+        file = self.work / "rates.json"
+        rates = json.loads(file.read_text()) if file.exists() else {}
+        chosen = {n: f for n, f in figures.items() if "outliers" not in n}
+        front = [
+            n
+            for n, f in chosen.items()
+            if not any(o["mean_kl"] < f["mean_kl"] and o["bytes"] <= f["bytes"] for o in chosen.values())
+        ]
+        figure, axes = pyplot.subplots(1, 2, figsize=(15, 7))
+        for name, found in chosen.items():
+            color = "tab:red" if "llama" in name else "tab:blue" if name in front else "tab:gray"
+            axes[0].plot(found["bytes"] / MB, found["mean_kl"], "o", color=color)
+            axes[0].annotate(name, (found["bytes"] / MB, found["mean_kl"]), fontsize=6, color=color)
+        axes[0].set(xlabel="MB", ylabel="mean KL, nats", yscale="log", title="tiny-ministral3 (blue: Pareto front)")
+        for group in (32, 64, 128, 256):
+            for method in ("rtn", "gptq"):
+                name = f"{method} g{group} embedding int4"
+                if f"g{group}" in rates and name in figures:
+                    axes[1].plot(rates[f"g{group}"], figures[name]["mean_kl"], "o", color="tab:blue")
+                    axes[1].annotate(name, (rates[f"g{group}"], figures[name]["mean_kl"]), fontsize=7)
+        if "llama.cpp Q4_0" in rates and "llama.cpp Q4_0" in figures:
+            for name in ("llama.cpp Q4_0", "llama.cpp Q4_0 pure"):
+                axes[1].plot(rates["llama.cpp Q4_0"], figures[name]["mean_kl"], "o", color="tab:red")
+                axes[1].annotate(name, (rates["llama.cpp Q4_0"], figures[name]["mean_kl"]), fontsize=7)
+        axes[1].set(xlabel="tokens/s of the 600M geometry", ylabel="mean KL, nats", yscale="log")
+        figure.tight_layout()
+        figure.savefig(self.work / "pareto.png", dpi=150)
+        print(f"Pareto front of divergence and bytes: {', '.join(sorted(front, key=lambda n: chosen[n]['bytes']))}")
+        print(f"wrote {self.work / 'pareto.png'}")
+
+    def full(self) -> None:
+        """3.43B parameters with 16,384 calibration tokens: time, peak memory, progress with the time left."""
+        source = make_checkpoint(self.work / "ministral-3-3b", "ministral-3-3b")
+        rows: list[list[object]] = []
+        for method in ("rtn", "awq", "gptq"):
+            run = python("tests.bench.calibrate", source, self.work / f"3b-{method}", method)
+            rows.append([method, run.seconds, round(run.peak_bytes / MB)])
+        table("3.43B, INT4 group 128, 16,384 calibration tokens", ["", "seconds", "peak RSS MB"], rows)
+
+
+def outlier_copy(source: Path, out: Path) -> Path:
+    """The same function with 1 % of every norm's channels times 16 and the columns that follow over 16: exact."""
+    from safetensors.torch import save_file
+
+    checkpoint = Checkpoint(source)
+    spec = decoder.read_spec(checkpoint.config)
+    tensors = {
+        s.tensor: torch.from_numpy(checkpoint.rows(s.tensor))
+        for s in decoder.slots(spec, list(checkpoint.tensors.names()))
+    }
+    rng = np.random.default_rng(0)
+    for layer in range(spec.layers):
+        for norm, after in (
+            ("input_layernorm", [f"self_attn.{m}_proj" for m in "qkv"]),
+            ("post_attention_layernorm", ["mlp.gate_proj", "mlp.up_proj"]),
+        ):
+            channels = torch.from_numpy(rng.choice(spec.hidden, max(1, round(spec.hidden / 100)), replace=False))
+            tensors[f"model.layers.{layer}.{norm}.weight"][channels] *= 16
+            for name in after:
+                tensors[f"model.layers.{layer}.{name}.weight"][:, channels] /= 16
+    out.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copyfile(file, out / file.name)
+    save_file({k: v.bfloat16() for k, v in tensors.items()}, out / "model.safetensors", {"format": "pt"})
+    return out
+
+
+def onnx_package(bench: Bench, weights: Path, assignment: Assignment, out: Path, **options: Any) -> Path:
+    """An ONNX package of quantized weights, for windows of the benchmark's length."""
+    from compiler.targets import load_target
+    from compiler.targets.base import Job
+
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    settings = target_options()["onnx"].model_validate({"logits": "all", **options})
+    job = Job(
+        name="bench",
+        spec=bench.spec,
+        slots=bench.slots,
+        schemes=assignment.schemes,
+        max_tokens=WINDOW,
+        weights=PackedWeights(weights, bench.slots),
+        tokenizer=bench.source,
+        options=settings,
+    )
+    runtime = load_target("onnx").build(job, out, silent)
+    (out / "runtime.json").write_text(json.dumps(runtime))
+    return out
+
+
+def onnx_runner(package: Path) -> Callable[[Any], torch.Tensor]:
+    from runtime_tests.runners.onnx import OnnxRunner
+
+    runner = OnnxRunner(package, json.loads((package / "runtime.json").read_text()))
+    runner.load()
+    return lambda windows: torch.stack([torch.from_numpy(runner.logits(ids)) for ids in windows])
+
+
+def size_of_model(package: Path) -> int:
+    return sum((package / name).stat().st_size for name in ("model.onnx", "model.onnx.data"))
+
+
+PARTS = ("methods", "outliers", "peers", "llamacpp", "budget", "cache", "rate", "plot", "full")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/bench/quantization"))
+    parser.add_argument("--tokens", type=int, default=51200, help="held-out tokens")
+    parser.add_argument("parts", nargs="*", help="default: all but full, which takes hours")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"no part named {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    run = Run(args.work, args.tokens)
+    for part in args.parts or PARTS[:-1]:
+        getattr(run, part)()
+
+
+if __name__ == "__main__":
+    main()
