@@ -84,6 +84,8 @@ def parser() -> argparse.ArgumentParser:
     show = _command(profiles, "show", _profiles_show, "print a profile, every number with its source")
     show.add_argument("profile", metavar="NAME|PATH")
     _output(show)
+
+    _output(_command(commands, "doctor", _doctor, "show what this machine can run, and how to get what is missing"))
     return top
 
 
@@ -269,6 +271,21 @@ def _profiles_show(args: argparse.Namespace) -> int:
         import yaml
 
         sys.stdout.write(yaml.safe_dump(profile, sort_keys=False, allow_unicode=True, width=100))
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from edgewright.doctor import findings
+
+    found = findings()
+    if args.json:
+        _print_json({"findings": [asdict(finding) for finding in found]})
+        return 0
+    for finding in found:
+        advice = f"  → {finding.advice}" if finding.advice else ""
+        print(f"{'✗' if finding.advice else '✓'} {finding.subject:22} {finding.state}{advice}")
     return 0
 
 

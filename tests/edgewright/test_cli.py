@@ -111,6 +111,18 @@ def test_recipes_are_listed_and_shown(edgewright):
     assert api.load_recipe("quickstart").digest in out
 
 
+def test_the_doctor_names_what_is_missing_and_how_to_get_it(edgewright, monkeypatch):
+    code, out, _ = edgewright("doctor")
+    assert code == 0
+    assert "✓ target onnx" in out and "memory sandbox" in out
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    _, out, _ = edgewright("doctor", "--json")
+    advice = {f["subject"]: f["advice"] for f in json.loads(out)["findings"]}
+    assert advice["target onnx"] is None
+    assert "g++" in advice["MLX compiled kernels"]
+    assert "apt-get install qemu-user-static" in advice["ARM64 emulation"]
+
+
 def test_the_recipe_schema_is_json_schema(edgewright):
     _, out, _ = edgewright("recipes", "schema")
     schema = json.loads(out)
