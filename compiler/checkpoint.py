@@ -26,7 +26,8 @@ _ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16
 _ITEM_BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1}
 _FLOATS = {"F32", "BF16", "F16", "F8_E4M3"}
 _MAX_HEADER = 100_000_000
-_PAGE = mmap.PAGESIZE
+# a page that is read brings its neighbours in this window with it (Linux's fault-around); they are dropped as well
+_WINDOW = max(1 << 16, mmap.PAGESIZE)
 _BLOCK_BYTES = 1 << 23
 
 
@@ -135,9 +136,10 @@ class TensorFiles:
         begin, size = info.start + start * row, (stop - start) * row
         mapped = self._map(info.file)
         block = np.frombuffer(mapped, np.uint8, size, begin).copy()
-        first = begin // _PAGE * _PAGE
+        first = begin // _WINDOW * _WINDOW
         if size:
-            mapped.madvise(mmap.MADV_DONTNEED, first, (begin + size - first + _PAGE - 1) // _PAGE * _PAGE)
+            last = min(-(-(begin + size) // _WINDOW) * _WINDOW, len(mapped))
+            mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
         return block
 
     def _map(self, file: Path) -> mmap.mmap:
