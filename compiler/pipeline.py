@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -24,11 +24,11 @@ from compiler import golden, targets
 from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
 from compiler.models.decoder import DecoderSpec
-from compiler.quantize import evidence, methods
-from compiler.quantize.calibration import calibration_file
+from compiler.quantize import budget, evidence, methods
+from compiler.quantize.calibration import calibration_file, calibration_tokens
 from compiler.quantize.packed import PackedWeights
 from compiler.quantize.rules import Assignment, assign, options_of
-from compiler.slots import HALF, Slot, Weights
+from compiler.slots import HALF, Scheme, Slot, Weights
 from compiler.targets.base import Job, copy_tokenizer
 from recipes.schema import Calibration, Recipe
 
@@ -114,13 +114,17 @@ def quantize(
     _check_context(recipe, spec)
     slots = decoder.slots(spec, list(checkpoint.tensors.names()))
     _check_shapes(checkpoint, slots)
+    calibration = recipe.quantize.calibration or Calibration()
+    text = calibration_file(calibration, recipe.resolve(calibration.text))
     assignment = assign(recipe.quantize.rules, slots)
+    chosen = None
+    if recipe.quantize.budget is not None:
+        chosen = _within_budget(recipe, checkpoint, spec, slots, text, out.parent, progress)
+        assignment = assign(budget.rules_of(chosen, assignment), slots)
     for name, options in recipe.targets.items():
         if refusals := targets.load_target(name).refusals(spec, slots, assignment.schemes, options):
             raise EdgewrightError("; ".join(refusals))
 
-    calibration = recipe.quantize.calibration or Calibration()
-    text = calibration_file(calibration, recipe.resolve(calibration.text))
     key = _key(calibration, text, checkpoint, assignment)
     groups = _groups(slots, assignment)
     if not _finished(out, key):
@@ -131,6 +135,8 @@ def quantize(
             files = pool.submit(_hash_files, checkpoint)
             found = methods.run(checkpoint, spec, slots, assignment, calibration, text, partial, work, config, progress)
             evidence.write(partial, found)
+            if chosen is not None:
+                budget.write_rules(partial, budget.rules_of(chosen, assignment), chosen)
             copy_tokenizer(checkpoint.path, partial)
             draft = ManifestDraft(
                 created_by=tool_versions(),
@@ -245,12 +251,49 @@ def _hash_files(checkpoint: Checkpoint) -> tuple[CheckpointFile, ...]:
     return tuple(CheckpointFile(path=f.name, size=f.stat().st_size, sha256=sha256_file(f.resolve())) for f in files)
 
 
-def _key(calibration: Calibration, text: Path | None, checkpoint: Checkpoint, assignment: Assignment) -> str:
+def _within_budget(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    spec: DecoderSpec,
+    slots: list[Slot],
+    text: Path | None,
+    folder: Path,
+    progress: Progress,
+) -> budget.Chosen:
+    """What a budget leads to, measured once: it is kept in `folder` for the next run."""
+    quantize, assignment = recipe.quantize, assign(recipe.quantize.rules, slots)
+    assert quantize.budget is not None
+    calibration = quantize.calibration or Calibration()
+    calibration = calibration.model_copy(
+        update={"tokens": min(budget.TOKENS, calibration.tokens), "seed": calibration.seed + 1}
+    )
+    targeted = [(targets.load_target(name), options) for name, options in recipe.targets.items()]
+
+    def allowed(members: Sequence[Slot], scheme: Scheme) -> bool:
+        schemes = dict.fromkeys((s.name for s in members), scheme)
+        return not any(target.refusals(spec, list(members), schemes, options) for target, options in targeted)
+
+    key = _key(calibration, text, checkpoint, assignment, [quantize.budget.model_dump(), sorted(recipe.targets)])
+    file = folder / f".budget-{key[:16]}.json"
+    found = budget.load(file)
+    if found is None:
+        tokens = calibration_tokens(calibration, text, checkpoint.path, spec)
+        table = OriginalWeights(checkpoint, slots)
+        found = budget.choose(quantize.budget, assignment, spec, slots, table, tokens, allowed, progress)
+        folder.mkdir(parents=True, exist_ok=True)
+        budget.save(file, found)
+    return found
+
+
+def _key(
+    calibration: Calibration, text: Path | None, checkpoint: Checkpoint, assignment: Assignment, more: Any = None
+) -> str:
     """What quantized weights depend on: the checkpoint's files, every tensor's scheme and method, the calibration."""
     stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in checkpoint.tensors.files]
     rules = {n: (r.bits, r.group, r.symmetric, r.method, options_of(r)) for n, r in assignment.rules.items()}
-    looked_at = [calibration.model_dump(), text and sha256_file(text)] if methods.calibrates(assignment) else None
-    content = [str(checkpoint.path.resolve()), stats, checkpoint.config, rules, looked_at]
+    looks = more is not None or methods.calibrates(assignment)
+    looked_at = [calibration.model_dump(), text and sha256_file(text)] if looks else None
+    content = [str(checkpoint.path.resolve()), stats, checkpoint.config, rules, looked_at, more]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -143,9 +143,23 @@ class Calibration(Strict):
         return self
 
 
+class Budget(Strict):
+    """What the choice of bits and group for each tensor has to stay within. Rules then give method and symmetry."""
+
+    size: Bytes | None = Field(None, description="of all weights as the quantized checkpoint stores them")
+    max_perplexity_increase: Fraction | None = None
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        if (self.size is None) == (self.max_perplexity_increase is None):
+            raise ValueError("needs exactly one of the keys size and max_perplexity_increase")
+        return self
+
+
 class Quantize(Strict):
     rules: Annotated[tuple[Rule, ...], Field(strict=False)]
     calibration: Calibration | None = None
+    budget: Budget | None = None
 
     @model_validator(mode="after")
     def _every_rule_can_win(self) -> Self:

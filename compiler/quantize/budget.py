@@ -3,140 +3,48 @@
 Sensitivity is measured: tensor by tensor (a fused projection counts as one, a tied table as one) the model runs on
 held-back text with that tensor alone rounded, and the divergence from the unquantized model is what it costs. To
 second order such costs add up, and a tensor's cost grows with the power of its rounding error, so one run per tensor
-is enough: other bits and groups are scaled from it. Which to take is then a multiple-choice knapsack; its linear
-relaxation bounds the optimum, so how far the choice can be from it is known.
+is enough: other bits and groups are scaled from it. Which to take is then a knapsack (`knapsack.py`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from artifacts import EdgewrightError, Progress
 from compiler.models import decoder
 from compiler.models.decoder import DecoderSpec
+from compiler.quantize.knapsack import Item, solve, solve_for_cost
+from compiler.quantize.rules import Assignment
 from compiler.slots import HALF, Scheme, Slot, Weights
-from recipes.schema import Rule
+from recipes.schema import Budget, Rule
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _GROUPS = {4: (256, 128, 64, 32, 16), 8: (256, 128, 64, 32)}
 _PROBE = Scheme(4, 64)
-_BINS = 8192
+_HEAD_POSITIONS = 256
+TOKENS = 2048
+"""Calibration tokens that sensitivities are measured on."""
 
 
-@dataclass(frozen=True)
-class Item:
-    """Tensors that get one assignment: what each way to store them takes (bytes) and costs (nats of divergence)."""
+class Chosen(BaseModel):
+    """A choice that can be kept: (bits, group) by slot, bytes of all weights, expected divergence, optimality gap."""
 
-    slots: tuple[str, ...]
-    schemes: tuple[Scheme, ...]
-    bytes: tuple[int, ...]
-    cost: tuple[float, ...]
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-
-@dataclass(frozen=True)
-class Choice:
-    """An assignment: the index of each item's scheme, its bytes and divergence, and a bound that no choice beats."""
-
-    picked: tuple[int, ...]
+    schemes: dict[str, tuple[int, int]]
     bytes: int
-    cost: float
-    bound: float
-
-    @property
-    def gap(self) -> float:
-        """How far the cost can be from the optimum, as a share of it."""
-        return 0.0 if self.cost <= self.bound else (self.cost - self.bound) / max(self.bound, 1e-30)
-
-
-def solve(items: Sequence[Item], limit: int) -> Choice:
-    """The choice of least cost in at most `limit` bytes. Raises EdgewrightError when nothing fits."""
-    smallest = sum(min(item.bytes) for item in items)
-    if smallest > limit:
-        raise EdgewrightError(
-            f"quantize.budget.size: {limit} bytes are too few; the smallest choice takes {smallest} bytes"
-        )
-    picked = _exact_in_bins(items, limit)
-    size = sum(item.bytes[at] for item, at in zip(items, picked, strict=True))
-    cost = sum(item.cost[at] for item, at in zip(items, picked, strict=True))
-    return Choice(tuple(picked), size, cost, min(_relaxed(items, limit), cost))
-
-
-def solve_for_cost(items: Sequence[Item], limit: float) -> Choice:
-    """The smallest choice whose cost is at most `limit` nats. Raises EdgewrightError when none is."""
-    least = sum(min(item.cost) for item in items)
-    if least > limit:
-        raise EdgewrightError(
-            f"quantize.budget: a divergence of {limit:.3g} nats is out of reach; the best choice has {least:.3g}"
-        )
-    low, high = sum(min(item.bytes) for item in items), sum(max(item.bytes) for item in items)
-    while high - low > max(low >> 14, 1):
-        middle = (low + high) // 2
-        low, high = (low, middle) if solve(items, middle).cost <= limit else (middle, high)
-    return solve(items, high)
-
-
-def _exact_in_bins(items: Sequence[Item], limit: int) -> list[int]:
-    """Dynamic programming over bytes rounded up to bins: optimal but for the rounding, always within the limit."""
-    base = sum(min(item.bytes) for item in items)
-    unit = max(1, -(-(limit - base) // _BINS))
-    room = (limit - base) // unit
-    best: NDArray[np.float64] = np.zeros(room + 1)
-    taken = []
-    for item in items:
-        extra = [-(-(size - min(item.bytes)) // unit) for size in item.bytes]
-        table = np.full((len(extra), room + 1), np.inf)
-        for at, (size, cost) in enumerate(zip(extra, item.cost, strict=True)):
-            if size <= room:
-                table[at, size:] = best[: room + 1 - size] + cost
-        taken.append((table.argmin(0), extra))
-        best = table.min(0)
-    picked = []
-    for choices, extra in reversed(taken):
-        at = int(choices[room])
-        picked.append(at)
-        room -= extra[at]
-    return picked[::-1]
-
-
-def _relaxed(items: Sequence[Item], limit: int) -> float:
-    """The cost of the linear relaxation, below which no choice can be: steps along every item's lower convex hull."""
-    total, room = 0.0, limit
-    steps: list[tuple[float, int]] = []
-    for item in items:
-        hull = _hull(sorted(zip(item.bytes, item.cost, strict=True)))
-        total, room = total + hull[0][1], room - hull[0][0]
-        steps += [((a[1] - b[1]) / (b[0] - a[0]), b[0] - a[0]) for a, b in pairwise(hull)]
-    for slope, size in sorted(steps, reverse=True):
-        used = min(size, room)
-        total, room = total - slope * used, room - used
-    return total
-
-
-def _hull(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    hull: list[tuple[int, float]] = []
-    for point in points:
-        if hull and point[1] >= hull[-1][1]:
-            continue
-        while hull and (
-            hull[-1][0] == point[0]
-            or (
-                len(hull) > 1
-                and (hull[-2][1] - hull[-1][1]) * (point[0] - hull[-1][0])
-                <= (hull[-1][1] - point[1]) * (hull[-1][0] - hull[-2][0])
-            )
-        ):
-            hull.pop()
-        hull.append(point)
-    return hull
+    expected_kl: float
+    gap: float
 
 
 def candidates(slots: Sequence[Slot], symmetric: bool) -> tuple[Scheme, ...]:
@@ -152,8 +60,8 @@ def candidates(slots: Sequence[Slot], symmetric: bool) -> tuple[Scheme, ...]:
 def units(spec: DecoderSpec, slots: Sequence[Slot]) -> list[list[Slot]]:
     """Slots that get one assignment: fused projections together, every other matrix by itself."""
     by_name = {s.name: s for s in slots if s.kind != "norm"}
-    found = [[by_name.pop(n) for n in names] for names in decoder.fused_projections(spec)]
-    return [[slot] for slot in by_name.values()] + found
+    fused = [[by_name.pop(n) for n in names if n in by_name] for names in decoder.fused_projections(spec)]
+    return [[slot] for slot in by_name.values()] + [members for members in fused if members]
 
 
 class _Rounded:
@@ -184,23 +92,28 @@ def sensitivities(
     tokens: NDArray[np.int32],
     symmetric: bool,
     progress: Progress,
+    allowed: Callable[[Sequence[Slot], Scheme], bool] = lambda members, scheme: True,
     scale_bytes: int = 4,
 ) -> list[Item]:
     """Items with their costs, measured on tokens [sequences, length]; `table` holds the unquantized weights.
 
+    slots: those to choose for; others stay as they are. allowed: whether every target takes a scheme for some slots.
     scale_bytes: what a stored scale takes (targets with float32 activations keep them in float32).
     """
     import torch
 
     groups = units(spec, slots)
     with torch.no_grad():
-        expected = _logits(spec, table, tokens)
+        expected = _states(spec, table, tokens)
         items = []
         for at, members in enumerate(groups):
             names = tuple(s.name for s in members)
             probe = Scheme(_PROBE.bits, min(_PROBE.group, math.gcd(*(s.columns for s in members))), symmetric)
-            measured = _mean_divergence(expected, _logits(spec, _Rounded(table, names, probe), tokens))
-            schemes = candidates(members, symmetric)
+            rounded = _Rounded(table, names, probe)
+            measured = _mean_divergence(spec, (table, expected), (rounded, _states(spec, rounded, tokens)))
+            schemes = tuple(s for s in candidates(members, symmetric) if allowed(members, s))
+            if not schemes:
+                raise EdgewrightError(f"quantize.budget: no bits and group of {names[0]!r} suit every target")
             power = {scheme: _noise(table, members, scheme) for scheme in {*schemes, probe}}
             costs = tuple(measured * power[s] / max(power[probe], 1e-30) for s in schemes)
             sizes = tuple(sum(s.packed_bytes(m.rows, m.columns, scale_bytes) for m in members) for s in schemes)
@@ -209,23 +122,34 @@ def sensitivities(
     return items
 
 
-def _logits(spec: DecoderSpec, table: Weights, tokens: NDArray[np.int32]) -> Tensor:
+def _states(spec: DecoderSpec, table: Weights, tokens: NDArray[np.int32]) -> Tensor:
+    """Normalized last states, [sequences, length, hidden]."""
     import torch
 
     from compiler import dialect
 
     positions = torch.arange(tokens.shape[1]).expand(tokens.shape)
     with dialect.weights(table):
-        model = decoder.build(spec, {})
         caches = decoder.empty_caches(spec, tokens.shape[1], len(tokens))
-        out: Tensor = model(torch.from_numpy(tokens).long(), positions, caches)[0]
+        out: Tensor = decoder.build(spec, {}, "hidden")(torch.from_numpy(tokens).long(), positions, caches)[0]
     return out
 
 
-def _mean_divergence(expected: Tensor, found: Tensor) -> float:
+def _mean_divergence(spec: DecoderSpec, original: tuple[Weights, Tensor], found: tuple[Weights, Tensor]) -> float:
+    """Of two tables with their last states; logits exist for a few positions at a time."""
+    from compiler import dialect
     from compiler.quantize.metrics import divergence
 
-    return float(divergence(expected, found).mean())
+    head = [[decoder.head_slot(spec)], [spec.vocab], spec.hidden, 16, 0, True]
+    total = 0.0
+    parts = [states.flatten(0, 1).split(_HEAD_POSITIONS) for _, states in (original, found)]
+    for expected, other in zip(*parts, strict=True):
+        with dialect.weights(original[0]):
+            p = dialect.edge.linear(expected, *head)
+        with dialect.weights(found[0]):
+            q = dialect.edge.linear(other, *head)
+        total += float(divergence(p, q).sum())
+    return total / sum(len(part) for part in parts[0])
 
 
 def _noise(table: Weights, members: Sequence[Slot], scheme: Scheme) -> float:
@@ -237,21 +161,80 @@ def _noise(table: Weights, members: Sequence[Slot], scheme: Scheme) -> float:
     return total
 
 
-def rules_of(items: Sequence[Item], choice: Choice, rules: Mapping[str, Rule]) -> list[Rule]:
-    """The choice as plain rules, the commonest scheme and method last as the general rule.
+def choose(
+    budget: Budget,
+    assignment: Assignment,
+    spec: DecoderSpec,
+    slots: Sequence[Slot],
+    table: Weights,
+    tokens: NDArray[np.int32],
+    allowed: Callable[[Sequence[Slot], Scheme], bool],
+    progress: Progress,
+) -> Chosen:
+    """Bits and groups within a budget, and what they are expected to cost.
 
-    rules: the rule that each slot had, which gives method and options.
+    Rules give method and symmetry; their bits and groups are replaced, but a tensor that they keep at 16 bits stays.
+    A size counts all weights as the packed checkpoint stores them. The increase in perplexity that a divergence of d
+    nats can bring is exp(d) - 1. Raises EdgewrightError when the budget is out of reach.
     """
-    chosen: dict[str, Rule] = {}
-    for item, at in zip(items, choice.picked, strict=True):
-        scheme = item.schemes[at]
-        for slot in item.slots:
-            update = {"match": slot, "bits": scheme.bits, "group": scheme.group or "channel"}
-            chosen[slot] = rules[slot].model_copy(update=update)
-    kinds = [rule.model_copy(update={"match": "*"}) for rule in chosen.values()]
+    free = [s for s in slots if s.name in assignment.rules]
+    kept = sum(s.rows * s.columns * 2 for s in slots if s.name not in assignment.rules)
+    if not free:
+        raise EdgewrightError("quantize.budget: the rules keep every tensor at 16 bits; there is nothing to choose")
+    symmetric = {rule.symmetric for rule in assignment.rules.values()}
+    if len(symmetric) > 1:
+        raise EdgewrightError("quantize.budget: rules that are symmetric and rules that are not cannot share a budget")
+    items = sensitivities(spec, free, table, tokens, symmetric.pop(), progress, allowed)
+    if budget.size is not None:
+        choice = solve(items, budget.size - kept)
+    else:
+        assert budget.max_perplexity_increase is not None
+        choice = solve_for_cost(items, math.log1p(budget.max_perplexity_increase))
+    schemes = {s: item.schemes[at] for item, at in zip(items, choice.picked, strict=True) for s in item.slots}
+    pairs = {slot: (scheme.bits, scheme.group) for slot, scheme in schemes.items()}
+    return Chosen(schemes=pairs, bytes=choice.bytes + kept, expected_kl=choice.cost, gap=choice.gap)
+
+
+def save(file: Path, chosen: Chosen) -> None:
+    partial = file.with_suffix(f".partial-{os.getpid()}")
+    partial.write_text(chosen.model_dump_json(), encoding="utf-8")
+    partial.rename(file)
+
+
+def load(file: Path) -> Chosen | None:
+    """What `save` wrote; None when there is none, or when it is damaged."""
+    try:
+        return Chosen.model_validate_json(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def rules_of(chosen: Chosen, assignment: Assignment) -> tuple[Rule, ...]:
+    """The choice as plain rules, the commonest last as the general rule; slots that were not chosen for keep theirs."""
+    found = {}
+    for slot, rule in assignment.every.items():
+        update: dict[str, Any] = {"match": "*"}
+        if slot in chosen.schemes:
+            bits, group = chosen.schemes[slot]
+            update |= {"bits": bits, "group": group or "channel"}
+        found[slot] = rule.model_copy(update=update)
+    kinds = list(found.values())
     general = max(kinds, key=kinds.count)
-    special = [rule for rule, kind in zip(chosen.values(), kinds, strict=True) if kind != general]
-    return [*special, general]
+    special = [rule.model_copy(update={"match": slot}) for slot, rule in found.items() if rule != general]
+    return (*special, general)
+
+
+def write_rules(folder: Path, rules: Sequence[Rule], chosen: Chosen) -> None:
+    """`rules.yaml`: with these rules in the recipe instead of the budget, the search is not needed again."""
+    import yaml
+
+    heading = (
+        f"# {chosen.bytes} bytes of weights, a divergence of {chosen.expected_kl:.3g} nats expected, "
+        f"at most {100 * chosen.gap:.2g} % from the optimum\n"
+    )
+    lines = [rule.model_dump(exclude_defaults=True) | {"group": rule.group} for rule in rules]
+    text = yaml.safe_dump({"rules": lines}, sort_keys=False, default_flow_style=None)
+    (folder / "rules.yaml").write_text(heading + text, encoding="utf-8")
 
 
 def bits_per_weight(slots: Sequence[Slot], schemes: Mapping[str, Scheme], scale_bytes: int = 2) -> float:

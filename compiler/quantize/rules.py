@@ -15,10 +15,11 @@ from recipes.schema import Rule
 
 @dataclass(frozen=True)
 class Assignment:
-    """Schemes by slot name (norms are not in it) and, for quantized slots, the rule that decided."""
+    """Schemes by slot name (norms are not in it) and the rules that decided: of quantized slots, and of every slot."""
 
     schemes: Mapping[str, Scheme]
     rules: Mapping[str, Rule]
+    every: Mapping[str, Rule]
 
     def method(self, slot: str) -> str:
         return self.rules[slot].method
@@ -52,7 +53,7 @@ def assign(rules: Sequence[Rule], slots: Sequence[Slot]) -> Assignment:
             'add a last rule {match: "*", …}'
         )
     schemes = {s.name: scheme_of(chosen[s.name], s) for s in matrices}
-    return Assignment(schemes, {name: rule for name, rule in chosen.items() if schemes[name].bits != 16})
+    return Assignment(schemes, {name: rule for name, rule in chosen.items() if schemes[name].bits != 16}, chosen)
 
 
 def scheme_of(rule: Rule, slot: Slot) -> Scheme:

@@ -23,7 +23,7 @@ import torch
 from artifacts import silent
 from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
-from compiler.quantize import budget, method_options, methods
+from compiler.quantize import budget, knapsack, method_options, methods
 from compiler.quantize.calibration import calibration_tokens
 from compiler.quantize.packed import PackedWeights
 from compiler.quantize.rules import Assignment, assign
@@ -222,10 +222,10 @@ class Run:
         for method in ("rtn", "gptq"):
             recipes[f"{method} g32 uniform"] = [entry(method, 32)]
         for bits in (4.25, 4.5):
-            choice = budget.solve(items, int(bits * weights / 8))
+            choice = knapsack.solve(items, int(bits * weights / 8))
             print(f"{bits} bits: predicted divergence {choice.cost:.5f}, at most {choice.gap:.2%} from the optimum")
-            given = {name: rules([entry("gptq", 32)])[0] for item in items for name in item.slots}
-            chosen = [r.model_dump() for r in budget.rules_of(items, choice, given)]
+            schemes = {s: i.schemes[at] for i, at in zip(items, choice.picked, strict=True) for s in i.slots}
+            chosen = [entry("gptq", s.group, match=name) | {"bits": s.bits} for name, s in schemes.items()]
             recipes[f"gptq chosen at {bits} bits"] = chosen
         self.compare(bench, "Mixed precision, embedding included", recipes)
 
