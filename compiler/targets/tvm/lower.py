@@ -19,17 +19,16 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, Literal
 
-import torch
 import tvm
 from tvm import relax
 from tvm.relax.frontend.torch import from_exported_program
 
-from compiler.graph import Node, capture_decoder
+from compiler.graph import Node
 from compiler.targets.base import Job
 from compiler.targets.tvm import compat, schedules
+from compiler.targets.tvm.captured import NAMED, Graph, PlainNode, program
 from compiler.targets.tvm.geometry import heads_of
 from compiler.targets.tvm.isa import Isa
 from compiler.targets.tvm.kernels import attention, dot, exact, pointwise
@@ -41,18 +40,6 @@ Precision = Literal["int8", "exact"]
 
 
 @dataclass(frozen=True)
-class Graph:
-    """A captured decoder. tokens: 1, or None for any number up to the chunk; output: which logits."""
-
-    tokens: int | None
-    output: Literal["last", "all"]
-
-    @property
-    def file(self) -> str:
-        return f"{self.output}-{self.tokens or 'any'}.pt2"
-
-
-@dataclass(frozen=True)
 class Entry:
     """A function of the library."""
 
@@ -61,17 +48,10 @@ class Entry:
     graph: Graph
 
 
-_NAMED = {"decode": Graph(1, "last"), "prefill": Graph(None, "last"), "score": Graph(None, "all")}
-GRAPHS = tuple(_NAMED.values())
 ENTRIES = (
-    *(Entry(name, "int8", graph) for name, graph in _NAMED.items()),
-    *(Entry(f"{name}_exact", "exact", graph) for name, graph in _NAMED.items()),
+    *(Entry(name, "int8", graph) for name, graph in NAMED.items()),
+    *(Entry(f"{name}_exact", "exact", graph) for name, graph in NAMED.items()),
 )
-
-
-def capture(job: Job, graph: Graph) -> torch.export.ExportedProgram:
-    """The decoder of a job as an exported program, small however large its weights are."""
-    return capture_decoder(job.spec, job.schemes, output=graph.output, length=graph.tokens)
 
 
 class Kernels:
@@ -102,32 +82,20 @@ class Lowering:
         }
         self.heads = heads_of(job)
 
-    def run(self, program: torch.export.ExportedProgram) -> Expr:
+    def run(self, nodes: list[PlainNode]) -> Expr:
         """The Relax function (ids, positions, caches and parameters) -> logits float32 [1, tokens or 1, vocab]."""
-        self._retype(program)
+        count = self.tokens if self.tokens is not None else tvm.tirx.Var("tokens", "int64")
+        caches = [self.heads.key_shape, self.heads.value_shape] * self.job.spec.layers
+        found = program(nodes, [(1, count), (1, count), *caches])
         module = from_exported_program(
-            program, custom_convert_map=self._table(), run_ep_decomposition=False, unwrap_unit_return_tuple=True
+            found, custom_convert_map=self._table(), run_ep_decomposition=False, unwrap_unit_return_tuple=True
         )
         main = module["main"]
-        parameters = [*main.params, *self.variables.values()]
-        attributes = {"num_input": 2, "global_symbol": self.entry.name}
+        attributes: dict[str, Any] = {"num_input": 2, "global_symbol": self.entry.name}
         if self.tokens is None:
-            attributes["tir_var_upper_bound"] = {str(main.params[0].ty.shape[1]): self.job.options.chunk}
-        function = relax.Function(
-            parameters, main.body, main.ret_ty, attrs=tvm.ir.make_node("ir.DictAttrs", **attributes)
-        )
-        return function
-
-    def _retype(self, program: torch.export.ExportedProgram) -> None:
-        """One sequence, our cache layouts, and only the logits as output."""
-        ids, positions, *caches = (n for n in program.graph.nodes if n.op == "placeholder")
-        for node in (ids, positions):
-            node.meta["tensor_meta"] = SimpleNamespace(shape=(1, node.meta["val"].shape[1]), dtype=torch.int64)
-        for i, node in enumerate(caches):
-            shape = self.heads.value_shape if i % 2 else self.heads.key_shape
-            node.meta["tensor_meta"] = SimpleNamespace(shape=shape, dtype=torch.float32)
-        output = next(n for n in program.graph.nodes if n.op == "output")
-        output.args = (output.args[0][:1],)
+            attributes["tir_var_upper_bound"] = {"tokens": self.job.options.chunk}
+        attrs = tvm.ir.make_node("ir.DictAttrs", **attributes)
+        return relax.Function([*main.params, *self.variables.values()], main.body, main.ret_ty, attrs=attrs)
 
     def _table(self) -> dict[str, Callable[[Node, Any], Expr]]:
         return {
@@ -279,11 +247,11 @@ class Lowering:
 
     def mul(self, node: Node, importer: Any) -> Expr:
         """silu(gate) * up over one fused projection in one kernel; any other product as it is."""
-        source = _gated(node)
-        if source is None:
+        split = _gated(node)
+        if split is None or 2 * split.args[1] != int(importer.env[split.args[0]].ty.shape[2]):
             return importer.block_builder.emit(relax.op.multiply(*importer.retrieve_args(node)))
-        x = importer.env[source]
-        count, columns = x.ty.shape[1], int(x.ty.shape[2]) // 2
+        x, columns = importer.env[split.args[0]], split.args[1]
+        count = x.ty.shape[1]
         kernel = self.kernels.get(
             f"gated_silu_{columns}_{self._suffix}",
             lambda n: pointwise.gated_silu(n, self.tokens, columns),
@@ -305,14 +273,13 @@ class Lowering:
 
 
 def _gated(node: Node) -> Node | None:
-    """The fused gate-and-up projection whose halves `node` multiplies, or None."""
+    """The split of a fused gate-and-up projection whose two parts `node` multiplies, or None."""
     silu, up = node.args
     if str(silu.target) != "aten.silu.default":
         return None
-    gate = silu.args[0]
-    halves: list[tuple[Any, int]] = [(n.args if n.target is operator.getitem else (None, -1)) for n in (gate, up)]
-    (left, first), (right, second) = halves
-    if left is None or left is not right or (first, second) != (0, 1) or str(left.target) != "aten.split.Tensor":
+    parts = (silu.args[0], up)
+    if any(part.target is not operator.getitem for part in parts):
         return None
-    source: Node = left.args[0]
-    return source if source.meta["val"].shape[-1] == 2 * left.args[1] else None
+    (left, first), (right, second) = (part.args for part in parts)
+    fits = left is right and (first, second) == (0, 1) and str(left.target) == "aten.split.Tensor"
+    return left if fits else None

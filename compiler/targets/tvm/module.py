@@ -9,21 +9,22 @@ import tvm
 from tvm import relax
 
 from compiler.targets.base import Job
+from compiler.targets.tvm.captured import Graph, PlainNode
 from compiler.targets.tvm.compilation import DESCRIBE
 from compiler.targets.tvm.isa import Isa
-from compiler.targets.tvm.lower import ENTRIES, Graph, Kernels, Lowering
+from compiler.targets.tvm.lower import ENTRIES, Kernels, Lowering
 from compiler.targets.tvm.params import Tensor
 
 
 def decoder_module(
-    job: Job, isa: Isa, programs: Mapping[Graph, Any], parameters: list[Tensor], description: str
+    job: Job, isa: Isa, captured: Mapping[Graph, list[PlainNode]], parameters: list[Tensor], description: str
 ) -> Any:
     """The IRModule with every entry of `ENTRIES` and `describe() -> description` (JSON), kernels shared.
 
-    programs: what `lower.capture` gives.
+    captured: what `captured.capture` gives for each of `GRAPHS`.
     """
     kernels = Kernels()
-    functions = {e.name: Lowering(job, isa, kernels, parameters, e).run(programs[e.graph]) for e in ENTRIES}
+    functions = {e.name: Lowering(job, isa, kernels, parameters, e).run(captured[e.graph]) for e in ENTRIES}
     module = tvm.IRModule({**{tvm.ir.GlobalVar(name): f for name, f in functions.items()}, **kernels.functions})
     text = relax.Function([], relax.SeqExpr([], tvm.ir.StringImm(description)), relax.ObjectType())
     module[DESCRIBE] = text.with_attr("global_symbol", DESCRIBE)

@@ -1,7 +1,7 @@
 """Capturing and compiling in processes of their own, one after the other.
 
 Every framework takes memory that it does not give back: transformers, which the capture imports, 100 MB, TVM with LLVM
-250. So one process captures the graphs and writes them down, and another lowers and compiles them: neither adds to the
+250. So one process captures the graphs as plain data, and another lowers and compiles them: neither adds to the
 other's memory or to the caller's.
 """
 
@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from compiler.targets.base import Job
+from compiler.targets.tvm.captured import GRAPHS, Graph, PlainNode, capture
 from compiler.targets.tvm.params import Tensor
 from compiler.targets.tvm.triples import Triple, Variant
 
 Objects = dict[tuple[str, str], list[Path]]
+Captured = dict[Graph, list[PlainNode]]
 
 
 def compile_variants(
@@ -29,8 +31,8 @@ def compile_variants(
     nothing: Any = None
     bare = dataclasses.replace(job, weights=nothing)
     shapes = [dataclasses.replace(t, blocks=tuple) for t in tensors]
-    _apart(_capture, bare, scratch)
-    objects: Objects = _apart(_compile, bare, shapes, machines, description, scratch)
+    captured = _apart(_capture, bare)
+    objects: Objects = _apart(_compile, bare, captured, shapes, machines, description, scratch)
     return objects
 
 
@@ -39,27 +41,20 @@ def _apart(function: Any, *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def _capture(job: Job, scratch: Path) -> None:
-    import torch
-
-    from compiler.targets.tvm.lower import GRAPHS, capture
-
-    for graph in GRAPHS:
-        torch.export.save(capture(job, graph), scratch / graph.file)
+def _capture(job: Job) -> Captured:
+    return {graph: capture(job, graph) for graph in GRAPHS}
 
 
-def _compile(job: Job, tensors: list[Tensor], machines: list[Triple], description: str, scratch: Path) -> Objects:
-    import torch
-
-    import compiler.dialect  # noqa: F401  its ops have to be known before programs of them are loaded
+def _compile(
+    job: Job, captured: Captured, tensors: list[Tensor], machines: list[Triple], description: str, scratch: Path
+) -> Objects:
+    import compiler.dialect  # noqa: F401  its ops have to be known before graphs of them are made
     from compiler.targets.tvm.compilation import compile_module
-    from compiler.targets.tvm.lower import GRAPHS
     from compiler.targets.tvm.module import decoder_module
 
-    programs = {graph: torch.export.load(scratch / graph.file) for graph in GRAPHS}
     found: Objects = {}
     for isa in {v.isa: None for m in machines for v in m.variants}:
-        module = decoder_module(job, isa, programs, tensors, description)
+        module = decoder_module(job, isa, captured, tensors, description)
         for machine in machines:
             for variant in machine.variants:
                 if variant.isa == isa:

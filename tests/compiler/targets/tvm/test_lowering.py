@@ -54,11 +54,11 @@ def parameters(job: Any) -> list[Any]:
 
 
 def module_of(job: Any) -> Any:
-    from compiler.targets.tvm.lower import GRAPHS, capture
+    from compiler.targets.tvm.captured import GRAPHS, capture
     from compiler.targets.tvm.module import decoder_module
 
-    programs = {graph: capture(job, graph) for graph in GRAPHS}
-    return decoder_module(job, host_variants()[0].isa, programs, parameters(job), "{}")
+    captured = {graph: capture(job, graph) for graph in GRAPHS}
+    return decoder_module(job, host_variants()[0].isa, captured, parameters(job), "{}")
 
 
 def make_job(folder: Path, name: str) -> Any:

@@ -1,0 +1,112 @@
+"""A captured decoder as plain data, which one process writes and another lowers, without `torch.export` there.
+
+Loading an exported program costs 100 MB of modules that TVM's importer never asks for. What it asks for is a graph of
+`torch.fx` and a signature; `program` makes both of the plain nodes. Knows no kernels, and TVM only by the shapes it is
+given.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Literal
+
+from compiler.graph import capture_decoder
+from compiler.targets.base import Job
+
+_GETITEM = "getitem"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Which decoder to capture. tokens: 1, or None for any number up to the chunk; output: which logits."""
+
+    tokens: int | None
+    output: Literal["last", "all"]
+
+
+NAMED = {"decode": Graph(1, "last"), "prefill": Graph(None, "last"), "score": Graph(None, "all")}
+GRAPHS = tuple(NAMED.values())
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An argument that is another node's result."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class PlainNode:
+    """A node of `torch.fx`; target: the name of an op such as aten.silu.default, a placeholder's, or getitem."""
+
+    op: str
+    name: str
+    target: str
+    args: Any
+
+
+def capture(job: Job, graph: Graph) -> list[PlainNode]:
+    """The decoder of a job, with its logits as the only output."""
+    import torch.fx
+
+    map_arg: Any = torch.fx.map_arg
+    found = []
+    for node in capture_decoder(job.spec, job.schemes, output=graph.output, length=graph.tokens).graph.nodes:
+        args = (node.args[0][:1],) if node.op == "output" else node.args
+        target = _GETITEM if node.target is operator.getitem else str(node.target)
+        found.append(PlainNode(node.op, node.name, target, map_arg(args, lambda n: Reference(n.name))))
+    return found
+
+
+def program(nodes: list[PlainNode], shapes: list[tuple[Any, ...]]) -> Any:
+    """What TVM's importer reads of an exported program. shapes: of the inputs, in order; the first two are int64."""
+    import torch
+    from torch.export.graph_signature import InputKind
+    from torch.fx import Graph as FxGraph
+
+    graph = FxGraph()
+    made: dict[str, Any] = {}
+
+    def resolved(value: Any) -> Any:
+        if isinstance(value, Reference):
+            return made[value.name]
+        if isinstance(value, (list, tuple)):
+            return type(value)(resolved(v) for v in value)
+        return value
+
+    specs: list[Any] = []
+    for node in nodes:
+        made[node.name] = graph.create_node(node.op, _target(node), resolved(node.args), {}, node.name)
+        if node.op == "placeholder":
+            dtype = torch.int64 if len(specs) < 2 else torch.float32
+            made[node.name].meta["tensor_meta"] = SimpleNamespace(shape=shapes[len(specs)], dtype=dtype)
+            specs.append(
+                SimpleNamespace(kind=InputKind.USER_INPUT, target=node.target, arg=SimpleNamespace(name=node.name))
+            )
+    none: dict[str, Any] = {}
+    return SimpleNamespace(
+        graph=graph,
+        graph_module=torch.fx.GraphModule({}, graph),
+        graph_signature=SimpleNamespace(input_specs=specs, output_specs=[]),
+        range_constraints=none,
+        constants=none,
+        tensor_constants=none,
+        state_dict=none,
+        named_buffers=lambda: iter(()),
+        named_parameters=lambda: iter(()),
+    )
+
+
+def _target(node: PlainNode) -> Any:
+    import torch
+
+    if node.op != "call_function":
+        return node.target
+    if node.target == _GETITEM:
+        return operator.getitem
+    found: Any = torch.ops
+    for part in node.target.split("."):
+        found = getattr(found, part)
+    return found
