@@ -20,5 +20,6 @@ class NoOptions(BaseModel):
 
 def method_options() -> dict[str, type[BaseModel]]:
     """The options model of every method, by its name in recipes."""
-    modules = {m.name: importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)}
+    names = [module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg]
+    modules = {name: importlib.import_module(f"{__name__}.{name}") for name in names}
     return {name: module.OPTIONS for name, module in modules.items() if hasattr(module, "OPTIONS")}

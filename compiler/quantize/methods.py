@@ -11,6 +11,7 @@ from typing import Any
 from artifacts import Progress
 from compiler.checkpoint import Checkpoint, row_blocks
 from compiler.models.decoder import DecoderSpec
+from compiler.quantize import keep
 from compiler.quantize.calibration import calibration_tokens
 from compiler.quantize.evidence import LayerEvidence, QuantizationEvidence, TensorEvidence
 from compiler.quantize.interface import Inputs, Rounder
@@ -42,6 +43,7 @@ def run(
     text: the calibration file (None: built in). work: a folder for finished layers, from which a killed run goes on;
     the caller deletes it when the result is safe.
     """
+    keep.check(checkpoint, slots, assignment)
     prepare = _preparations(assignment)
     if not calibrates(assignment):
         rounders = {name: make(None) for name, make in prepare.items()}
@@ -52,7 +54,7 @@ def run(
             [TensorEvidence.of(s, schemes[s.name], method(s.name), *loss[s.name]) for s in lost], []
         )
 
-    from compiler.quantize import layerwise, table
+    from compiler.quantize.calibrated import layerwise, table
 
     tokens = calibration_tokens(calibration, text, checkpoint.path, spec)
     work.mkdir(parents=True, exist_ok=True)
@@ -78,10 +80,12 @@ def _module(rule: Rule) -> Any:
 
 
 def _preparations(assignment: Assignment) -> dict[str, Callable[[Inputs | None], Rounder]]:
-    """From inputs to rounder, for each slot; slots with the same method and options share one."""
+    """From inputs to rounder, for each slot that is rounded; slots with the same method and options share one."""
     made: dict[str, Callable[[Inputs | None], Rounder]] = {}
     found = {}
     for name, rule in assignment.rules.items():
+        if name in keep.kept(assignment):
+            continue
         module, options = _module(rule), options_of(rule)
         key = f"{rule.method} {options}"
         if key not in made:
@@ -94,7 +98,7 @@ def _assemble(
     task: Any, work: Path, folder: Path, config: Mapping[str, Any], progress: Progress
 ) -> tuple[list[TensorEvidence], list[LayerEvidence]]:
     """The finished layers and everything left in half precision, as one packed checkpoint."""
-    from compiler.quantize import layerwise, table
+    from compiler.quantize.calibrated import layerwise, table
     from compiler.quantize.packed import Codes, PackedWriter, unpack
 
     checkpoint, slots, schemes = task.checkpoint, list(task.slots.values()), task.assignment.schemes
@@ -127,8 +131,10 @@ def _assemble(
     for slot in slots:
         if slot.name in written:
             continue
-        assert schemes.get(slot.name, HALF).bits == 16
         for start, stop in row_blocks(slot.rows, slot.columns):
+            if schemes.get(slot.name, HALF).bits != 16:
+                writer.write(slot.name, start, checkpoint.compressed.codes(slot.tensor, start, stop))
+                continue
             rows = checkpoint.rows(slot.tensor) if slot.kind == "norm" else checkpoint.rows(slot.tensor, start, stop)
             writer.write_half(slot.name, start, rows)
     writer.close(config)

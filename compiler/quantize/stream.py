@@ -33,7 +33,7 @@ def quantize_checkpoint(
 ) -> Loss:
     """Write the packed checkpoint of `slots` into an empty folder; what was lost.
 
-    rounders: the method of each quantized slot. config: the config.json to write beside the weights.
+    rounders: the method of each quantized slot; one without is stored quantized and its codes are copied. config: the config.json to write beside the weights.
     """
     half_dtypes = {s.name: half_dtype(checkpoint, s) for s in slots}
     writer = PackedWriter(folder, slots, schemes, half_dtypes)
@@ -88,9 +88,7 @@ def _at_work(
 
 def half_dtype(checkpoint: Checkpoint, slot: Slot) -> str:
     """How a slot left in half precision is stored: as it was; float32 norms stay, wider matrices become F16."""
-    dtype = checkpoint.tensors.info(slot.tensor).dtype
-    if dtype == "F8_E4M3":
-        return "BF16"
+    dtype = checkpoint.dtype(slot.tensor)
     return dtype if dtype != "F32" or slot.kind == "norm" else "F16"
 
 
@@ -116,6 +114,9 @@ def quantize_rows(
     rows = checkpoint.rows(slot.tensor, start, stop)
     if scheme.bits == 16:
         writer.write_half(slot.name, start, rows)
+        return None
+    if slot.name not in rounders:
+        writer.write(slot.name, start, checkpoint.compressed.codes(slot.tensor, start, stop))
         return None
     try:
         codes = rounders[slot.name](torch.from_numpy(rows), scheme)

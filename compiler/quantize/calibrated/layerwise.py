@@ -25,11 +25,11 @@ from compiler.dialect import edge
 from compiler.models import decoder
 from compiler.models.decoder import DecoderSpec
 from compiler.quantize import awq
+from compiler.quantize.calibrated.states import Spill
 from compiler.quantize.evidence import TensorEvidence
 from compiler.quantize.interface import Inputs, Rounder
 from compiler.quantize.packed import dequantize, from_float32, pack
 from compiler.quantize.rules import Assignment
-from compiler.quantize.states import Spill
 from compiler.quantize.stream import half_dtype
 from compiler.slots import Slot
 
@@ -233,8 +233,8 @@ class Layer:
             factors = torch.where((old == 0) | (new == 0), 1.0, old / new)
             self.norms[before] = torch.where(factors == 1, old, new)
             self.tensors[self.prefix + before + ".weight"] = self.norms[before].numpy()
-        elif schemes[self.prefix + before].bits == 16:
-            return  # a rescaled half-precision matrix would have to be rounded again
+        elif self.prefix + before not in self.task.prepare:
+            return  # a rescaled matrix that is not quantized here would have to be rounded again
         else:
             factors = awq.fold_factors(members, hessian, channels)
             self.rows[before] = factors
@@ -309,7 +309,7 @@ class Layer:
 
     def quantize_slot(self, name: str, rounder: Rounder | None, hessian: Tensor) -> Tensor:
         slot = self.task.slots[self.prefix + name]
-        if rounder is None:
+        if rounder is None:  # half precision, or codes that `methods` copies
             return self.task.rows(slot.name)
         divide, multiply = self.rows.get(name), self.columns.get(name)
 

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from artifacts import Progress
 from compiler.checkpoint import row_blocks
 from compiler.models import decoder
+from compiler.quantize.calibrated.layerwise import Gathered, Layer, LayerFile, Task, quantize_matrix
+from compiler.quantize.calibrated.states import Spill
 from compiler.quantize.interface import Inputs
-from compiler.quantize.layerwise import Gathered, Layer, LayerFile, Task, quantize_matrix
 from compiler.quantize.packed import Codes, dequantize, unpack
-from compiler.quantize.states import Spill
 
 if TYPE_CHECKING:
     from torch import Tensor
