@@ -153,25 +153,41 @@ class Checkpoint:
     """A Hugging Face checkpoint folder: its config and its float tensors.
 
     `rows` gives float32 blocks of any floating tensor; FP8 tensors are multiplied by their scales
-    (`weight_scale_inv` of the fine-grained format, `weight_scale` of compressed-tensors).
+    (`weight_scale_inv` of the fine-grained format, `weight_scale` of compressed-tensors), integer weights of
+    compressed-tensors are dequantized. Those go by the name of the float weight.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = read_config(path)
         self.tensors = TensorFiles(_weight_files(path))
+        from compiler.compressed import CompressedTensors
+
+        self.compressed = CompressedTensors(self.tensors, self.config)
 
     def __contains__(self, name: str) -> bool:
-        return name in self.tensors
+        return name in self.tensors or name in self.compressed
+
+    def names(self) -> list[str]:
+        """Names of all tensors, and of the float weights that packed ones stand for."""
+        return [*self.tensors.names(), *self.compressed.names()]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self.tensors.info(name).shape
+        return self.compressed.shape(name) if name in self.compressed else self.tensors.info(name).shape
+
+    def dtype(self, name: str) -> str:
+        """The dtype in which a tensor's float values would be stored: of quantized ones, BF16."""
+        if name in self.compressed or self.tensors.info(name).dtype == "F8_E4M3":
+            return "BF16"
+        return self.tensors.info(name).dtype
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> Float32:
         """Rows `start:stop` of a tensor in float32, shape [stop - start, ...].
 
         Raises CheckpointError when the tensor is missing, not floating, or holds NaN or infinity.
         """
+        if name in self.compressed:
+            return self.compressed.rows(name, start, self.shape(name)[0] if stop is None else stop)
         info = self.tensors.info(name)
         if info.dtype not in _FLOATS:
             raise CheckpointError(f"{info.file}: tensor {name!r} has dtype {info.dtype}; floating weights expected")

@@ -112,7 +112,7 @@ def quantize(
     """
     spec = decoder.read_spec(checkpoint.config)
     _check_context(recipe, spec)
-    slots = decoder.slots(spec, list(checkpoint.tensors.names()))
+    slots = decoder.slots(spec, checkpoint.names())
     _check_shapes(checkpoint, slots)
     calibration = recipe.quantize.calibration or Calibration()
     text = calibration_file(calibration, recipe.resolve(calibration.text))

@@ -33,7 +33,8 @@ def quantize_checkpoint(
 ) -> Loss:
     """Write the packed checkpoint of `slots` into an empty folder; what was lost.
 
-    rounders: the method of each quantized slot; one without is stored quantized and its codes are copied. config: the config.json to write beside the weights.
+    rounders: the method of each quantized slot; one without is stored quantized, its codes are copied.
+    config: the config.json to write beside the weights.
     """
     half_dtypes = {s.name: half_dtype(checkpoint, s) for s in slots}
     writer = PackedWriter(folder, slots, schemes, half_dtypes)
@@ -111,12 +112,12 @@ def quantize_rows(
     if slot.kind == "norm":
         writer.write_half(slot.name, 0, checkpoint.rows(slot.tensor))
         return None
+    if scheme.bits != 16 and slot.name not in rounders:
+        writer.write(slot.name, start, checkpoint.compressed.codes(slot.tensor, start, stop))
+        return None
     rows = checkpoint.rows(slot.tensor, start, stop)
     if scheme.bits == 16:
         writer.write_half(slot.name, start, rows)
-        return None
-    if slot.name not in rounders:
-        writer.write(slot.name, start, checkpoint.compressed.codes(slot.tensor, start, stop))
         return None
     try:
         codes = rounders[slot.name](torch.from_numpy(rows), scheme)
