@@ -170,6 +170,7 @@ def build(
         options=recipe.targets[target],
     )
     runtime = targets.load_target(target).build(job, folder, progress)
+    shutil.copyfile(quantized.folder / evidence.FILE, folder / evidence.FILE)
     return ManifestDraft(
         created_by=tool_versions(),
         recipe=RecipeEntry(name=recipe.name, digest=recipe.digest),

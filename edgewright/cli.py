@@ -69,6 +69,11 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument("artifact", metavar="ARTIFACT", help="folder of the artifact")
     _output(inspect)
 
+    lost = _command(commands, "quantize-report", _quantize_report, "show what quantization did, worst tensors first")
+    lost.add_argument("artifact", metavar="ARTIFACT", help="folder of the artifact, or of its quantized weights")
+    lost.add_argument("--worst", type=int, default=20, metavar="N", help="tensors to show (default: 20; 0: all)")
+    _output(lost)
+
     verify = _command(commands, "verify", _verify, "recompute every digest of an artifact")
     verify.add_argument("artifact", metavar="ARTIFACT", help="folder of the artifact")
     _output(verify, quiet="show nothing when all is well")
@@ -195,6 +200,21 @@ def _inspect(args: argparse.Namespace) -> int:
         from edgewright import render
 
         render.show(render.manifest(manifest))
+    return 0
+
+
+def _quantize_report(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from compiler.quantize import evidence
+
+    found = evidence.report(Path(args.artifact))
+    if args.json:
+        _print_json(found.model_dump(mode="json"))
+    else:
+        from edgewright import render
+
+        render.show(render.quantization(found, args.worst or len(found.tensors)))
     return 0
 
 

@@ -22,6 +22,7 @@ from rich.text import Text
 from artifacts import Manifest, Problem, silent
 from artifacts import Progress as ProgressCallback
 from compiler.pipeline import TargetPlan
+from compiler.quantize.evidence import QuantizationEvidence
 from device_farm import AndroidProfile, IosProfile
 from edgewright import text
 from edgewright.report import Report, TargetReport
@@ -172,6 +173,37 @@ def manifest(found: Manifest) -> RenderableType:
         for figure in found.figures:
             figures.add_row(figure.name, text.figure(figure), figure.obtained)
         parts.append(figures)
+    return Group(*parts)
+
+
+def quantization(found: QuantizationEvidence, worst: int) -> RenderableType:
+    """What quantization did: on held-out text, after every layer, and to the `worst` tensors."""
+    parts: list[RenderableType] = []
+    if text_ := found.held_out:
+        rows = [
+            ("on", f"{text_.text}, {text_.tokens:,} tokens"),
+            ("perplexity", f"{text_.perplexity:.3f}, of the checkpoint {text_.perplexity_original:.3f}"),
+            ("divergence", f"{text_.mean_kl:.6f} nats on average"),
+            ("same top token", f"{text_.top1_agreement:.2%}"),
+        ]
+        parts.append(_padded(_pairs(rows), (1, 1)))
+    tensors = _table("tensor", ">bits", ">group", "method", ">size", ">signal to noise", ">output error")
+    for tensor in found.tensors[: max(worst, 0)]:
+        tensors.add_row(
+            tensor.slot,
+            str(tensor.bits),
+            str(tensor.group),
+            tensor.method,
+            size(tensor.bytes),
+            f"{tensor.snr_db:.1f} dB",
+            "" if tensor.output_error is None else f"{tensor.output_error:.2%}",
+        )
+    parts.append(tensors)
+    if found.layers:
+        layers = _table("after layer", ">error of hidden states")
+        for layer in found.layers:
+            layers.add_row(str(layer.layer), f"{layer.output_error:.2%}")
+        parts.append(layers)
     return Group(*parts)
 
 

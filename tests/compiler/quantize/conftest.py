@@ -22,6 +22,7 @@ from compiler.quantize.rules import assign
 from compiler.targets import target_options
 from recipes.schema import Calibration, Rule, recipe_model
 from tests.bench.synthetic import ROOT
+from tests.compiler.conftest import YARN
 
 TINY = ROOT / "recipes" / "checkpoints" / "tiny-ministral3"
 CONFIG: dict[str, Any] = {
@@ -37,7 +38,7 @@ CONFIG: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "max_position_embeddings": 256,
     "tie_word_embeddings": True,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "rope_parameters": YARN,
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
