@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,9 +79,3 @@ def write(path: Path, tensors: list[Tensor]) -> str:
         file.seek(_DIGEST_AT)
         file.write(digest.digest())
     return digest.hexdigest()
-
-
-def stored_bytes(shapes: Iterator[tuple[str, tuple[int, ...]]] | list[tuple[str, tuple[int, ...]]]) -> int:
-    """Bytes of tensors given as (dtype, shape), padding included."""
-    sizes = (int(np.prod(shape)) * np.dtype(dtype).itemsize for dtype, shape in shapes)
-    return sum(-(-size // ALIGN) * ALIGN for size in sizes)
