@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-HELPERS = {"__main__", "build", "decode", "llamacpp", "measure", "peers", "quality", "synthetic"}
+HELPERS = {"__main__", "build", "calibrate", "decode", "llamacpp", "measure", "peers", "quality", "synthetic"}
 
 
 def main() -> int:

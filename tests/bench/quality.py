@@ -16,7 +16,6 @@ from compiler import dialect
 from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
 from compiler.pipeline import OriginalWeights
-from compiler.quantize.metrics import divergence
 from recipes.corpus import stdlib_texts
 
 WINDOW = 256
@@ -56,7 +55,7 @@ class Bench:
         self.source = source
         self.checkpoint = Checkpoint(source)
         self.spec = decoder.read_spec(self.checkpoint.config)
-        self.slots = decoder.slots(self.spec, list(self.checkpoint.tensors.names()))
+        self.slots = decoder.slots(self.spec, self.checkpoint.names())
         self.names = [s.name for s in self.slots]
         self.original = Table(OriginalWeights(self.checkpoint, self.slots), self.names)
         self.windows = held_out(source, -(-tokens // WINDOW))
@@ -73,14 +72,15 @@ class Bench:
         sums = {name: ([], [], []) for name in tables}
         for start in range(0, len(self.windows), _BATCH):
             windows = self.windows[start : start + _BATCH]
-            expected = self.logits(self.original, windows)
+            p = self.logits(self.original, windows).log_softmax(-1)
+            weight, best = p.exp(), p.argmax(-1)
             target = torch.from_numpy(windows[:, 1:, None])
             for name, table in tables.items():
-                found = table(windows) if callable(table) else self.logits(table, windows)
+                q = (table(windows) if callable(table) else self.logits(table, windows)).log_softmax(-1)
                 kl, nll, same = sums[name]
-                kl += divergence(expected, found).mean(-1).tolist()
-                nll += (-found[:, :-1].log_softmax(-1).gather(-1, target)).mean((1, 2)).tolist()
-                same += (expected.argmax(-1) == found.argmax(-1)).float().mean(-1).tolist()
+                nll += (-q[:, :-1].gather(-1, target)).mean((1, 2)).tolist()
+                same += (best == q.argmax(-1)).float().mean(-1).tolist()
+                kl += q.sub_(p).neg_().mul_(weight).sum(-1).mean(-1).tolist()
         return {
             name: Quality(
                 float(np.mean(kl)),

@@ -326,10 +326,7 @@ def outlier_copy(source: Path, out: Path) -> Path:
 
     checkpoint = Checkpoint(source)
     spec = decoder.read_spec(checkpoint.config)
-    tensors = {
-        s.tensor: torch.from_numpy(checkpoint.rows(s.tensor))
-        for s in decoder.slots(spec, list(checkpoint.tensors.names()))
-    }
+    tensors = {s.tensor: torch.from_numpy(checkpoint.rows(s.tensor)) for s in decoder.slots(spec, checkpoint.names())}
     rng = np.random.default_rng(0)
     for layer in range(spec.layers):
         for norm, after in (

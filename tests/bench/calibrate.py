@@ -1,0 +1,78 @@
+"""One calibrated quantization in a process of its own, with progress and the time left on stderr; killed, it goes on.
+
+    python -m tests.bench.calibrate CHECKPOINT OUT METHOD [LAYERS]
+
+LAYERS: only the first so many, for a machine that has no hours: peak memory does not depend on it, time is linear.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from artifacts import Progress
+from compiler.checkpoint import Checkpoint
+from compiler.models import decoder
+from compiler.quantize import methods
+from compiler.quantize.rules import assign
+from recipes.schema import Calibration
+
+TOKENS = 16384
+_EVERY_SECONDS = 30.0
+
+
+def first_layers(source: Path, out: Path, layers: int) -> Path:
+    """The same weight files under a config of fewer layers."""
+    out.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        if file.name != "config.json" and not (out / file.name).exists():
+            (out / file.name).symlink_to(file.resolve())
+    config = json.loads((source / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+    return out
+
+
+def reporter() -> Progress:
+    started: dict[str, tuple[float, int]] = {}
+    last = 0.0
+
+    def report(stage: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        begun, before = started.setdefault(stage, (now, done))
+        if now - last > _EVERY_SECONDS:
+            last = now
+            left = (now - begun) * (total - done) / (done - before) if done > before else float("nan")
+            print(f"{stage} {done}/{total}, {left / 60:.0f} min left", file=sys.stderr, flush=True)
+
+    return report
+
+
+def main() -> None:
+    from tests.bench.quantization import rules
+
+    source, out, method = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    if len(sys.argv) > 4:
+        source = first_layers(source, out / "checkpoint", int(sys.argv[4]))
+    checkpoint = Checkpoint(source)
+    spec = decoder.read_spec(checkpoint.config)
+    slots = decoder.slots(spec, checkpoint.names())
+    assignment = assign(rules([{"match": "*", "bits": 4, "group": 128, "method": method}]), slots)
+    folder = out / "quantized"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    started = time.monotonic()
+    calibration = Calibration(tokens=TOKENS)
+    config = checkpoint.config
+    evidence = methods.run(
+        checkpoint, spec, slots, assignment, calibration, None, folder, out / "work", config, reporter()
+    )
+    shutil.rmtree(out / "work", ignore_errors=True)
+    print(json.dumps({"seconds": time.monotonic() - started, "tensors": len(evidence.tensors)}))
+
+
+if __name__ == "__main__":
+    main()
