@@ -177,22 +177,23 @@ def fused_projections(spec: DecoderSpec) -> list[list[str]]:
 
 def rotary_frequencies(spec: DecoderSpec) -> tuple[list[float], float]:
     """Inverse frequencies (head_dim / 2 of them, radians per position) and the factor on cos and sin."""
-    from transformers import LlamaConfig
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    config = LlamaConfig(
-        hidden_size=spec.hidden,
-        num_attention_heads=spec.heads,
-        head_dim=spec.head_dim,
-        max_position_embeddings=spec.max_positions,
-    )
-    config.rope_parameters = dict(spec.rope)
     if spec.rope["rope_type"] == "default":
-        exponent = [2 * i / spec.head_dim for i in range(spec.head_dim // 2)]
         import torch
 
-        theta = torch.tensor(float(spec.rope["rope_theta"]))
-        return (1.0 / theta ** torch.tensor(exponent)).tolist(), 1.0
+        exponent = torch.arange(0, spec.head_dim, 2, dtype=torch.float32) / spec.head_dim
+        return (1.0 / float(spec.rope["rope_theta"]) ** exponent).tolist(), 1.0
+    # the base class, because a model's own config class would load its whole package
+    from transformers.configuration_utils import PreTrainedConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    settings: dict[str, Any] = {
+        "hidden_size": spec.hidden,
+        "num_attention_heads": spec.heads,
+        "head_dim": spec.head_dim,
+        "max_position_embeddings": spec.max_positions,
+        "rope_parameters": dict(spec.rope),
+    }
+    config = PreTrainedConfig(**settings)
     inverse, factor = ROPE_INIT_FUNCTIONS[spec.rope["rope_type"]](config, device="cpu")
     return inverse.tolist(), float(factor)
 

@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 
 from tests.bench import llamacpp
-from tests.bench.measure import MB, python, size_of, table
+from tests.bench.measure import MB, python, size_of, table, warm
 from tests.bench.synthetic import ROOT, make_checkpoint
 
 
@@ -38,12 +38,13 @@ def full(work: Path) -> None:
 
 
 def peers(work: Path) -> None:
-    """600M to INT4 group 32 by three tools, one after another on the same machine."""
+    """600M to INT4 group 32 by three tools, one after another on the same machine, from a warm page cache."""
     source = make_checkpoint(work / "600m", "600m")
     rows: list[list[object]] = []
     base = None
     for name in ("edgewright", "genai", "mlx"):
         out = work / f"600m-{name}"
+        warm(source)
         run = python("tests.bench.build", name, source, out, 32)
         base = base or run
         folder = out / "onnx" if name != "mlx" else out
