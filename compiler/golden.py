@@ -158,7 +158,7 @@ def _vectors(
         "full_logits": torch.empty((len(full), spec.vocab)),
     }
     with torch.no_grad(), dialect.weights(_Counted(table, total, report), torch.float64):
-        model = decoder.build(spec, schemes, "hidden")
+        model = decoder.build(spec, schemes, "states")
         states, _ = model(ids, positions, decoder.empty_caches(spec, length, count))
         states = states.flatten(0, 1)
     with torch.no_grad(), dialect.weights(table, torch.float64):

@@ -203,7 +203,7 @@ def head_slot(spec: DecoderSpec) -> str:
     return "model.embed_tokens" if spec.tied else "lm_head"
 
 
-Output = Literal["all", "last", "hidden"]
+Output = Literal["all", "last", "hidden", "states"]
 
 
 def build(spec: DecoderSpec, schemes: Schemes, output: Output = "all") -> torch.nn.Module:
@@ -211,7 +211,8 @@ def build(spec: DecoderSpec, schemes: Schemes, output: Output = "all") -> torch.
 
     forward(ids int64 [batch, seq], positions int64 [batch, seq], caches: layers x (key, value), each
     [batch, kv_heads, max_tokens, head_dim]) -> (out, caches); out is float32 logits [batch, seq, vocab] ("all"),
-    [batch, 1, vocab] ("last"), or the normalized states [batch, seq, hidden] before the head ("hidden").
+    [batch, 1, vocab] ("last"), or the normalized states [batch, seq, hidden] before the head ("hidden"; "states" gives
+    no caches back, for one pass over whole sequences).
     schemes: by slot name; members of a fused projection whose schemes differ stay apart.
     """
     import torch
@@ -263,7 +264,8 @@ def build(spec: DecoderSpec, schemes: Schemes, output: Output = "all") -> torch.
                     spec.query_beta,
                     spec.query_period,
                 )
-                new_caches.append((key, value))
+                if output != "states":
+                    new_caches.append((key, value))
                 x = linear(x, p + "self_attn.o_proj")
                 h, residual = edge.add_rms_norm(x, residual, p + "post_attention_layernorm", spec.hidden, spec.eps)
                 gate, up = linear(h, p + "mlp.gate_proj", p + "mlp.up_proj").split(spec.intermediate, -1)
@@ -272,7 +274,7 @@ def build(spec: DecoderSpec, schemes: Schemes, output: Output = "all") -> torch.
             x, _ = edge.add_rms_norm(x, residual, "model.norm", spec.hidden, spec.eps)
             if output == "last":
                 x = x[:, -1:]
-            return x if output == "hidden" else linear(x, head_slot(spec)), new_caches
+            return x if output in ("hidden", "states") else linear(x, head_slot(spec)), new_caches
 
     return Decoder()
 
