@@ -172,18 +172,19 @@ def _attention(
     used = int(positions.max()) + 1
     causal = torch.arange(used)[None, None, None, :] <= positions[:, None, :, None]
     keys, values = key_cache[:, :, :used].to(q.dtype), value_cache[:, :, :used].to(q.dtype)
-    rows = [  # one sequence at a time: scores are the largest tensor of a long prefill
-        torch.nn.functional.scaled_dot_product_attention(
-            q[b : b + 1].transpose(1, 2),
-            keys[b : b + 1],
-            values[b : b + 1],
-            attn_mask=causal[b : b + 1],
-            scale=scale,
-            enable_gqa=True,
-        )
-        for b in range(batch)
-    ]
-    out = torch.cat(rows)
+    out = torch.empty_like(q.transpose(1, 2))
+    shared = heads // kv_heads
+    for b in range(batch):  # by sequence and key-value head: scores are the largest tensor of a long prefill
+        for h in range(kv_heads):
+            group = slice(h * shared, (h + 1) * shared)
+            out[b : b + 1, group] = torch.nn.functional.scaled_dot_product_attention(
+                q[b : b + 1, :, group].transpose(1, 2),
+                keys[b : b + 1, h : h + 1],
+                values[b : b + 1, h : h + 1],
+                attn_mask=causal[b : b + 1],
+                scale=scale,
+                enable_gqa=True,
+            )
     return out.transpose(1, 2).reshape(batch, length, heads * head_dim), key_cache, value_cache
 
 
