@@ -14,7 +14,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("edgewright", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The same examples on every run, so that a red build is always the change's own; `--hypothesis-profile=search` looks
+# for new ones.
+settings.register_profile("edgewright", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("search", settings.get_profile("edgewright"), derandomize=False, max_examples=1000)
 settings.load_profile("edgewright")
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would every process they start.

@@ -10,7 +10,7 @@ import pytest
 from artifacts import read_manifest
 from runtime_tests.golden import read_golden
 from runtime_tests.runners import make_runner
-from tests.bench.measure import python, size_of
+from tests.bench.measure import MB, python, size_of
 from tests.bench.synthetic import make_checkpoint
 
 
@@ -19,10 +19,12 @@ def test_the_3b_geometry_compiles_small_and_answers_as_its_reference(tmp_path: P
     source = make_checkpoint(tmp_path / "3b", "ministral-3-3b")
     built = python("tests.bench.build", "edgewright", source, tmp_path / "out", 64)
     package = tmp_path / "out" / "onnx"
+    print(f"built in {built.seconds:.0f} s, {built.peak_bytes / MB:.0f} MB, {size_of(package) / 1e9:.3f} GB")
     assert built.peak_bytes <= 600e6
     assert size_of(package) <= 1.95e9
 
     vectors = python("tests.bench.build", "golden", source, tmp_path / "out", 64)
+    print(f"golden vectors in {vectors.seconds:.0f} s, {vectors.peak_bytes / MB:.0f} MB")
     assert vectors.peak_bytes <= 2e9
     assert vectors.result["bytes"] <= 5e6
 
