@@ -1,7 +1,7 @@
-"""Reading a checkpoint: safetensors files, memory-mapped, row block by row block, in float32.
+"""Reading a checkpoint: safetensors files, row block by row block, in float32.
 
-Nothing here knows a model family or a quantization method. Pages are dropped after use, so resident memory
-is set by the largest block asked for. Pickles are refused and no code of the checkpoint is ever run.
+Nothing here knows a model family or a quantization method. Memory is set by the largest block asked for. Pickles
+are refused and no code of the checkpoint is ever run.
 
 Format: https://huggingface.co/docs/safetensors (8-byte little-endian header length, JSON header, data).
 """
@@ -9,7 +9,8 @@ Format: https://huggingface.co/docs/safetensors (8-byte little-endian header len
 from __future__ import annotations
 
 import json
-import mmap
+import os
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,6 @@ _ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16
 _ITEM_BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1}
 _FLOATS = {"F32", "BF16", "F16", "F8_E4M3"}
 _MAX_HEADER = 100_000_000
-# a page that is read brings its neighbours in this window with it (Linux's fault-around); they are dropped as well
-_WINDOW = max(1 << 16, mmap.PAGESIZE)
 _BLOCK_BYTES = 1 << 23
 
 
@@ -100,12 +99,16 @@ def _tensor_info(path: Path, name: str, entry: Any, data: int) -> TensorInfo:
 
 
 class TensorFiles:
-    """The tensors of a set of safetensors files, read through memory maps."""
+    """The tensors of a set of safetensors files, read a block at a time.
+
+    Read, not mapped: a page fault in a file whose page cache is in large folios maps megabytes around it, which then
+    count as this process's memory.
+    """
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
         self._tensors: dict[str, TensorInfo] = {}
-        self._maps: dict[Path, mmap.mmap] = {}
+        self._open: dict[Path, int] = {}
         for file in files:
             for name, info in read_header(file).items():
                 if name in self._tensors:
@@ -126,27 +129,27 @@ class TensorFiles:
             raise CheckpointError(f"{where}: tensor {name!r} is missing from the checkpoint") from None
 
     def raw(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
-        """Bytes of rows `start:stop` (all rows by default), copied out of the map; their pages are then dropped."""
+        """Bytes of rows `start:stop`, all rows by default. Raises CheckpointError when the file ends before them."""
         info = self.info(name)
         rows = info.shape[0] if info.shape else 1
         stop = rows if stop is None else stop
         if not 0 <= start <= stop <= rows:
             raise IndexError(f"rows {start}:{stop} of {name!r}, which has {rows}")
         row = info.size // rows if rows else 0
-        begin, size = info.start + start * row, (stop - start) * row
-        mapped = self._map(info.file)
-        block = np.frombuffer(mapped, np.uint8, size, begin).copy()
-        first = begin // _WINDOW * _WINDOW
-        if size:
-            last = min(-(-(begin + size) // _WINDOW) * _WINDOW, len(mapped))
-            mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
+        block = np.empty((stop - start) * row, np.uint8)
+        handle, at = self._descriptor(info.file), 0
+        while at < block.size:
+            count = os.preadv(handle, [block.data[at:]], info.start + start * row + at)
+            if not count:
+                raise CheckpointError(f"{info.file}: cut short while it was read, in tensor {name!r}; fetch it again")
+            at += count
         return block
 
-    def _map(self, file: Path) -> mmap.mmap:
-        if file not in self._maps:
-            with file.open("rb") as handle:
-                self._maps[file] = mmap.mmap(handle.fileno(), 0, prot=mmap.PROT_READ)
-        return self._maps[file]
+    def _descriptor(self, file: Path) -> int:
+        if file not in self._open:
+            self._open[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._open[file])
+        return self._open[file]
 
 
 class Checkpoint:

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from device_farm.memory import parse_status
+
 MB = 1e6
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True)
 class Run:
-    """seconds of wall time, peak resident bytes (getrusage of the child), and its last line of JSON."""
+    """seconds of wall time, peak resident bytes (VmHWM of the child alone), and its last line of JSON."""
 
     seconds: float
     peak_bytes: int
@@ -31,9 +34,11 @@ def python(module: str, *arguments: object, environment: dict[str, str] | None =
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         started = time.monotonic()
         child = subprocess.Popen(command, stdout=out, stderr=err, env=env)
-        _, status, usage = os.wait4(child.pid, 0)
+        peak = 0
+        while child.poll() is None:
+            peak = max(peak, _high_water(child.pid))
+            time.sleep(_POLL_S)
         seconds = time.monotonic() - started
-        child.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         lines = out.read().decode(errors="replace").strip().splitlines()
         if child.returncode:
@@ -43,7 +48,16 @@ def python(module: str, *arguments: object, environment: dict[str, str] | None =
         result = json.loads(lines[-1]) if lines else None
     except ValueError:
         result = None
-    return Run(seconds, usage.ru_maxrss * 1024, result)
+    return Run(seconds, peak, result)
+
+
+def _high_water(pid: int) -> int:
+    """Peak resident bytes of a running process so far. Its getrusage would count what its parent held at the fork."""
+    try:
+        split = parse_status(Path(f"/proc/{pid}/status").read_bytes())
+    except OSError:
+        return 0
+    return split.high_water if split else 0
 
 
 def warm(folder: Path) -> None:

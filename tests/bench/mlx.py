@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from tests.bench.measure import MB, python
 
 STAGES = ("convert", "quantize", "lower", "together")
 
@@ -70,31 +71,13 @@ def convert(source: Path, out: Path, group: int) -> None:
     mlx_lm_convert(str(source), str(out / "convert"), quantize=True, q_bits=4, q_group_size=group)
 
 
-def measured(stage: str, source: Path, out: Path, group: int) -> dict[str, float]:
-    """Wall and CPU seconds and peak resident bytes of one stage in a child."""
-    command = [sys.executable, "-m", "tests.bench.mlx", "--stage", stage, str(source), str(out), str(group)]
-    started = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{stage}: {done.stderr[-2000:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return {"wall_s": time.monotonic() - started, **found}
-
-
-def peak_bytes() -> int:
-    """Peak resident memory since this process was started (VmHWM: ru_maxrss would inherit the parent's)."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
-
-
 def main(source: Path, out: Path, group: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     print(f"{source.name}, INT4 group {group}")
     print(f"{'':10}{'wall s':>10}{'CPU s':>10}{'peak MB':>10}")
     for stage in STAGES:
-        found = measured(stage, source, out, group)
-        line = f"{found['wall_s']:10.1f}{found['cpu_s']:10.1f}{found['peak_bytes'] / 1e6:10.0f}"
-        print(f"{stage:10}{line}", flush=True)
+        run = python("tests.bench.mlx", "--stage", stage, source, out, group)
+        print(f"{stage:10}{run.seconds:10.1f}{run.result['cpu_s']:10.1f}{run.peak_bytes / MB:10.0f}", flush=True)
     for name in ("mlx", "convert"):
         size = sum(f.stat().st_size for f in (out / name).glob("*.safetensors"))
         print(f"{name}: {size / 1e9:.3f} GB of weights")
@@ -103,6 +86,6 @@ def main(source: Path, out: Path, group: int) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "--stage":
         globals()[sys.argv[2]](Path(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5]))
-        print(json.dumps({"cpu_s": time.process_time(), "peak_bytes": peak_bytes()}))
+        print(json.dumps({"cpu_s": time.process_time()}))
     else:
         main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 64)

@@ -175,3 +175,14 @@ def test_row_blocks_cover_all_rows_once_in_words_of_zero_points(rows: int, colum
     assert [b[0] for b in blocks] == [0, *(b[1] for b in blocks[:-1])]
     assert blocks[-1][1] == rows
     assert all(start % 8 == 0 for start, _ in blocks)
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"whole": torch.ones(4, 8), "zcut": torch.ones(4, 8)}, path)
+    files = TensorFiles([path])
+    with path.open("r+b") as handle:
+        handle.truncate(files.info("zcut").start + 33)
+    assert files.raw("whole").size == files.raw("zcut", 0, 1).size * 4
+    with pytest.raises(CheckpointError, match="cut short while it was read, in tensor 'zcut'"):
+        files.raw("zcut", 1)

@@ -1,4 +1,4 @@
-"""The external-data file of an ONNX model: tensors streamed in, page-aligned, never held in memory."""
+"""The external-data file of an ONNX model: tensors streamed in, large ones page-aligned, none held in memory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-# ONNX Runtime maps a tensor only when its offset is a multiple of the page; 16 KiB covers new Android and iOS
-_ALIGN = 16384
-# smaller tensors are not worth their padding: copied, they cost less memory than the page they would be aligned to
-_SMALL_BYTES, _SMALL_ALIGN = 4 * _ALIGN, 64
+# A large tensor starts on a page of its own (16 KiB covers new Android and iOS), so that nothing else is read or kept
+# with it. ONNX Runtime maps a tensor from any offset; the threshold is that of onnx.save's align_threshold.
+_ALIGN, _LARGE_BYTES = 16384, 1 << 20
+# what kernels load by: the widest vector register
+_SMALL_ALIGN = 64
 
 
 class ExternalData:
@@ -31,7 +32,7 @@ class ExternalData:
         """
         itemsize = onnx.helper.tensor_dtype_to_np_dtype(dtype).itemsize
         expected = int(np.prod(shape)) * itemsize
-        align = _ALIGN if expected >= _SMALL_BYTES else _SMALL_ALIGN
+        align = _ALIGN if expected >= _LARGE_BYTES else _SMALL_ALIGN
         self._file.write(b"\0" * (-self._file.tell() % align))
         offset = self._file.tell()
         for block in blocks:
