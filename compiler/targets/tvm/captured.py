@@ -56,8 +56,17 @@ def capture(job: Job, graph: Graph) -> list[PlainNode]:
     for node in capture_decoder(job.spec, job.schemes, output=graph.output, length=graph.tokens).graph.nodes:
         args = (node.args[0][:1],) if node.op == "output" else node.args
         target = _GETITEM if node.target is operator.getitem else str(node.target)
-        found.append(PlainNode(node.op, node.name, target, map_arg(args, lambda n: Reference(n.name))))
+        found.append(PlainNode(node.op, node.name, target, _plain(map_arg(args, lambda n: Reference(n.name)))))
     return found
+
+
+def _plain(value: Any) -> Any:
+    """Lists and tuples as Python's own: those of `torch.fx` would bring PyTorch into every process they travel to."""
+    return (
+        [_plain(v) for v in value]
+        if isinstance(value, list)
+        else (tuple(_plain(v) for v in value) if isinstance(value, tuple) else value)
+    )
 
 
 def program(nodes: list[PlainNode], shapes: list[tuple[Any, ...]]) -> Any:

@@ -95,8 +95,10 @@ class TvmTarget:
             done += count
             progress("writing weights", done, total)
 
+        # first, since it may find an op that is not lowered
+        captured = workers.capture_graphs(job)
         heads = heads_of(job)
-        tensors = weights.tensors(job, heads.max_tokens, job.options.scales, advance)
+        tensors = weights.tensors(job, heads.max_tokens, captured.frequencies, job.options.scales, advance)
         digest = params.write(folder / PARAMETERS, tensors)
         runtime: dict[str, Any] = {
             "params": PARAMETERS,
@@ -111,7 +113,8 @@ class TvmTarget:
             "chunk": job.options.chunk,
         }
         machines = [triples.host(), *(triples.parse(name, job.options.features) for name in job.options.triples)]
-        libraries = self._libraries(job, tensors, machines, json.dumps(runtime, sort_keys=True), folder, progress)
+        description = json.dumps(runtime, sort_keys=True)
+        libraries = self._libraries(job, captured, tensors, machines, description, folder, progress)
         _copy_native(folder, job, machines, version("apache-tvm"))
         copy_tokenizer(job.tokenizer, folder)
         return {**runtime, "libraries": libraries, "tvm": version("apache-tvm"), "eos": list(job.spec.eos)}
@@ -119,6 +122,7 @@ class TvmTarget:
     def _libraries(
         self,
         job: Job,
+        captured: workers.Captured,
         tensors: list[Tensor],
         machines: list[Triple],
         description: str,
@@ -130,7 +134,7 @@ class TvmTarget:
         built = []
         with tempfile.TemporaryDirectory(prefix="edgewright-") as scratch:
             progress("compiling kernels", 0, total)
-            objects = workers.compile_variants(job, tensors, machines, description, Path(scratch))
+            objects = workers.compile_variants(job, captured, tensors, machines, description, Path(scratch))
             for machine in machines:
                 (folder / machine.name).mkdir()
                 packed: list[Path] = []

@@ -22,6 +22,7 @@ ROTARY = ("rotary.cos", "rotary.sin")
 FACTORS = "attention.factors"
 
 Blocks = Iterable[NDArray[Any]]
+Frequencies = tuple[list[float], float]
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,13 @@ class Matrix:
         return (f"{self.name}.half",) if self.bits == 16 else (f"{self.name}.codes", f"{self.name}.scales")
 
 
-def tensors(job: Job, positions: int, scale_dtype: str, count: Callable[[int], None]) -> list[Tensor]:
-    """Every parameter in the order of the graph. positions: rows of the rotary tables; count: told of weights read."""
+def tensors(
+    job: Job, positions: int, frequencies: Frequencies, scale_dtype: str, count: Callable[[int], None]
+) -> list[Tensor]:
+    """Every parameter in the order of the graph.
+
+    positions: rows of the rotary tables; frequencies: `decoder.rotary_frequencies`; count: told of weights read.
+    """
     found: list[Tensor] = []
     for members in matrices(job):
         slot, scheme = members[0], job.schemes.get(members[0].name, HALF)
@@ -60,7 +66,7 @@ def tensors(job: Job, positions: int, scale_dtype: str, count: Callable[[int], N
         found.append(Tensor(matrix.tensors[0], "uint8", shape, _codes(job, members, count)))
         shape = (rows, slot.columns // matrix.group)
         found.append(Tensor(matrix.tensors[1], scale_dtype, shape, _scales(job, members)))
-    return found + _tables(job, positions)
+    return found + _tables(job.spec, positions, frequencies)
 
 
 def matrices(job: Job) -> list[list[Slot]]:
@@ -119,20 +125,21 @@ def _half(job: Job, members: list[Slot], kind: str, count: Callable[[int], None]
     return lambda: _blocks(members, read)
 
 
-def _tables(job: Job, positions: int) -> list[Tensor]:
-    """cos and sin by position and frequency, and the factors on queries, as the dialect's reference computes them."""
-    import torch
+def _tables(spec: decoder.DecoderSpec, positions: int, frequencies: Frequencies) -> list[Tensor]:
+    """cos and sin by position and frequency, and the factors on queries, as the dialect's reference defines them."""
+    inverse, factor = np.asarray(frequencies[0], np.float32), np.float32(frequencies[1])
 
-    spec = job.spec
-    inverse, factor = decoder.rotary_frequencies(spec)
-    at = torch.arange(positions, dtype=torch.float32)
-    angle = at[:, None] * torch.tensor(inverse, dtype=torch.float32)
-    tables = [(name, (f(angle) * factor).numpy()) for name, f in zip(ROTARY, (torch.cos, torch.sin), strict=True)]
+    def turned(function: Callable[[Any], Any]) -> Callable[[], Blocks]:
+        def blocks() -> Iterator[NDArray[Any]]:
+            for start, stop in row_blocks(positions, len(inverse)):
+                yield function(np.arange(start, stop, dtype=np.float32)[:, None] * inverse) * factor
+
+        return blocks
+
+    shape = (positions, len(inverse))
+    found = [Tensor(name, "float32", shape, turned(f)) for name, f in zip(ROTARY, (np.cos, np.sin), strict=True)]
     if spec.query_beta:
-        factors = 1 + spec.query_beta * torch.log(1 + torch.floor(at / spec.query_period))
-        tables.append((FACTORS, factors.numpy()))
-    return [Tensor(name, "float32", table.shape, _table(table)) for name, table in tables]
-
-
-def _table(table: NDArray[np.float32]) -> Callable[[], Blocks]:
-    return lambda: [table]
+        periods = np.floor(np.arange(positions, dtype=np.float32) / np.float32(spec.query_period))
+        factors = 1 + np.float32(spec.query_beta) * np.log(1 + periods)
+        found.append(Tensor(FACTORS, "float32", (positions,), lambda: [factors]))
+    return found

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from compiler.models import decoder
 from compiler.slots import HALF, Scheme
 from compiler.targets.tvm import triples, weights
 from compiler.targets.tvm.geometry import heads_of
@@ -50,7 +51,8 @@ class Machine:
 
 
 def parameters(job: Any) -> list[Any]:
-    return weights.tensors(job, heads_of(job).max_tokens, "float16", lambda count: None)
+    frequencies = decoder.rotary_frequencies(job.spec)
+    return weights.tensors(job, heads_of(job).max_tokens, frequencies, "float16", lambda count: None)
 
 
 def module_of(job: Any) -> Any:
