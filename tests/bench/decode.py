@@ -56,11 +56,10 @@ def onnx(folder: Path) -> Callable[[np.ndarray[Any, Any]], int]:
 
 def llama(file: Path) -> Callable[[np.ndarray[Any, Any]], int]:
     """llama.cpp with two threads, repacking weights at load as it does by default."""
-    import llama_cpp
+    from tests.bench.llamacpp import quiet
 
+    llama_cpp = quiet()
     llama_cpp.llama_backend_init()
-    quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
-    llama_cpp.llama_log_set(quiet, None)
     parameters = llama_cpp.llama_model_default_params()
     parameters.n_gpu_layers = 0
     model = llama_cpp.llama_model_load_from_file(str(file).encode(), parameters)
@@ -79,7 +78,7 @@ def llama(file: Path) -> Callable[[np.ndarray[Any, Any]], int]:
         logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, -1), shape=(vocab,))
         return int(logits.argmax())
 
-    step.keep = (quiet, model)  # type: ignore[attr-defined]  # the C side holds no references
+    step.keep = model  # type: ignore[attr-defined]  # the C side holds no references
     return step
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ _NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+
+_kept: list[Any] = []  # the C side holds no references
 
 
 def available() -> bool:
@@ -96,10 +99,19 @@ def _name(slot: str) -> str:
     return f"blk.{layer}.{_NAMES[kind]}.weight"
 
 
-def quantize_q4_0(source: Path, out: Path, *, pure: bool = False) -> Path:
-    """llama.cpp's own Q4_0; `pure` keeps no tensor at more bits."""
+@functools.cache
+def quiet() -> Any:
+    """llama_cpp, whose C side then prints nothing; it would print every tensor."""
     import llama_cpp
 
+    _kept.append(llama_cpp.llama_log_callback(lambda level, text, data: None))
+    llama_cpp.llama_log_set(_kept[-1], None)
+    return llama_cpp
+
+
+def quantize_q4_0(source: Path, out: Path, *, pure: bool = False) -> Path:
+    """llama.cpp's own Q4_0; `pure` keeps no tensor at more bits."""
+    llama_cpp = quiet()
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
     parameters.nthread = 2
@@ -111,12 +123,10 @@ def quantize_q4_0(source: Path, out: Path, *, pure: bool = False) -> Path:
 
 def runner(file: Path, window: int) -> Callable[[NDArray[np.int64]], Any]:
     """A function from token windows [n, window] to logits of all positions, float32 [n, window, vocab], as a tensor."""
-    import llama_cpp
     import torch
 
+    llama_cpp = quiet()
     llama_cpp.llama_backend_init()
-    quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
-    llama_cpp.llama_log_set(quiet, None)
     parameters = llama_cpp.llama_model_default_params()
     parameters.n_gpu_layers = 0
     model = llama_cpp.llama_model_load_from_file(str(file).encode(), parameters)
@@ -141,5 +151,5 @@ def runner(file: Path, window: int) -> Callable[[NDArray[np.int64]], Any]:
             found[row] = torch.from_numpy(values.copy())
         return found
 
-    logits.keep = (quiet, model, context, batch)  # type: ignore[attr-defined]  # the C side holds no references
+    logits.keep = (model, context, batch)  # type: ignore[attr-defined]  # the C side holds no references
     return logits
