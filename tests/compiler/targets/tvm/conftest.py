@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from runtime_tests.runners.tvm import cpu_features
 from tests.compiler.conftest import MINISTRAL3, random_tensors, save
 
 TABLE = "model.embed_tokens"
+# few distinct shapes, so that eleven libraries of it compile in half the time; odd shapes are test_lowering.py's
+SQUARE = {**MINISTRAL3, "hidden_size": 128, "intermediate_size": 128}
 EVERYWHERE = ("aarch64-linux-android24", "arm64-apple-ios16.0", "aarch64-linux-gnu")
 
 
@@ -80,17 +83,24 @@ def build(folder: Path, source: Path, others: dict[str, Scheme], scheme: Scheme,
     return Artifact(folder / "artifact", load_target("tvm").build(job, folder / "artifact", silent), job)
 
 
-@pytest.fixture(scope="session")
-def everywhere(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """INT4 with an INT8 table, for every triple and variant; chunks of 16 tokens. Parallel test workers share it."""
+@contextmanager
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """A folder of this test run that parallel workers share, held by one of them at a time."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tvm-everywhere"
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def everywhere(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """INT4 with an INT8 table, for every triple and variant; chunks of 16 tokens."""
+    with shared_folder(tmp_path_factory, "tvm-everywhere") as folder:
         done = folder / "runtime.json"
         if not done.exists():
-            source = save(folder / "checkpoint", MINISTRAL3, random_tensors(MINISTRAL3))
+            source = save(folder / "checkpoint", SQUARE, random_tensors(SQUARE))
             made = build(folder, source, {TABLE: Scheme(8, 32)}, Scheme(4, 32), triples=EVERYWHERE, chunk=16)
             done.write_text(json.dumps(made.runtime))
     job = small_job(folder, folder / "checkpoint", {TABLE: Scheme(8, 32)}, Scheme(4, 32), triples=EVERYWHERE, chunk=16)

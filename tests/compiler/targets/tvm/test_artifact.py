@@ -42,8 +42,9 @@ def test_dot_products_are_in_the_machine_code_of_their_variant_only(everywhere: 
         for variant in ("neon", "dotprod", "i8mm")
     }
     assert found["neon"] == {"sdot": 0, "smmla": 0}
-    assert found["dotprod"]["sdot"] > 50 and found["dotprod"]["smmla"] == 0
-    assert found["i8mm"]["sdot"] > 50 and found["i8mm"]["smmla"] > 50
+    # three shapes of weights, two rows at once for a token and more for many, two halves of a byte for the 4-bit ones
+    assert found["dotprod"]["sdot"] > 30 and found["dotprod"]["smmla"] == 0
+    assert found["i8mm"]["sdot"] > 10 and found["i8mm"]["smmla"] > 30
 
 
 def test_ios_archive_holds_every_variant_as_a_system_library(everywhere: Artifact) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
+import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,48 +17,64 @@ from numpy.typing import NDArray
 from compiler.targets.tvm.link import zig
 from device_farm import arm64
 from tests.compiler.conftest import reference_logits
-from tests.compiler.targets.tvm.conftest import Artifact, host_variants
+from tests.compiler.targets.tvm.conftest import Artifact, host_variants, shared_folder
 
 PROMPT = [int(t) for t in np.random.default_rng(0).integers(0, 160, 37)]
+MADE = 24
+ARM = "aarch64-linux-gnu.2.28"
 Floats = NDArray[np.float32]
+Scores = Callable[[str, bool, list[int]], Floats]
 needs_emulator = pytest.mark.skipif(arm64.missing() is not None, reason=f"ARM64 emulation: {arm64.missing()}")
 
 
-def compile_program(artifact: Path, program: Path, out: Path, packages: Path, target: str | None = None) -> None:
-    """Build edgewright.cc and a program against the TVM in `packages`, as CMakeLists.txt does."""
+@dataclass(frozen=True)
+class Programs:
+    """The artifact's example, and `scores.cc`, which prints what the C API gives for every token."""
+
+    example: Path
+    scores: Path
+
+
+def build_programs(artifact: Path, out: Path, packages: Path, target: str | None = None) -> Programs:
+    """Compile edgewright.cc and link it with each program against the TVM in `packages`, as CMakeLists.txt does.
+
+    target: zig's name of one that is not this machine; here, the machine's own C++ compiler where it has one.
+    """
+    found = Programs(out / "example", out / "scores")
+    if found.scores.exists():
+        return found
+    here = shutil.which("c++") if target is None else None
+    compiler = [here] if here else zig("c++", *(["-target", target] if target else []))
+    folders = [artifact / "include", packages / "tvm_ffi/include", packages / "tvm_ffi/3rdparty/dlpack/include"]
+    flags = ["-std=c++20", "-O1", "-Wall", "-Werror", *(f"-I{folder}" for folder in folders)]
     libraries = [packages / "tvm" / "lib", packages / "tvm_ffi" / "lib"]
-    includes = [artifact / "include", packages / "tvm_ffi/include", packages / "tvm_ffi/3rdparty/dlpack/include"]
-    command = zig("c++", *(["-target", target] if target else []), "-std=c++20", "-O1", "-Wall", "-Werror")
-    command += [f"-I{folder}" for folder in includes] + [str(artifact / "src" / "edgewright.cc"), str(program)]
-    command += ["-o", str(out), *(f"-L{folder}" for folder in libraries)]
-    command += ["-Wl,--no-as-needed", "-ltvm_runtime", "-ltvm_ffi", *(f"-Wl,-rpath,{folder}" for folder in libraries)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    linked = [*(f"-L{folder}" for folder in libraries), *(f"-Wl,-rpath,{folder}" for folder in libraries)]
+    linked += ["-Wl,--no-as-needed", "-ltvm_runtime", "-ltvm_ffi"]
+    library = out / "edgewright.o"
+    example, scores = artifact / "example" / "example.cc", Path(__file__).with_name("scores.cc")
+    for command in (
+        [*flags, "-c", artifact / "src" / "edgewright.cc", "-o", library],
+        [*flags, example, library, "-o", found.example, *linked],
+        [*flags, scores, library, "-o", found.scores, *linked],
+    ):
+        done = subprocess.run([*compiler, *command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    return found
 
 
 @pytest.fixture(scope="session")
-def installed() -> Path:
-    """The folder of the installed packages."""
+def programs(everywhere: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    """For this machine, against the installed packages."""
     spec = find_spec("tvm")
     assert spec is not None and spec.origin is not None
-    return Path(spec.origin).parents[1]
-
-
-@pytest.fixture(scope="session")
-def example(everywhere: Artifact, installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("native") / "example"
-    compile_program(everywhere.folder, everywhere.folder / "example" / "example.cc", out, installed)
-    return out
+    with shared_folder(tmp_path_factory, "tvm-programs") as folder:
+        return build_programs(everywhere.folder, folder, Path(spec.origin).parents[1])
 
 
 @pytest.fixture(scope="session")
 def arm_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """TVM's runtime from its ARM64 wheels, shared by parallel workers."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "arm64-packages"
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """TVM's runtime from its ARM64 wheels."""
+    with shared_folder(tmp_path_factory, "tvm-arm64-packages") as folder:
         if not (folder / "tvm_ffi").exists():
             arm64.wheel_files(f"apache-tvm=={version('apache-tvm')}", "tvm/lib/libtvm_runtime.so", folder)
             arm64.wheel_files(f"apache-tvm-ffi=={version('apache-tvm-ffi')}", "tvm_ffi/", folder)
@@ -66,20 +82,21 @@ def arm_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def scores(
-    everywhere: Artifact, installed: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str, bool], Floats]:
-    """scores(variant, exact): logits [tokens, vocabulary] of PROMPT on this machine."""
-    folder = tmp_path_factory.mktemp("scores")
-    program = folder / "scores"
-    compile_program(everywhere.folder, Path(__file__).with_name("scores.cc"), program, installed)
+def arm_programs(everywhere: Artifact, arm_packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    """For ARM64 Linux."""
+    with shared_folder(tmp_path_factory, "tvm-arm64-programs") as folder:
+        return build_programs(everywhere.folder, folder, arm_packages, ARM)
 
-    def run(variant: str, exact: bool) -> Floats:
-        library = everywhere.folder / "host" / f"libmodel-{variant}.so"
-        out = folder / "logits"
-        command = [program, library, everywhere.folder / "params.bin", str(int(exact)), out, *map(str, PROMPT)]
+
+@pytest.fixture
+def scores(everywhere: Artifact, programs: Programs, tmp_path: Path) -> Scores:
+    """scores(variant, exact, tokens): logits [tokens, vocabulary] on this machine."""
+
+    def run(variant: str, exact: bool, tokens: list[int]) -> Floats:
+        library, out = everywhere.folder / "host" / f"libmodel-{variant}.so", tmp_path / "logits"
+        command = [programs.scores, library, everywhere.folder / "params.bin", str(int(exact)), out, *map(str, tokens)]
         subprocess.run(command, check=True)
-        return np.fromfile(out, np.float32).reshape(len(PROMPT), -1)
+        return np.fromfile(out, np.float32).reshape(len(tokens), -1)
 
     return run
 
@@ -88,82 +105,90 @@ def expected(artifact: Artifact) -> Floats:
     return np.asarray(reference_logits(artifact.job.spec, artifact.job.weights, np.array([PROMPT]))[0], np.float32)
 
 
+def unexplained(made: list[int], exact: Floats, shipped: Floats) -> list[int]:
+    """The steps at which a greedy token is not the exact path's and rounded activations do not explain it.
+
+    exact, shipped: logits that each step chose from. An error of at most e on every logit can turn the order of two
+    tokens only where they are less than 2 e apart.
+    """
+    largest = np.abs(shipped - exact).max()
+    best = np.sort(exact, axis=-1)
+    close = best[:, -1] - best[:, -2] < 2 * largest
+    return [i for i, token in enumerate(made) if token != exact[i].argmax() and not close[i]]
+
+
 @pytest.mark.parametrize("variant", [v.name for v in host_variants()])
-def test_c_api_agrees_with_pytorch(everywhere: Artifact, scores: Callable[[str, bool], Floats], variant: str) -> None:
+def test_c_api_agrees_with_pytorch(everywhere: Artifact, scores: Scores, variant: str) -> None:
     reference = expected(everywhere)
-    np.testing.assert_allclose(scores(variant, True), reference, atol=1e-4)
-    shipped = scores(variant, False)
+    np.testing.assert_allclose(scores(variant, True, PROMPT), reference, atol=1e-4)
+    shipped = scores(variant, False, PROMPT)
     assert 1e-4 < np.abs(shipped - reference).max() < 0.5  # activations are rounded, but not more than to 8 bits
 
 
-def test_example_decodes_greedily(everywhere: Artifact, example: Path) -> None:
+def test_example_decodes_greedily(everywhere: Artifact, programs: Programs, scores: Scores) -> None:
     def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([example, *arguments], capture_output=True, text=True, check=False)
+        return subprocess.run([programs.example, *arguments], capture_output=True, text=True, check=False)
 
     params = everywhere.folder / "params.bin"
-    done = run(everywhere.folder / "host", params, "5", *map(str, PROMPT))
+    done = run(everywhere.folder / "host", params, str(MADE), *map(str, PROMPT))
     assert done.returncode == 0, done.stderr
-    tokens = [int(line) for line in done.stdout.split()]
-    # each made token is the likeliest one after all before it, within the error of int8 activations
-    text = np.array([PROMPT + tokens])
-    logits = reference_logits(everywhere.job.spec, everywhere.job.weights, text)[0][len(PROMPT) - 1 : -1]
-    assert len(tokens) == 5
-    assert (logits.max(-1) - logits[np.arange(5), tokens] < 0.5).all()
+    made = [int(line) for line in done.stdout.split()]
+    assert len(made) == MADE
+    variant, chosen_from = host_variants()[0].name, slice(len(PROMPT) - 1, -1)
+    exact, shipped = (scores(variant, precise, PROMPT + made)[chosen_from] for precise in (True, False))
+    assert unexplained(made, exact, shipped) == []
+    # the rule has teeth here: at a third of these steps even the second best token would have been noticed
+    second = [int(t) for t in np.argsort(exact, axis=-1)[:, -2]]
+    assert len(unexplained(second, exact, shipped)) >= MADE // 4
 
     assert "outside of the vocabulary" in run(everywhere.folder / "host", params, "1", "160").stderr
     assert "do not fit the context" in run(everywhere.folder / "host", params, "1", *["1"] * 97).stderr
     assert "holds no library for this CPU" in run(everywhere.folder, params, "1", "1").stderr
 
 
-def test_parameters_of_another_library_are_refused(everywhere: Artifact, example: Path, tmp_path: Path) -> None:
+def test_parameters_of_another_library_are_refused(everywhere: Artifact, programs: Programs, tmp_path: Path) -> None:
     data = bytearray((everywhere.folder / "params.bin").read_bytes())
     changed = {"another": data[:16] + bytes(32) + data[48:], "cut": data[:70], "text": b"hello" * 100}
     for name, content in changed.items():
         (tmp_path / name).write_bytes(content)
-        command = [example, everywhere.folder / "host", tmp_path / name, "1", "1"]
+        command = [programs.example, everywhere.folder / "host", tmp_path / name, "1", "1"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 1 and str(tmp_path / name) in done.stderr
     short = tmp_path / "short"
     short.write_bytes(data[: len(data) // 2])
-    command = [example, everywhere.folder / "host", short, "1", "1"]
+    command = [programs.example, everywhere.folder / "host", short, "1", "1"]
     assert "cut short" in subprocess.run(command, capture_output=True, text=True, check=False).stderr
 
 
 @needs_emulator
 def test_arm64_agrees_with_this_machine(
-    everywhere: Artifact, scores: Callable[[str, bool], Floats], arm_packages: Path, tmp_path: Path
+    everywhere: Artifact, scores: Scores, arm_programs: Programs, arm_packages: Path, tmp_path: Path
 ) -> None:
-    program, out = tmp_path / "scores", tmp_path / "logits"
-    source = Path(__file__).with_name("scores.cc")
-    compile_program(everywhere.folder, source, program, arm_packages, "aarch64-linux-gnu.2.28")
-    libraries = [arm_packages / "tvm" / "lib", arm_packages / "tvm_ffi" / "lib"]
-    here = host_variants()[0].name
+    out, libraries = tmp_path / "logits", [arm_packages / "tvm" / "lib", arm_packages / "tvm_ffi" / "lib"]
+    same = {exact: scores(host_variants()[0].name, exact, PROMPT) for exact in (True, False)}
     for variant in arm64.CPUS:
         for exact in (True, False):
             library = everywhere.folder / "aarch64-linux-gnu" / f"libmodel-{variant}.so"
-            command = [program, library, everywhere.folder / "params.bin", str(int(exact)), out, *map(str, PROMPT)]
-            done = arm64.run(command, cpu=variant, libraries=libraries)
+            arguments = [library, everywhere.folder / "params.bin", str(int(exact)), out, *map(str, PROMPT)]
+            done = arm64.run([arm_programs.scores, *arguments], cpu=variant, libraries=libraries)
             assert done.returncode == 0, done.stderr
             found = np.fromfile(out, np.float32).reshape(len(PROMPT), -1)
             # without integer dot products, what ships is the exact path
-            same = scores(here, exact or variant == "neon")
-            assert np.abs(found - same).max() <= (1e-5 if exact or variant == "neon" else 1e-3)
+            alike = exact or variant == "neon"
+            assert np.abs(found - same[alike]).max() <= (1e-5 if alike else 1e-3)
 
 
 @needs_emulator
 def test_example_picks_the_variant_of_an_emulated_cpu(
-    everywhere: Artifact, arm_packages: Path, example: Path, tmp_path: Path
+    everywhere: Artifact, arm_programs: Programs, arm_packages: Path, tmp_path: Path
 ) -> None:
-    program = tmp_path / "example"
-    source = everywhere.folder / "example" / "example.cc"
-    compile_program(everywhere.folder, source, program, arm_packages, "aarch64-linux-gnu.2.28")
     libraries = [arm_packages / "tvm" / "lib", arm_packages / "tvm_ffi" / "lib"]
     for cpu in arm64.CPUS:
         folder = tmp_path / cpu  # only the library that this CPU should take
         folder.mkdir()
         name = f"libmodel-{cpu}.so"
         (folder / name).symlink_to(everywhere.folder / "aarch64-linux-gnu" / name)
-        command = [program, folder, everywhere.folder / "params.bin", "3", *map(str, PROMPT)]
+        command = [arm_programs.example, folder, everywhere.folder / "params.bin", "3", *map(str, PROMPT)]
         done = arm64.run(command, cpu=cpu, libraries=libraries)
         assert done.returncode == 0, done.stderr
         assert len(done.stdout.split()) == 3
