@@ -216,7 +216,10 @@ class Run:
         """The solver at 4.25 bits a weight against uniform group 32, which takes 4.5 (scales counted as fp16)."""
         bench = self.bench()
         tokens = calibration_tokens(Calibration(tokens=4096, seed=1), None, TINY, bench.spec)
-        items = budget.sensitivities(bench.spec, bench.slots, bench.original, tokens, True, silent, scale_bytes=2)
+        methods = {s.name: "gptq" for s in bench.slots}
+        items = budget.sensitivities(
+            bench.spec, bench.slots, bench.original, tokens, True, silent, methods, scale_bytes=2
+        )
         weights = sum(s.rows * s.columns for s in bench.slots if s.kind != "norm")
         recipes: dict[str, list[dict[str, Any]]] = {}
         for method in ("rtn", "gptq"):
