@@ -15,7 +15,6 @@ import pytest
 from artifacts import EdgewrightError, read_manifest, silent, staged, write_manifest
 from compiler import pipeline
 from compiler.checkpoint import Checkpoint
-from device_farm.memory import read_split
 from edgewright.api import recipe_type
 from runtime_tests.child import Job
 from runtime_tests.process import child_environment, run_child
@@ -59,7 +58,8 @@ def test_parity_of_the_trained_checkpoint(package: Path) -> None:
 
 
 def test_memory_is_the_cache_and_little_more(package: Path) -> None:
-    """Parameters stay the file's: what a load adds to anonymous memory is the cache and at most 40 MB."""
+    """Parameters stay the file's: a load adds the cache to anonymous memory and at most 40 MB, here under 1 MB, and
+    running adds the activations of a chunk. Half of the parameters, in any precision, would be noticed."""
     program = (
         "import sys, json; from pathlib import Path; from artifacts import read_manifest\n"
         "from device_farm.memory import read_split; from runtime_tests.runners import make_runner\n"
@@ -74,10 +74,11 @@ def test_memory_is_the_cache_and_little_more(package: Path) -> None:
     runtime = read_manifest(package).runtime
     cache = 4 * runtime["layers"] * int(np.prod(runtime["key_shape"]) + np.prod(runtime["value_shape"]))
     activations = 128 * 4 * (3 * 768 + 4096)
-    assert cache <= loaded <= cache + 40e6
-    assert ran <= cache + activations + 40e6
-    assert mapped > (package / "params.bin").stat().st_size * 0.9  # they were read, through the map
-    assert read_split().anonymous > 0
+    size = (package / "params.bin").stat().st_size
+    spare = min(40e6, size / 2)
+    assert cache <= loaded <= cache + spare
+    assert ran <= cache + activations + spare
+    assert mapped > size * 0.9  # they were read, through the map
 
 
 def test_other_parameters_are_refused(package: Path, tmp_path: Path) -> None:

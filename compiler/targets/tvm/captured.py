@@ -12,10 +12,17 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Literal
 
+from artifacts import EdgewrightError
 from compiler.graph import capture_decoder
 from compiler.targets.base import Job
 
 _GETITEM = "getitem"
+# What `lower.py` turns into kernels and what upstream's converters do right, as far as tests show it.
+LOWERED = frozenset(
+    {_GETITEM, "aten.cat.default", "aten.mul.Tensor", "aten.silu.default", "aten.slice.Tensor", "aten.split.Tensor"}
+    | {f"edge.{op}.default" for op in ("linear", "embedding", "rms_norm", "add_rms_norm", "rotary", "attention")}
+)
+_ALL = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,10 @@ class PlainNode:
 
 
 def capture(job: Job, graph: Graph) -> list[PlainNode]:
-    """The decoder of a job, with its logits as the only output."""
+    """The decoder of a job, with its logits as the only output.
+
+    Raises EdgewrightError when it has ops that are not lowered, before anything is written or compiled.
+    """
     import torch.fx
 
     map_arg: Any = torch.fx.map_arg
@@ -57,7 +67,29 @@ def capture(job: Job, graph: Graph) -> list[PlainNode]:
         args = (node.args[0][:1],) if node.op == "output" else node.args
         target = _GETITEM if node.target is operator.getitem else str(node.target)
         found.append(PlainNode(node.op, node.name, target, _plain(map_arg(args, lambda n: Reference(n.name)))))
+    refuse_unlowered(found)
     return found
+
+
+def refuse_unlowered(nodes: list[PlainNode]) -> None:
+    """Raises EdgewrightError naming the ops of a graph for which there is no lowering."""
+    missing = {node.target for node in nodes if node.op == "call_function" and node.target not in LOWERED}
+    for node in nodes:
+        if node.target == "aten.slice.Tensor" and not (whole_slice(node.args) or last_slice(node.args)):
+            missing.add(f"aten.slice.Tensor of {list(node.args[1:])}")
+    if missing:
+        raise EdgewrightError(f"tvm: no lowering for {', '.join(sorted(missing))}")
+
+
+def whole_slice(args: Any) -> bool:
+    """Whether the arguments of aten.slice (x, axis, start, stop) take all of x."""
+    _, _, start, stop = (*args, None, None, None)[:4]
+    return start in (0, None) and (stop is None or stop > _ALL)
+
+
+def last_slice(args: Any) -> bool:
+    """Whether they take the last token of [1, tokens, columns]."""
+    return tuple(args[1:3]) == (1, -1)
 
 
 def _plain(value: Any) -> Any:

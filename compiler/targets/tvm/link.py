@@ -19,8 +19,10 @@ from compiler.targets.tvm.triples import Triple
 
 PAGE_BYTES = 16384
 _C_LIBRARIES = {"android": ("libc.so", "libm.so"), "linux": ("libc.so.6", "libm.so.6")}
-_C_SYMBOLS = ("memcpy", "memset", "memmove")
-_M_SYMBOLS = ("fmaf", "expf", "sqrtf")
+_MEMORY = ("memcpy", "memset", "memmove")
+_MATH = ("fmaf", "expf", "sqrtf")
+C_SYMBOLS = (*_MEMORY, *_MATH)
+"""What the libraries may need of the C library."""
 
 
 def zig(*arguments: str) -> list[str]:
@@ -36,7 +38,7 @@ def shared_library(out: Path, objects: list[Path], triple: Triple) -> None:
     """Link position-independent objects into `out`. Raises RuntimeError with lld's message when a symbol is missing."""
     machine = "x86_64" if triple.llvm.startswith("x86_64") else "aarch64"
     c, m = _C_LIBRARIES[triple.system]
-    stubs = {"libtvm_runtime.so": (), "libtvm_ffi.so": _undefined(objects, "TVMFFI"), c: _C_SYMBOLS, m: _M_SYMBOLS}
+    stubs = {"libtvm_runtime.so": (), "libtvm_ffi.so": _undefined(objects, "TVMFFI"), c: _MEMORY, m: _MATH}
     with tempfile.TemporaryDirectory(prefix="edgewright-") as folder:
         libraries = [_stub(Path(folder), name, symbols, machine) for name, symbols in stubs.items()]
         _run(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
-import struct
 import subprocess
 
 import numpy as np
@@ -13,7 +11,7 @@ import pytest
 from compiler.targets.tvm import link
 from compiler.targets.tvm.target import TvmTarget
 from runtime_tests.runners.tvm import map_parameters
-from tests.compiler.targets.tvm import elf
+from tests.compiler.targets.tvm import elf, macho
 from tests.compiler.targets.tvm.conftest import EVERYWHERE, TABLE, Artifact
 
 ANDROID = "aarch64-linux-android24"
@@ -48,18 +46,20 @@ def test_dot_products_are_in_the_machine_code_of_their_variant_only(everywhere: 
 
 
 def test_ios_archive_holds_every_variant_as_a_system_library(everywhere: Artifact) -> None:
-    archive = everywhere.folder / "arm64-apple-ios16.0" / "libmodel.a"
-    assert archive.read_bytes()[:8] == b"!<arch>\n"
-    members = subprocess.run(
-        link.zig("ar", "t", str(archive)), capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert sorted(name.split("-")[0] for name in members if name.endswith("-0.o")) == ["dotprod", "i8mm", "neon"]
-    data = archive.read_bytes()
-    assert struct.pack("<II", 0xFEEDFACF, 0x0100000C) in data  # Mach-O, 64 bits, ARM64
+    objects = macho.read(everywhere.folder / "arm64-apple-ios16.0" / "libmodel.a")
+    assert all(found.ios == (16, 0) for found in objects)
     for variant in ("neon", "dotprod", "i8mm"):
-        assert f"edgewright_{variant}_".encode() in data
-    defined = re.findall(rb"___tvm_ffi__library_bin|__tvm_ffi_main\0", data)
-    assert not defined or b"edgewright" in data
+        own = [found for found in objects if found.name.startswith(f"{variant}-")]
+        defined = frozenset[str]().union(*(found.defined for found in own))
+        assert f"edgewright_{variant}___tvm_ffi__library_bin" in defined
+        assert all(f"edgewright_{variant}_" in symbol for symbol in defined)
+        # how ffi.SystemLib finds them, and nothing besides the C library that the README does not name
+        undefined = frozenset[str]().union(*(found.undefined for found in own)) - defined
+        assert "TVMFFIEnvModRegisterSystemLibSymbol" in undefined
+        assert all(symbol.startswith(("TVMFFI", "TVMBackend")) or symbol in link.C_SYMBOLS for symbol in undefined)
+    # all of it goes into one app, so nothing may be defined twice
+    every = [symbol for found in objects for symbol in found.defined]
+    assert len(every) == len(set(every)) > 3 * 20
 
 
 def test_parameters_are_the_packed_bytes(everywhere: Artifact) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from artifacts import EdgewrightError
 from compiler.models import decoder
 from compiler.slots import HALF, Scheme
 from compiler.targets.tvm import triples, weights
+from compiler.targets.tvm.captured import GRAPHS, PlainNode, Reference, capture, refuse_unlowered
 from compiler.targets.tvm.geometry import heads_of
 from tests.compiler.conftest import MINISTRAL3, random_tensors, reference_logits, save
 from tests.compiler.targets.tvm.conftest import TABLE, host_variants, small_job, tensor
@@ -21,7 +24,14 @@ SCHEMES: dict[str, tuple[Scheme, dict[str, Scheme]]] = {
     "int8": (Scheme(8, 32), {}),
     "per channel": (Scheme(4, 0), {}),
     "half": (HALF, {}),
-    "mixed": (Scheme(4, 32), {TABLE: Scheme(8, 64), "model.layers.1.self_attn.v_proj": Scheme(8, 32)}),
+    "mixed": (
+        Scheme(4, 32),
+        {
+            TABLE: Scheme(8, 64),
+            "model.layers.1.self_attn.v_proj": Scheme(8, 32),
+            "model.layers.0.mlp.gate_proj": Scheme(8, 32),
+        },
+    ),
     "untied": (Scheme(4, 32), {"lm_head": Scheme(8, 32)}),
 }
 
@@ -56,7 +66,6 @@ def parameters(job: Any) -> list[Any]:
 
 
 def module_of(job: Any) -> Any:
-    from compiler.targets.tvm.captured import GRAPHS, capture
     from compiler.targets.tvm.module import decoder_module
 
     captured = {graph: capture(job, graph) for graph in GRAPHS}
@@ -67,6 +76,46 @@ def make_job(folder: Path, name: str) -> Any:
     config = {**MINISTRAL3, "tie_word_embeddings": name != "untied"}
     scheme, others = SCHEMES[name]
     return small_job(folder, save(folder / "checkpoint", config, random_tensors(config)), others, scheme, chunk=16)
+
+
+def test_ops_without_a_lowering_are_refused_by_name() -> None:
+    def call(target: str, *args: Any) -> PlainNode:
+        return PlainNode("call_function", target, target, args)
+
+    x = Reference("x")
+    known = [call("edge.linear.default", x), call("aten.slice.Tensor", x, 1, -1, 1 << 62)]
+    refuse_unlowered([PlainNode("placeholder", "x", "x", ()), *known])
+    with pytest.raises(EdgewrightError, match=r"tvm: no lowering for aten\.cumsum\.default, aten\.sort\.default$"):
+        refuse_unlowered([*known, call("aten.sort.default", x), call("aten.cumsum.default", x, 1)])
+    with pytest.raises(EdgewrightError, match=r"aten\.slice\.Tensor of \[2, 4, 8\]"):
+        refuse_unlowered([call("aten.slice.Tensor", x, 2, 4, 8)])
+
+
+def test_captured_graphs_travel_without_pytorch(tmp_path: Path) -> None:
+    """What goes from process to process names no class of PyTorch, which would import it there: 130 MB."""
+    from compiler.targets.tvm.workers import capture_graphs
+
+    captured = capture_graphs(make_job(tmp_path, "mixed"))
+    assert set(captured.graphs) == set(GRAPHS) and len(captured.frequencies[0]) == MINISTRAL3["head_dim"] // 2
+    assert b"torch" not in pickle.dumps(captured)
+
+
+def test_rotary_tables_are_the_dialects_at_far_positions(tmp_path: Path) -> None:
+    """Computed by NumPy, for the memory's sake, and within a rounding of the reference's: also far out, where angles
+    are large."""
+    import torch
+
+    from compiler.dialect import edge
+
+    job = make_job(tmp_path, "int4")
+    inverse, factor = decoder.rotary_frequencies(job.spec)
+    found = {
+        t.name: np.concatenate(list(t.blocks()))
+        for t in weights.tensors(job, 100_000, (inverse, factor), "float16", lambda count: None)
+        if t.name in weights.ROTARY
+    }
+    for name, expected in zip(weights.ROTARY, edge.rotary(torch.arange(100_000)[None], inverse, factor), strict=True):
+        np.testing.assert_allclose(found[name], expected[0].numpy(), atol=2.5e-7, rtol=0)
 
 
 @pytest.mark.parametrize("name", SCHEMES)
