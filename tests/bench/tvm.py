@@ -2,18 +2,23 @@
 
 python -m tests.bench.tvm [--work FOLDER] [--rounds N] [decode] [full]
 
-Rates are medians over rounds in which both runtimes take turns, two threads each, each in a process of its own.
+Rates are medians over rounds in which both runtimes take turns, two threads each, each in a process of its own. A second
+table says where a decode step of ours goes: how much of it the matmuls take, and how fast they read their weights beside
+two threads that do nothing but read. `full` compiles 3.43B parameters and measures every process of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
 import sys
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
@@ -91,6 +96,65 @@ def decode(folder: Path) -> None:
     print(json.dumps(found))
 
 
+def limits(folder: Path) -> None:
+    """Child: a decode step, the matmuls of one, and what reading the same bytes takes; milliseconds and bytes."""
+    import tvm_ffi
+
+    from artifacts import read_manifest
+    from compiler.targets.tvm import isa
+    from compiler.targets.tvm.kernels import dot
+    from runtime_tests.runners.tvm import RUNNER, aligned, best_library, cpu_features, map_parameters
+
+    manifest = read_manifest(folder)
+    runner = RUNNER(folder, manifest.runtime)
+    runner.load(threads=2)
+    runner.prefill(np.arange(16, 16 + PROMPT))
+    found = {"step_ms": _median_ms(lambda: runner.decode(17), STEPS)}
+
+    library = best_library(runner._settings.libraries, cpu_features())
+    kind = next(i for i in vars(isa).values() if isinstance(i, isa.Isa) and i.name == library.variant)
+    kernels = tvm_ffi.load_module(str(folder / library.path)).imports[0]
+    steps, size, arrays = (
+        [],
+        0,
+        map_parameters(folder / runner._settings.params, str(manifest.runtime["params_digest"])),
+    )
+    for codes, scales in itertools.pairwise(arrays):
+        if codes.dtype != np.uint8 or scales.dtype != np.float16:
+            continue
+        rows, columns, groups = codes.shape[0], codes.shape[1] * 2, scales.shape[1]
+        layout = dot.layout(columns, 4, columns // groups, kind)
+        assert layout is not None
+        given = [aligned(s, d) for s, d in (((1, columns), np.int8), ((1, groups), np.float32))]
+        if layout.starts:
+            given.append(aligned((1, layout.units, layout.starts), np.int32))
+        for array in given:
+            array.fill(1)
+        tensors = [tvm_ffi.from_dlpack(a) for a in (codes, scales, *given, aligned((1, 1, rows), np.float32))]
+        steps.append((kernels[f"dot_{rows}_{columns}_4_{columns // groups}_gemv"], tensors))
+        size += codes.nbytes + scales.nbytes
+
+    def matmuls() -> None:
+        for kernel, tensors in steps:
+            kernel(*tensors)
+
+    words = np.fromfile(folder / runner._settings.params, np.uint64, size // 8)
+    halves = np.array_split(words, 2)
+    with ThreadPoolExecutor(2) as pool:
+        found["read_ms"] = _median_ms(lambda: list(pool.map(np.bitwise_or.reduce, halves)), 8)
+    found |= {"matmul_ms": _median_ms(matmuls, STEPS), "bytes": size}
+    print(json.dumps(found))
+
+
+def _median_ms(call: Callable[[], object], times: int) -> float:
+    found = []
+    for _ in range(times):
+        started = time.monotonic()
+        call()
+        found.append(1e3 * (time.monotonic() - started))
+    return statistics.median(found)
+
+
 def compare(work: Path, rounds: int) -> None:
     """Decode rates of the 600M geometry."""
     source = make_checkpoint(work / "600m", "600m")
@@ -114,6 +178,18 @@ def compare(work: Path, rounds: int) -> None:
             rows.append([f"{name}, group {group}", rate, f"{rate / base:.2f}", *map(round, memory[target])])
     header = ["600M, INT4, two threads", "tok/s", "x onnxruntime", "anonymous MB after load", "and after decoding"]
     table("Decoding beside onnxruntime", header, rows)
+    rows = []
+    for group in GROUPS:
+        found = python("tests.bench.tvm", "--child", "limits", work / f"tvm-600m-g{group}" / "tvm").result
+        step, matmuls, read = found["step_ms"], found["matmul_ms"], found["read_ms"]
+        rate = found["bytes"] / 1e6
+        rows.append([f"TVM, group {group}", step, matmuls, f"{matmuls / step:.2f}", rate / matmuls, read, rate / read])
+    header = ["what limits a step", "step ms", "its matmuls ms", "share", "GB/s in them", "reading alone ms", "GB/s"]
+    table(
+        "Where a decode step goes: matmuls over packed weights, and two threads of NumPy that only read them",
+        header,
+        rows,
+    )
 
 
 class TreePeak(threading.Thread):
@@ -195,8 +271,8 @@ def full(work: Path) -> None:
 
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
-        if sys.argv[2] == "decode":
-            decode(Path(sys.argv[3]))
+        if sys.argv[2] in ("decode", "limits"):
+            (decode if sys.argv[2] == "decode" else limits)(Path(sys.argv[3]))
         else:
             target = sys.argv[6] if sys.argv[2] == "build" else None
             build(Path(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5]), target)
