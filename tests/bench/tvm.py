@@ -2,9 +2,9 @@
 
 python -m tests.bench.tvm [--work FOLDER] [--rounds N] [decode] [full]
 
-Rates are medians over rounds in which both runtimes take turns, two threads each, each in a process of its own. A second
-table says where a decode step of ours goes: how much of it the matmuls take, and how fast they read their weights beside
-two threads that do nothing but read. `full` compiles 3.43B parameters and measures every process of it.
+Rates are medians over rounds in which both runtimes take turns, two threads each, each in a process of its own. A
+second table says where a decode step of ours goes: how much of it the matmuls take, and how fast they read their
+weights beside two threads that do nothing but read. `full` compiles 3.43B parameters and measures every process of it.
 """
 
 from __future__ import annotations
