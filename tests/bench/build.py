@@ -25,6 +25,7 @@ def edgewright(source: Path, out: Path, group: int) -> dict[str, float]:
 
     recipe = _recipe(source, group)
     checkpoint = Checkpoint(source)
+    shutil.rmtree(out / "quantized", ignore_errors=True)  # what an earlier run left would be taken as it is
     started = time.monotonic()
     quantized = pipeline.quantize(recipe, checkpoint, "bench", None, out / "quantized", silent)
     between = time.monotonic()

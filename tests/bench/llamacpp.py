@@ -121,6 +121,15 @@ def quantize_q4_0(source: Path, out: Path, *, pure: bool = False) -> Path:
     return out
 
 
+def quantized_copy(source: Path, out: Path, *, pure: bool = False) -> Path:
+    """A checkpoint as Q4_0 in `out`, unless it is there already."""
+    if not out.exists():
+        bf16 = write_gguf(source, out.with_suffix(".bf16.gguf"))
+        quantize_q4_0(bf16, out, pure=pure)
+        bf16.unlink()
+    return out
+
+
 def runner(file: Path, window: int) -> Callable[[NDArray[np.int64]], Any]:
     """A function from token windows [n, window] to logits of all positions, float32 [n, window, vocab], as a tensor."""
     import torch

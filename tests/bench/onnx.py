@@ -13,6 +13,9 @@ from tests.bench import llamacpp
 from tests.bench.measure import MB, python, size_of, table, warm
 from tests.bench.synthetic import ROOT, make_checkpoint
 
+BUILDER = "onnxruntime-genai builder, group 32"
+LLAMA, LLAMA_PURE = "llama.cpp Q4_0", "llama.cpp Q4_0 pure"
+
 
 def full(work: Path) -> None:
     """3.43B parameters, INT4 group 64: limits 600 MB, 120 s, 1.95 GB."""
@@ -62,11 +65,14 @@ def peers(work: Path) -> None:
     table("Compiling", header, rows)
 
 
-def decode(work: Path, rounds: int) -> None:
-    """Decode rates in interleaved rounds: our groups 32, 64, 128, the builder's graph, llama.cpp's Q4_0."""
+def decode(work: Path, rounds: int) -> dict[str, float]:
+    """Tokens/s in interleaved rounds, by name: every group of ours, the builder's graph, llama.cpp's Q4_0.
+
+    Ratios are medians over rounds, so that a busy moment weighs on both sides.
+    """
     source = make_checkpoint(work / "600m", "600m")
     packages: dict[str, tuple[str, Path]] = {}
-    for group in (32, 64, 128):
+    for group in (32, 64, 128, 256):
         out = work / f"600m-g{group}"
         if not (out / "onnx" / "model.onnx").exists():
             python("tests.bench.build", "edgewright", source, out, group)
@@ -74,29 +80,33 @@ def decode(work: Path, rounds: int) -> None:
     builder = work / "600m-genai" / "onnx"
     if not (builder / "model.onnx").exists():
         python("tests.bench.build", "genai", source, work / "600m-genai", 32)
-    packages["onnxruntime-genai builder, group 32"] = ("onnx", builder)
+    packages[BUILDER] = ("onnx", builder)
     if llamacpp.available():
-        file = work / "600m-q4_0.gguf"
-        if not file.exists():
-            bf16 = llamacpp.write_gguf(source, work / "600m-bf16.gguf")
-            llamacpp.quantize_q4_0(bf16, file)
-            bf16.unlink()
-        packages["llama.cpp Q4_0"] = ("llama", file)
+        for name, pure in ((LLAMA, False), (LLAMA_PURE, True)):
+            packages[name] = (
+                "llama",
+                llamacpp.quantized_copy(source, work / f"600m-q4_0{'-pure' * pure}.gguf", pure=pure),
+            )
     else:
         print("llama.cpp is left out: pip install llama-cpp-python gguf")
     rates: dict[str, list[float]] = {name: [] for name in packages}
     for turn in range(rounds):
-        order = list(packages) if turn % 2 == 0 else list(packages)[::-1]
-        for name in order:
+        for name in list(packages)[:: 1 if turn % 2 == 0 else -1]:
             rates[name].append(python("tests.bench.decode", *packages[name]).result["tokens_per_s"])
-    baseline = list(packages)[-1]
+    beside = [name for name in (BUILDER, LLAMA, LLAMA_PURE) if name in packages]
     rows: list[list[object]] = []
     for name, (_, path) in packages.items():
-        ratios = [a / b for a, b in zip(rates[name], rates[baseline], strict=True)]
+        ratios = [statistics.median(a / b for a, b in zip(rates[name], rates[other], strict=True)) for other in beside]
         size = size_of(path) if path.is_dir() else path.stat().st_size
-        rows.append([name, statistics.median(rates[name]), round(size / MB), f"{statistics.median(ratios):.2f}"])
-    header = [f"600M, 2 threads, median of {rounds} interleaved rounds", "tok/s", "MB", f"× {baseline}, same round"]
+        rows.append([name, statistics.median(rates[name]), round(size / MB), *(f"{ratio:.2f}" for ratio in ratios)])
+    header = [
+        f"600M, 2 threads, medians of {rounds} interleaved rounds",
+        "tok/s",
+        "MB",
+        *(f"× {name}" for name in beside),
+    ]
     table("Decoding", header, rows)
+    return {name: statistics.median(found) for name, found in rates.items()}
 
 
 def groups(work: Path) -> None:
@@ -127,7 +137,7 @@ def groups(work: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/bench"), help="checkpoints and packages are kept here")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("parts", nargs="*", help="full, peers, decode, groups; default all")
     args = parser.parse_args()
     parts = args.parts or ["full", "peers", "decode", "groups"]

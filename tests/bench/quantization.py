@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from compiler.quantize.packed import PackedWeights
 from compiler.quantize.rules import Assignment, assign
 from compiler.targets import target_options
 from recipes.schema import Calibration, Rule, recipe_model
-from tests.bench import llamacpp, peers
+from tests.bench import llamacpp, onnx, peers
 from tests.bench.measure import MB, python, table
 from tests.bench.quality import WINDOW, Bench, Quality, Table
 from tests.bench.synthetic import ROOT, make_checkpoint
@@ -97,10 +96,10 @@ class Run:
         self.work, self.tokens = work, tokens
         self.figures_file = work / "figures.json"
 
-    def record(self, found: Mapping[str, Quality], size: Mapping[str, float]) -> None:
-        """size: bytes of the weights, by name."""
+    def record(self, kind: str, found: Mapping[str, Quality], size: Mapping[str, float]) -> None:
+        """kind: what `size` counts the bytes of, whole "files" or "weights" alone."""
         known = json.loads(self.figures_file.read_text()) if self.figures_file.exists() else {}
-        known |= {name: {"mean_kl": q.mean_kl, "bytes": size[name]} for name, q in found.items() if name in size}
+        known.setdefault(kind, {}).update({n: {"mean_kl": q.mean_kl, "bytes": size[n]} for n, q in found.items()})
         self.figures_file.write_text(json.dumps(known, indent=1))
 
     def compare(
@@ -118,7 +117,7 @@ class Run:
             )
         found = bench.measure(tables)
         show(title, found, bits, base)
-        self.record(found, sizes)
+        self.record("weights", found, sizes)
         return found
 
     def bench(self) -> Bench:
@@ -180,37 +179,28 @@ class Run:
             print("llama.cpp is left out: pip install llama-cpp-python gguf")
             return
         bench = self.bench()
-        files = {"bf16": llamacpp.write_gguf(TINY, self.work / "tiny-bf16.gguf")}
-        for name, pure in (("llama.cpp Q4_0", False), ("llama.cpp Q4_0 pure", True)):
-            files[name] = llamacpp.quantize_q4_0(files["bf16"], self.work / f"{name.replace(' ', '-')}.gguf", pure=pure)
+        bf16 = llamacpp.write_gguf(TINY, self.work / "tiny-bf16.gguf")
         check = bench.windows[:2]
         expected = bench.logits(bench.original, check)
-        wrong = float((llamacpp.runner(files["bf16"], WINDOW)(check) - expected).abs().max())
+        wrong = float((llamacpp.runner(bf16, WINDOW)(check) - expected).abs().max())
         print(f"llama.cpp bf16 logits differ from the reference by at most {wrong:.4f}")
-        tables: dict[str, Any] = {}
+        runners: dict[str, Any] = {}
         size: dict[str, float] = {}
-        for name, file in files.items():
-            if name != "bf16":
-                tables[name] = bench.original.changed(peers.gguf_weights(file, bench.spec))
-                tables[f"{name}, as it runs"] = llamacpp.runner(file, WINDOW)
-                size[name] = size[f"{name}, as it runs"] = file.stat().st_size
-        ours = {
-            "gptq g128 embedding int4": [entry("gptq", 128)],
-            "gptq g128 embedding int8": [entry("gptq", 128, match=TABLE) | {"bits": 8}, entry("gptq", 128)],
-            "gptq g128 embedding int8 g256": [entry("gptq", 256, match=TABLE) | {"bits": 8}, entry("gptq", 128)],
-        }
+        for name, pure in ((onnx.LLAMA, False), (onnx.LLAMA_PURE, True)):
+            file = llamacpp.quantize_q4_0(bf16, self.work / f"{name.replace(' ', '-')}.gguf", pure=pure)
+            runners[name], size[name] = llamacpp.runner(file, WINDOW), file.stat().st_size
+        ours = {f"{m} g{g} embedding int4": [entry(m, g)] for g in (32, 64, 128, 256) for m in ("rtn", "gptq")}
         for name, entries in ours.items():
             folder = self.work / "weights" / TINY.name / name.replace(" ", "_")
-            tables[name], assignment = quantized(bench, folder, entries)
+            _, assignment = quantized(bench, folder, entries)
             package = onnx_package(bench, folder, assignment, self.work / "packages" / name.replace(" ", "_"))
-            tables[f"{name}, as it runs"] = onnx_runner(package)
-            size[name] = size[f"{name}, as it runs"] = size_of_model(package)
-        found = bench.measure(tables)
+            runners[name], size[name] = onnx_runner(package), size_of_model(package)
+        found = bench.measure(runners)
         rows: list[list[object]] = [
             [name, f"{q.mean_kl:.6f}", f"{q.error:.6f}", f"{q.top1:.4f}", int(size[name])] for name, q in found.items()
         ]
-        table("llama.cpp and ONNX packages, whole model files", ["", "mean KL", "± ", "top-1", "bytes of file"], rows)
-        self.record(found, size)
+        table("Whole model files in their own runtimes", ["", "mean KL", "± ", "top-1", "bytes of file"], rows)
+        self.record("files", found, size)
 
     def budget(self) -> None:
         """The solver at 4.25 bits a weight against uniform group 32, which takes 4.5 (scales counted as fp16)."""
@@ -247,70 +237,48 @@ class Run:
             tables[name] = onnx_runner(onnx_package(bench, folder, assignment, out, **options))
         show("KV cache, INT8 weights, as onnxruntime runs them", bench.measure(tables), {})
 
-    def rate(self, rounds: int = 5) -> None:
-        """600M, INT4 group 128 against llama.cpp's Q4_0, interleaved rounds on two threads."""
-        source = make_checkpoint(self.work / "600m", "600m")
-        packages: dict[str, tuple[str, Path]] = {}
-        for group in (32, 64, 128, 256):
-            out = self.work / f"600m-g{group}"
-            if not (out / "onnx" / "model.onnx").exists():
-                python("tests.bench.build", "edgewright", source, out, group)
-            packages[f"g{group}"] = ("onnx", out / "onnx")
-        if llamacpp.available():
-            file = self.work / "600m-q4_0.gguf"
-            if not file.exists():
-                bf16 = llamacpp.write_gguf(source, self.work / "600m-bf16.gguf")
-                llamacpp.quantize_q4_0(bf16, file)
-                bf16.unlink()
-            packages["llama.cpp Q4_0"] = ("llama", file)
-        rates: dict[str, list[float]] = {name: [] for name in packages}
-        for turn in range(rounds):
-            for name in list(packages)[:: 1 if turn % 2 == 0 else -1]:
-                rates[name].append(python("tests.bench.decode", *packages[name]).result["tokens_per_s"])
-        last = rates[list(packages)[-1]]
-        rows: list[list[object]] = [
-            [name, statistics.median(r), f"{statistics.median(a / b for a, b in zip(r, last, strict=True)):.2f}"]
-            for name, r in rates.items()
-        ]
-        table("600M, 2 threads", [f"{rounds} rounds", "tok/s", "× the last, same round"], rows)
-        (self.work / "rates.json").write_text(json.dumps({n: statistics.median(r) for n, r in rates.items()}))
+    def rate(self) -> None:
+        """Decode rates of the 600M geometry by group, beside llama.cpp's Q4_0."""
+        rates = onnx.decode(self.work, 9)
+        (self.work / "rates.json").write_text(json.dumps(rates))
 
     def plot(self) -> None:
-        """pareto.png: divergence over bytes of the tiny checkpoint's weights; decode rate of the 600M by group."""
+        """The Pareto front of divergence, bytes and decode rate; pareto.png draws it, and the methods beside it."""
         import matplotlib
 
         matplotlib.use("Agg")
         from matplotlib import pyplot
 
-        figures = json.loads(self.figures_file.read_text())
-        file = self.work / "rates.json"
-        rates = json.loads(file.read_text()) if file.exists() else {}
-        chosen = {n: f for n, f in figures.items() if "outliers" not in n}
+        known, rates = json.loads(self.figures_file.read_text()), json.loads((self.work / "rates.json").read_text())
+        points = {
+            name: (found["mean_kl"], found["bytes"] / MB, -rates[rate_name(name)])
+            for name, found in known["files"].items()
+        }
         front = [
-            n
-            for n, f in chosen.items()
-            if not any(o["mean_kl"] < f["mean_kl"] and o["bytes"] <= f["bytes"] for o in chosen.values())
+            name
+            for name, mine in points.items()
+            if not any(o != mine and all(a <= b for a, b in zip(o, mine, strict=True)) for o in points.values())
         ]
-        figure, axes = pyplot.subplots(1, 2, figsize=(15, 7))
-        for name, found in chosen.items():
+        figure, axes = pyplot.subplots(1, 3, figsize=(20, 7))
+        for name, (kl, size, rate) in points.items():
             color = "tab:red" if "llama" in name else "tab:blue" if name in front else "tab:gray"
-            axes[0].plot(found["bytes"] / MB, found["mean_kl"], "o", color=color)
-            axes[0].annotate(name, (found["bytes"] / MB, found["mean_kl"]), fontsize=6, color=color)
-        axes[0].set(xlabel="MB", ylabel="mean KL, nats", yscale="log", title="tiny-ministral3 (blue: Pareto front)")
-        for group in (32, 64, 128, 256):
-            for method in ("rtn", "gptq"):
-                name = f"{method} g{group} embedding int4"
-                if f"g{group}" in rates and name in figures:
-                    axes[1].plot(rates[f"g{group}"], figures[name]["mean_kl"], "o", color="tab:blue")
-                    axes[1].annotate(name, (rates[f"g{group}"], figures[name]["mean_kl"]), fontsize=7)
-        if "llama.cpp Q4_0" in rates and "llama.cpp Q4_0" in figures:
-            for name in ("llama.cpp Q4_0", "llama.cpp Q4_0 pure"):
-                axes[1].plot(rates["llama.cpp Q4_0"], figures[name]["mean_kl"], "o", color="tab:red")
-                axes[1].annotate(name, (rates["llama.cpp Q4_0"], figures[name]["mean_kl"]), fontsize=7)
-        axes[1].set(xlabel="tokens/s of the 600M geometry", ylabel="mean KL, nats", yscale="log")
+            for axis, x in ((axes[0], size), (axes[1], -rate)):
+                axis.plot(x, kl, "o", color=color)
+                axis.annotate(f" {name}", (x, kl), fontsize=7, color=color)
+        axes[0].set(xlabel="MB of tiny-ministral3's model file", title="Whole files in their own runtimes")
+        axes[1].set(xlabel="tokens/s of the 600M geometry, two threads", title="Blue: on the front of all three")
+        for method in ("rtn", "mse", "hqq", "awq", "gptq"):
+            found = [known["weights"].get(f"{method} g{group}") for group in (32, 64, 128)]
+            bits = [4 + 16 / group for group in (32, 64, 128)]
+            line = [(b, f["mean_kl"]) for b, f in zip(bits, found, strict=True) if f]
+            axes[2].plot(*zip(*line, strict=True), "o-", label=method)
+        axes[2].set(xlabel="bits a weight, scales as fp16", title="Methods at groups 128, 64, 32; embedding at 16 bits")
+        axes[2].legend()
+        for axis in axes:
+            axis.set(yscale="log", ylabel="mean KL, nats")
         figure.tight_layout()
-        figure.savefig(self.work / "pareto.png", dpi=150)
-        print(f"Pareto front of divergence and bytes: {', '.join(sorted(front, key=lambda n: chosen[n]['bytes']))}")
+        figure.savefig(self.work / "pareto.png", dpi=120)
+        print(f"On the Pareto front of divergence, bytes and rate: {', '.join(front)}")
         print(f"wrote {self.work / 'pareto.png'}")
 
     def full(self) -> None:
@@ -321,6 +289,12 @@ class Run:
             run = python("tests.bench.calibrate", source, self.work / f"3b-{method}", method)
             rows.append([method, run.seconds, round(run.peak_bytes / MB)])
         table("3.43B, INT4 group 128, 16,384 calibration tokens", ["", "seconds", "peak RSS MB"], rows)
+
+
+def rate_name(name: str) -> str:
+    """The name under which `onnx.decode` measures model files of this kind."""
+    group = name.split(" ")[1].removeprefix("g")
+    return name if name in (onnx.LLAMA, onnx.LLAMA_PURE) else f"edgewright, group {group}"
 
 
 def outlier_copy(source: Path, out: Path) -> Path:
