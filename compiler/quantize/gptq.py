@@ -70,10 +70,7 @@ def rounder(options: GptqOptions, inputs: Inputs | None = None) -> Rounder:
         target = rows if correction is None else rows + rows @ correction
         solution = Solution(target, hessian, scheme, options.candidates)
         solution.round_in_order(factor, order)
-        for _ in range(options.refinements):
-            solution.refit_scales()
-            if not solution.descend():
-                break
+        solution.refine(options.refinements)
         return solution.codes()
 
     return quantize
@@ -157,43 +154,69 @@ class Solution:
                 left[i + 1 : stop].addr_(factor[i, i + 1 : stop], error, alpha=-1)
             left[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
 
-    def refit_scales(self) -> None:
-        """Give every scale, group after group, the value that minimizes the error for the codes as they are."""
+    def refine(self, rounds: int) -> None:
+        """Coordinate descent, at most `rounds` sweeps over the groups: each one's scale, then its codes in order.
+
+        Every step is the exact minimizer of the error while all else stands still. Within a span of columns the
+        gradient follows each step; the columns outside get the span's sum of changes in one multiplication.
+        """
         import torch
 
         gradient = self._gradient()
-        for group in range(len(self._scales)):
-            at = slice(group * self._group, (group + 1) * self._group)
-            levels = self._levels[at]
-            curvature = (levels * (self._hessian[at, at] @ levels)).sum(0)
-            step = (levels * gradient[at]).sum(0) / curvature.clamp(min=torch.finfo(torch.float32).tiny)
-            old = self._scales[group]
-            new = torch.where(curvature > 0, old + step, old)
-            # a scale near zero would lose its codes' meaning: keep the old one
-            new = rtn.representable(torch.where(new.abs() > old.abs() / 4, new, old))
-            gradient.addmm_(self._hessian[:, at], levels * (new - old), alpha=-1)
-            self._scales[group] = new
+        columns, span = len(gradient), max(self._group, _BLOCK)
+        for _ in range(rounds):
+            changed = False
+            for start in range(0, columns, span):
+                stop = min(start + span, columns)
+                inner, hessian = gradient[start:stop].clone(), self._hessian[start:stop, start:stop]
+                moves = torch.zeros_like(inner)
+                for first in range(start, stop, self._group):
+                    at = slice(first - start, first - start + self._group)
+                    moves[at] = self._refit_scale(first // self._group, inner[at], hessian[at, at])
+                    inner.addmm_(hessian[:, at], moves[at], alpha=-1)
+                    for block in range(at.start, at.stop, _BLOCK):
+                        part = slice(block, min(block + _BLOCK, at.stop))
+                        found = self._descend(start + block, inner[part].clone(), hessian[part, part])
+                        inner.addmm_(hessian[:, part], found, alpha=-1)
+                        moves[part] += found
+                        changed = changed or bool(found.any())
+                gradient[start:stop] = inner
+                gradient[:start].addmm_(self._hessian[:start, start:stop], moves, alpha=-1)
+                gradient[stop:].addmm_(self._hessian[stop:, start:stop], moves, alpha=-1)
+            if not changed:
+                break
 
-    def descend(self) -> bool:
-        """One sweep of coordinate descent over all codes; whether any changed."""
+    def _refit_scale(self, group: int, gradient: Tensor, hessian: Tensor) -> Tensor:
+        """Give a group's scales the values that minimize the error for its codes; the change of its weights."""
         import torch
 
-        gradient = self._gradient()
-        diagonal = self._hessian.diagonal().tolist()
-        columns, changed = len(gradient), False
-        for start in range(0, columns, _BLOCK):
-            stop = min(start + _BLOCK, columns)
-            moves = torch.empty((stop - start, gradient.shape[1]))
-            for i in range(start, stop):
-                scale = self._scales[i // self._group]
-                levels = self._nearest(i, torch.addcmul(gradient[i] / diagonal[i], self._levels[i], scale))
-                move = (levels - self._levels[i]) * scale
-                self._levels[i] = levels
-                moves[i - start] = move
-                gradient[i + 1 : stop].addr_(self._hessian[i, i + 1 : stop], move, alpha=-1)
-            changed = changed or bool(moves.any())
-            gradient[stop:].addmm_(self._hessian[stop:, start:stop], moves, alpha=-1)
-        return changed
+        levels = self._levels[group * self._group : (group + 1) * self._group]
+        curvature = (levels * (hessian @ levels)).sum(0)
+        step = (levels * gradient).sum(0) / curvature.clamp(min=torch.finfo(torch.float32).tiny)
+        old = self._scales[group]
+        new = torch.where(curvature > 0, old + step, old)
+        # a scale near zero would lose its codes' meaning: keep the old one
+        new = rtn.representable(torch.where(new.abs() > old.abs() / 4, new, old))
+        change = levels * (new - old)
+        self._scales[group] = new
+        return change
+
+    def _descend(self, start: int, gradient: Tensor, hessian: Tensor) -> Tensor:
+        """Move the codes of a block of columns from `start` on, one column after another; the change of its weights.
+
+        gradient, which is used up, and hessian are those of the block.
+        """
+        import torch
+
+        moves = torch.empty_like(gradient)
+        scale = self._scales[start // self._group]
+        for i, diagonal in enumerate(hessian.diagonal().tolist()):
+            old = self._levels[start + i]
+            levels = self._nearest(start + i, torch.addcmul(gradient[i] / diagonal, old, scale))
+            moves[i] = (levels - old) * scale
+            self._levels[start + i] = levels
+            gradient[i + 1 :].addr_(hessian[i, i + 1 :], moves[i], alpha=-1)
+        return moves
 
     def codes(self) -> Codes:
         import torch
