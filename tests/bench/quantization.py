@@ -264,10 +264,10 @@ class Run:
             color = "tab:red" if "llama" in name else "tab:blue" if name in front else "tab:gray"
             for axis, x in ((axes[0], size), (axes[1], -rate)):
                 axis.plot(x, kl, "o", color=color)
-                axis.annotate(f" {name}", (x, kl), fontsize=7, color=color)
+                axis.annotate(f" {name.removesuffix(' embedding int4')}", (x, kl), fontsize=7, color=color)
         for axis in axes[:2]:
             axis.margins(x=0.3)  # room for names
-        axes[0].set(xlabel="MB of tiny-ministral3's model file", title="Whole files in their own runtimes")
+        axes[0].set(xlabel="MB of tiny-ministral3's model file", title="Whole files in their own runtimes, INT4")
         axes[1].set(xlabel="tokens/s of the 600M geometry, two threads", title="Blue: on the front of all three")
         for method in ("rtn", "mse", "hqq", "awq", "gptq"):
             found = [known["weights"].get(f"{method} g{group}") for group in (32, 64, 128)]
