@@ -61,7 +61,8 @@ def rounder(options: GptqOptions, inputs: Inputs | None = None) -> Rounder:
         correction = inputs.drift @ inverse
         correction *= options.correction
     if order is not None:
-        inverse = inverse[order][:, order]
+        inverse = inverse[order]  # in two steps: each frees the matrix before it, which is 340 MB for 9,216 columns
+        inverse = inverse[:, order]
     # the upper factor U of H⁻¹ = UᵀU: row j holds what rounding column j costs the later ones
     factor = torch.linalg.cholesky(inverse, upper=True)
     del inverse
@@ -94,7 +95,7 @@ def invert(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
         added = share * mean
         lower, info = torch.linalg.cholesky_ex(damped)
         if not int(info):
-            return damped, torch.cholesky_inverse(lower)
+            return damped, torch.cholesky_inverse(lower, out=lower)
         if share >= _MOST_DAMPING:
             raise ValueError("the Hessian of the calibration inputs holds NaN or infinite values")
         share *= 10

@@ -77,7 +77,7 @@ def write_checkpoint(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(CONFIG))
 
 
-def compile_package(out: Path, options: dict[str, Any]) -> Path:
+def compile_package(out: Path, options: dict[str, Any], target: str = "onnx") -> Path:
     """An INT4 package of the random checkpoint, in a folder as ``edgewright run`` leaves it."""
     from compiler import pipeline
     from compiler.checkpoint import Checkpoint
@@ -94,7 +94,7 @@ def compile_package(out: Path, options: dict[str, Any]) -> Path:
             "checkpoint": {"path": str(source)},
             "quantize": {"rules": [{"match": "*", "bits": 4, "group": 32}]},
             "context": {"max_tokens": MAX_TOKENS},
-            "targets": {"onnx": options},
+            "targets": {target: options},
         }
     )
 
@@ -103,11 +103,11 @@ def compile_package(out: Path, options: dict[str, Any]) -> Path:
 
     checkpoint = Checkpoint(source)
     quantized = pipeline.quantize(recipe, checkpoint, "random", None, out / "quantized", silent)
-    with staged(out / "onnx") as partial:
-        draft = pipeline.build(recipe, "onnx", quantized, checkpoint, partial, silent)
-        pipeline.write_golden(recipe, "onnx", quantized, checkpoint, partial, silent)
+    with staged(out / target) as partial:
+        draft = pipeline.build(recipe, target, quantized, checkpoint, partial, silent)
+        pipeline.write_golden(recipe, target, quantized, checkpoint, partial, silent)
         write_manifest(partial, draft)
-    return out / "onnx"
+    return out / target
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from artifacts import EdgewrightError, read_manifest, staged, write_manifest
+from artifacts import EdgewrightError, read_manifest
 from runtime_tests.child import Job
 from runtime_tests.process import run_child
 from runtime_tests.runners import greedy, make_runner
@@ -21,7 +21,7 @@ from runtime_tests.runners.mlx import (
     replace_half_kernels,
     restore_zero_points,
 )
-from tests.runtime_tests.conftest import HEAD_DIM, KV_HEADS, LAYERS, MAX_TOKENS, VOCAB, write_checkpoint
+from tests.runtime_tests.conftest import HEAD_DIM, KV_HEADS, LAYERS, MAX_TOKENS, VOCAB, compile_package
 
 IDS = np.random.default_rng(3).integers(0, VOCAB, 100)
 
@@ -29,36 +29,7 @@ IDS = np.random.default_rng(3).integers(0, VOCAB, 100)
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An INT4 package of the random checkpoint with its golden vectors. Shared: read it, never change it."""
-    from compiler import pipeline
-    from compiler.checkpoint import Checkpoint
-    from compiler.quantize import method_options
-    from compiler.targets import target_options
-    from recipes.schema import recipe_model
-
-    out = tmp_path_factory.mktemp("mlx")
-    source = out / "checkpoint"
-    source.mkdir()
-    write_checkpoint(source)
-    recipe = recipe_model(target_options(), method_options()).model_validate(
-        {
-            "name": "random",
-            "checkpoint": {"path": str(source)},
-            "quantize": {"rules": [{"match": "*", "bits": 4, "group": 32}]},
-            "context": {"max_tokens": MAX_TOKENS},
-            "targets": {"mlx": {}},
-        }
-    )
-
-    def silent(stage: str, done: int, total: int) -> None:
-        pass
-
-    checkpoint = Checkpoint(source)
-    quantized = pipeline.quantize(recipe, checkpoint, "random", None, out / "quantized", silent)
-    with staged(out / "mlx") as partial:
-        draft = pipeline.build(recipe, "mlx", quantized, checkpoint, partial, silent)
-        pipeline.write_golden(recipe, "mlx", quantized, checkpoint, partial, silent)
-        write_manifest(partial, draft)
-    return out / "mlx"
+    return compile_package(tmp_path_factory.mktemp("mlx"), {}, "mlx")
 
 
 def opened(artifact: Path, *, exact: bool, **changes: Any) -> MlxRunner:

@@ -259,26 +259,27 @@ class Layer:
         def first(n: int) -> tuple[Tensor, Tensor]:
             return normed(n, source, full_source, "input_layernorm", qkv_names[0])
 
-        held = {"qkv": self.quantize(qkv_names, spec.hidden, first)}
+        held: dict[str, Tensor] = {}  # the matrices that the inputs of the next ones need
+        held["qkv"] = self.quantize(qkv_names, spec.hidden, first, held)
 
         def second(n: int) -> tuple[Tensor, Tensor]:
             attention.write(n, self.attend(linear(first(n)[0], held["qkv"])))
             return attention.read(n), full_attention.read(n) / self.columns.get(o_names[0], torch.ones(()))
 
-        held = {"o": self.quantize(o_names, spec.query_width, second)}
+        held["o"] = self.quantize(o_names, spec.query_width, second, held)
 
         def third(n: int) -> tuple[Tensor, Tensor]:
             middle.write(n, source.read(n) + linear(attention.read(n), held["o"]))
             return normed(n, middle, full_middle, "post_attention_layernorm", both_names[0])
 
-        held = {"both": self.quantize(both_names, spec.hidden, third)}
+        held["both"] = self.quantize(both_names, spec.hidden, third, held)
 
         def fourth(n: int) -> tuple[Tensor, Tensor]:
             inputs = self.norm(middle.read(n), self.norms["post_attention_layernorm"])
             product.write(n, self.gate(linear(inputs, held["both"])))
             return product.read(n), full_product.read(n) / self.columns.get(down_names[0], torch.ones(()))
 
-        held = {"down": self.quantize(down_names, spec.intermediate, fourth)}
+        held["down"] = self.quantize(down_names, spec.intermediate, fourth, held)
         wrong = total = 0.0
         for n in range(self.sequences):
             out, full = middle.read(n) + linear(product.read(n), held["down"]), full_target.read(n)
@@ -288,12 +289,22 @@ class Layer:
             self.advance()
         return math.sqrt(wrong / total) if total else 0.0
 
-    def quantize(self, names: tuple[str, ...], columns: int, inputs: Callable[[int], tuple[Tensor, Tensor]]) -> Tensor:
-        """Gather a point's inputs, quantize its matrices from them, and return these dequantized, stacked by rows."""
+    def quantize(
+        self,
+        names: tuple[str, ...],
+        columns: int,
+        inputs: Callable[[int], tuple[Tensor, Tensor]],
+        held: dict[str, Tensor],
+    ) -> Tensor:
+        """Gather a point's inputs, quantize its matrices from them, and return these dequantized, stacked by rows.
+
+        held: what `inputs` reads; emptied once everything is gathered, before memory is needed most.
+        """
         gathered = Gathered(columns, True)
         for n in range(self.sequences):
             gathered.add(*inputs(n))
             self.advance()
+        held.clear()
         found = gathered.inputs()
         rounders: dict[Any, Rounder] = {}
         parts = []

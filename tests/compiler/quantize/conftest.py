@@ -22,26 +22,10 @@ from compiler.quantize.rules import assign
 from compiler.targets import target_options
 from recipes.schema import Calibration, Rule, recipe_model
 from tests.bench.synthetic import ROOT
-from tests.compiler.conftest import YARN
+from tests.compiler.conftest import MINISTRAL3, random_tensors
 
 TINY = ROOT / "recipes" / "checkpoints" / "tiny-ministral3"
-CONFIG: dict[str, Any] = {
-    "architectures": ["Ministral3ForCausalLM"],
-    "model_type": "ministral3",
-    "vocab_size": 4096,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "rms_norm_eps": 1e-5,
-    "max_position_embeddings": 256,
-    "tie_word_embeddings": True,
-    "rope_parameters": YARN,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+CONFIG = MINISTRAL3 | {"vocab_size": 4096}  # that of the shipped tokenizer
 
 
 def save(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any] = CONFIG) -> Path:
@@ -54,19 +38,9 @@ def save(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any] 
     return folder
 
 
-def random_tensors(config: dict[str, Any] = CONFIG) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for slot in decoder.slots(decoder.read_spec(config)):
-        shape = (slot.columns,) if slot.kind == "norm" else (slot.rows, slot.columns)
-        values = torch.randn(shape, generator=generator)
-        tensors[slot.tensor] = (1 + values / 8 if slot.kind == "norm" else values / 8).bfloat16()
-    return tensors
-
-
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    return save(tmp_path / "small", random_tensors())
+    return save(tmp_path / "small", random_tensors(CONFIG))
 
 
 def rules(*entries: dict[str, Any]) -> tuple[Rule, ...]:

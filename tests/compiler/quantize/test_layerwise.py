@@ -17,8 +17,9 @@ from compiler.pipeline import OriginalWeights
 from compiler.quantize.calibration import calibration_tokens
 from compiler.quantize.metrics import divergence
 from recipes.schema import Calibration
+from tests.compiler.conftest import random_tensors
 
-from .conftest import CONFIG, TINY, Quantize, random_tensors, save
+from .conftest import CONFIG, TINY, Quantize, save
 
 KEEP = {"match": "model.embed_tokens", "bits": 16}
 
@@ -152,7 +153,7 @@ def test_progress_counts_every_unit(small: Path, quantize: Quantize) -> None:
 
 
 def test_an_overflowing_scale_names_its_tensor(tmp_path: Path, quantize: Quantize) -> None:
-    tensors = random_tensors()
+    tensors = random_tensors(CONFIG)
     tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = 1e7
     source = save(tmp_path / "huge", tensors)
     with pytest.raises(EdgewrightError, match=r"layers\.1\.mlp\.up_proj.*fp16.*bits: 16"):
