@@ -60,6 +60,7 @@ def rounder(options: GptqOptions, inputs: Inputs | None = None) -> Rounder:
     if inputs.drift is not None and options.correction:
         correction = inputs.drift @ inverse
         correction *= options.correction
+    inputs.drift = None  # its memory is needed for the factor
     if order is not None:
         inverse = inverse[order]  # in two steps: each frees the matrix before it, which is 340 MB for 9,216 columns
         inverse = inverse[:, order]

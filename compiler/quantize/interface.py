@@ -32,7 +32,8 @@ class Inputs:
     """What calibration knows of a matrix's inputs x, as means over calibration tokens, float32 [columns, columns].
 
     hessian: x xᵀ, where x is what the matrix gets with everything before it quantized.
-    drift: (x' - x) xᵀ, where x' is what it gets in the unquantized model; None when there is no difference.
+    drift: (x' - x) xᵀ, where x' is what it gets in the unquantized model; None when there is no difference. A rounder
+    that has used it sets it to None, so that its memory is free.
     """
 
     hessian: Tensor

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -306,14 +306,16 @@ class Layer:
             self.advance()
         held.clear()
         found = gathered.inputs()
-        rounders: dict[Any, Rounder] = {}
-        parts = []
-        for name in names:
-            slot = self.prefix + name
-            prepare = self.task.prepare.get(slot)
-            if prepare is not None and prepare not in rounders:
-                rounders[prepare] = prepare(found)
-            parts.append(self.quantize_slot(name, rounders[prepare] if prepare else None, found.hessian))
+        del gathered
+        prepares = [self.task.prepare.get(self.prefix + name) for name in names]
+        distinct = [prepare for prepare in dict.fromkeys(prepares) if prepare is not None]
+        # the last one may use the inputs up
+        rounders = {prepare: prepare(replace(found)) for prepare in distinct[:-1]}
+        rounders |= {prepare: prepare(found) for prepare in distinct[-1:]}
+        parts = [
+            self.quantize_slot(name, rounders[prepare] if prepare else None, found.hessian)
+            for name, prepare in zip(names, prepares, strict=True)
+        ]
         for _ in range(self.sequences):
             self.advance()
         return torch.cat(parts)
