@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from artifacts import Progress
 from compiler.checkpoint import row_blocks
 from compiler.models import decoder
-from compiler.quantize.calibrated.layerwise import Gathered, Layer, LayerFile, Task, quantize_matrix
+from compiler.quantize.calibrated.layerwise import Gathered, Layer, LayerFile, Task
+from compiler.quantize.calibrated.matrix import quantize_matrix
 from compiler.quantize.calibrated.states import Spill
 from compiler.quantize.interface import Inputs
 from compiler.quantize.packed import Codes, dequantize, unpack
@@ -88,7 +89,7 @@ def save_matrix(task: Task, name: str, prepare: Any, inputs: Inputs, file: Layer
         for start, stop in row_blocks(slot.rows, slot.columns, _BLOCK_BYTES):
             yield start, task.rows(name, start, stop)
 
-    tensors, evidence = quantize_matrix(task, slot, prepare(inputs), blocks(), inputs.hessian)
+    tensors, evidence = quantize_matrix(slot, task.assignment, prepare(inputs), blocks(), inputs.hessian)
     file.save(tensors, [evidence], {})
 
 

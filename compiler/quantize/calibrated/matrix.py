@@ -1,0 +1,65 @@
+"""One matrix through a rounder, block by block: its packed tensors, and what was lost on the way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from artifacts import EdgewrightError
+from compiler.quantize.evidence import TensorEvidence
+from compiler.quantize.interface import Rounder
+from compiler.quantize.packed import dequantize, pack
+from compiler.quantize.rules import Assignment
+from compiler.slots import Slot
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def quantize_matrix(
+    slot: Slot,
+    assignment: Assignment,
+    rounder: Rounder,
+    blocks: Iterator[tuple[int, Tensor]],
+    hessian: Tensor | None,
+    out: Tensor | None = None,
+) -> tuple[dict[str, NDArray[Any]], TensorEvidence]:
+    """Round a matrix block by block: its packed tensors by name, and what was lost.
+
+    blocks: (first row, rows). out: float32 [rows, columns] to fill with the dequantized rows, if they are wanted.
+    """
+    scheme = assignment.schemes[slot.name]
+    groups = scheme.groups(slot.columns)
+    packed = np.empty((slot.rows, slot.columns * scheme.bits // 8), np.uint8)
+    scales = np.empty((slot.rows, groups), np.float32)
+    zeros = None if scheme.symmetric else np.empty((slot.rows, groups), np.int8)
+    sums = np.zeros(4)
+    for start, rows in blocks:
+        try:
+            codes = rounder(rows, scheme)
+        except OverflowError as error:
+            raise EdgewrightError(
+                f"tensor {slot.tensor!r}: {error}; keep it at 16 bits with a rule {{match: {slot.name}, bits: 16}}"
+            ) from error
+        stop = start + len(rows)
+        packed[start:stop], scales[start:stop] = pack(codes.codes, scheme.bits), codes.scales
+        if zeros is not None and codes.zeros is not None:
+            zeros[start:stop] = codes.zeros
+        rounded = torch.from_numpy(dequantize(codes))
+        if out is not None:
+            out[start:stop] = rounded
+        wrong = rounded - rows
+        sums[:2] += float(rows.square().sum()), float(wrong.square().sum())
+        if hessian is not None:
+            sums[2:] += float(((rows @ hessian) * rows).sum()), float(((wrong @ hessian) * wrong).sum())
+    tensors: dict[str, NDArray[Any]] = {f"{slot.name}.packed": packed, f"{slot.name}.scales": scales}
+    if zeros is not None:
+        tensors[f"{slot.name}.zeros"] = zeros
+    output_error = None if hessian is None or sums[2] <= 0 else math.sqrt(max(sums[3], 0.0) / sums[2])
+    evidence = TensorEvidence.of(slot, scheme, assignment.method(slot.name), sums[0], sums[1], output_error)
+    return tensors, evidence
