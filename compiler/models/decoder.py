@@ -21,6 +21,7 @@ MODEL_TYPES = ("llama", "mistral", "ministral3")
 WRAPPERS = ("mistral3",)
 _PREFIXES = ("model.", "language_model.model.", "model.language_model.")
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+_NOT_OF_ROPE = ("llama_4_scaling_beta", "max_position_embeddings")  # Ministral-3 keeps them in rope_parameters
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def rotary_frequencies(spec: DecoderSpec) -> tuple[list[float], float]:
         "num_attention_heads": spec.heads,
         "head_dim": spec.head_dim,
         "max_position_embeddings": spec.max_positions,
-        "rope_parameters": dict(spec.rope),
+        "rope_parameters": {k: v for k, v in spec.rope.items() if k not in _NOT_OF_ROPE},
     }
     config = PreTrainedConfig(**settings)
     inverse, factor = ROPE_INIT_FUNCTIONS[spec.rope["rope_type"]](config, device="cpu")

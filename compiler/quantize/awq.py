@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from compiler.quantize import mse, rtn
 from compiler.quantize.interface import Inputs, Rounder
+from compiler.quantize.matmul import linear
 from compiler.quantize.packed import Codes
 from compiler.slots import Scheme
 
@@ -81,7 +82,7 @@ def fold_factors(
         error = 0.0
         for rows, scheme in sampled:
             difference = _rounded(rows * spread, scheme) / spread - rows
-            error += float(((difference @ hessian) * difference).sum())
+            error += float((linear(difference, hessian) * difference).sum())
         if error < best:
             best, found = error, factors
     return found

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from compiler.quantize import mse, rtn
 from compiler.quantize.interface import Inputs, Rounder
+from compiler.quantize.matmul import linear
 from compiler.quantize.packed import Codes
 from compiler.slots import Scheme
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 CALIBRATED = True
 _BLOCK = 64
+_SPAN = 1024
 _MOST_DAMPING = 1e4
 _log = logging.getLogger(__name__)
 
@@ -49,27 +51,25 @@ OPTIONS = GptqOptions
 
 
 def rounder(options: GptqOptions, inputs: Inputs | None = None) -> Rounder:
-    """Prepare the factors that every row block shares. Raises ValueError without inputs."""
+    """Prepare the factors that every row block shares; uses `inputs` up. Raises ValueError without inputs."""
     import torch
 
     if inputs is None:
         raise ValueError("gptq needs calibration inputs")
-    order = inputs.hessian.diagonal().argsort(descending=True, stable=True) if options.act_order else None
-    hessian, inverse = invert(inputs.hessian, options.damping)
-    correction = None
-    if inputs.drift is not None and options.correction:
-        correction = inputs.drift @ inverse
-        correction *= options.correction
-    inputs.drift = None  # its memory is needed for the factor
-    if order is not None:
-        inverse = inverse[order]  # in two steps: each frees the matrix before it, which is 340 MB for 9,216 columns
-        inverse = inverse[:, order]
+    diagonal = inputs.hessian.diagonal()
+    order = diagonal.argsort(descending=True, stable=True) if options.act_order else torch.arange(len(diagonal))
+    inverse = invert(inputs, options.damping, order)
+    correction = inputs.drift
+    inputs.drift = None
+    if correction is not None:
+        correct(correction, inverse, order, options.correction)
     # the upper factor U of H⁻¹ = UᵀU: row j holds what rounding column j costs the later ones
     factor = torch.linalg.cholesky(inverse, upper=True)
     del inverse
+    hessian = inputs.hessian
 
     def quantize(rows: Tensor, scheme: Scheme) -> Codes:
-        target = rows if correction is None else rows + rows @ correction
+        target = rows if correction is None else rows + linear(rows, correction)
         solution = Solution(target, hessian, scheme, options.candidates)
         solution.round_in_order(factor, order)
         solution.refine(options.refinements)
@@ -78,29 +78,40 @@ def rounder(options: GptqOptions, inputs: Inputs | None = None) -> Rounder:
     return quantize
 
 
-def invert(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """The damped Hessian and its inverse; damping grows tenfold, with a warning, until it is positive definite.
+def invert(inputs: Inputs, damping: float, order: Tensor) -> Tensor:
+    """Damp the Hessian in place; its inverse, rows and columns in `order`.
 
-    Columns whose input is always zero get a diagonal of one: their weights do not matter and round to nearest.
+    damping: share of the diagonal's mean; it grows tenfold, with a warning, until the Hessian is positive definite.
+    Columns whose input is always zero get a diagonal of the mean: their weights do not matter and round to nearest.
     """
     import torch
 
-    damped = hessian.clone()
-    diagonal = damped.diagonal()
-    mean = float(diagonal.abs().mean()) or 1.0
-    diagonal[diagonal == 0] = mean
+    diagonal = inputs.hessian.diagonal()
+    measured = diagonal.clone()
+    mean = float(measured.abs().mean()) or 1.0
+    alive = torch.where(measured == 0, mean, measured)
     share = damping
-    added = 0.0
     while True:
-        diagonal += share * mean - added
-        added = share * mean
-        lower, info = torch.linalg.cholesky_ex(damped)
+        diagonal.copy_(alive + share * mean)
+        ordered = inputs.hessian[order]  # in two steps: each frees the matrix before it
+        ordered = ordered[:, order]
+        lower, info = torch.linalg.cholesky_ex(ordered)
+        del ordered
         if not int(info):
-            return damped, torch.cholesky_inverse(lower, out=lower)
+            inputs.damping = diagonal - measured
+            return torch.cholesky_inverse(lower, out=lower)
         if share >= _MOST_DAMPING:
             raise ValueError("the Hessian of the calibration inputs holds NaN or infinite values")
         share *= 10
         _log.warning("a Hessian is not positive definite: damped by %g of its mean diagonal", share)
+
+
+def correct(drift: Tensor, inverse: Tensor, order: Tensor, share: float) -> None:
+    """Turn the drift in place into what, times a row of weights, corrects that row for a share of it: H⁻¹ drift."""
+    inverse = inverse.t()  # which is symmetric, and lies by columns
+    for start in range(0, len(drift), _SPAN):
+        stop = start + _SPAN
+        drift[order, start:stop] = linear(inverse, drift[order, start:stop].t()) * share
 
 
 class Solution:
@@ -135,16 +146,15 @@ class Solution:
     def _gradient(self) -> Tensor:
         """H (W - Ŵ)ᵀ, [columns, rows]."""
         residual = self._levels.unflatten(0, (-1, self._group)) * self._scales[:, None]
-        gradient: Tensor = self._hessian @ (self._target - residual.flatten(0, 1))
-        return gradient
+        return linear(self._hessian, (self._target - residual.flatten(0, 1)).t())
 
-    def round_in_order(self, factor: Tensor, order: Tensor | None) -> None:
+    def round_in_order(self, factor: Tensor, order: Tensor) -> None:
         """GPTQ. factor: the upper Cholesky factor of the inverse Hessian, its columns in `order`."""
         import torch
 
         columns = len(self._target)
-        places = list(range(columns)) if order is None else order.tolist()
-        left = self._target.clone() if order is None else self._target[order]
+        places = order.tolist()
+        left = self._target[order]
         for start in range(0, columns, _BLOCK):
             stop = min(start + _BLOCK, columns)
             errors = torch.empty((stop - start, left.shape[1]))
@@ -154,7 +164,7 @@ class Solution:
                 error = (left[i] - levels * self._scales[places[i] // self._group]) / factor[i, i]
                 errors[i - start] = error
                 left[i + 1 : stop].addr_(factor[i, i + 1 : stop], error, alpha=-1)
-            left[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
+            left[stop:] -= linear(factor[start:stop, stop:].t(), errors.t())
 
     def refine(self, rounds: int) -> None:
         """Coordinate descent, at most `rounds` sweeps over the groups: each one's scale, then its codes in order.
@@ -182,9 +192,7 @@ class Solution:
                         inner.addmm_(hessian[:, part], found, alpha=-1)
                         moves[part] += found
                         changed = changed or bool(found.any())
-                gradient[start:stop] = inner
-                gradient[:start].addmm_(self._hessian[:start, start:stop], moves, alpha=-1)
-                gradient[stop:].addmm_(self._hessian[stop:, start:stop], moves, alpha=-1)
+                gradient -= linear(self._hessian[:, start:stop], moves.t())
             if not changed:
                 break
 

@@ -58,9 +58,13 @@ def run(
 
     tokens = calibration_tokens(calibration, text, checkpoint.path, spec)
     work.mkdir(parents=True, exist_ok=True)
-    folding = frozenset(n for n, rule in assignment.rules.items() if options_of(rule).get("fold"))
     looking = frozenset(n for n, rule in assignment.rules.items() if _calibrated(rule))
-    task = layerwise.Task(checkpoint, spec, {s.name: s for s in slots}, assignment, prepare, looking, folding)
+    correcting, folding = (
+        frozenset(n for n, rule in assignment.rules.items() if options_of(rule).get(option))
+        for option in ("correction", "fold")
+    )
+    of_name = {s.name: s for s in slots}
+    task = layerwise.Task(checkpoint, spec, of_name, assignment, prepare, looking, correcting, folding)
     import torch
 
     with torch.no_grad():

@@ -18,6 +18,7 @@ from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
 from compiler.quantize import methods
 from compiler.quantize.rules import assign
+from device_farm.memory import parse_status
 from recipes.schema import Calibration
 
 TOKENS = 16384
@@ -43,9 +44,9 @@ def reporter() -> Progress:
         nonlocal last
         now = time.monotonic()
         begun, before = started.setdefault(stage, (now, done))
-        if now - last > _EVERY_SECONDS:
+        if now - last > _EVERY_SECONDS and done > before:
             last = now
-            left = (now - begun) * (total - done) / (done - before) if done > before else float("nan")
+            left = (now - begun) * (total - done) / (done - before)
             print(f"{stage} {done}/{total}, {left / 60:.0f} min left", file=sys.stderr, flush=True)
 
     return report
@@ -71,7 +72,9 @@ def main() -> None:
         checkpoint, spec, slots, assignment, calibration, None, folder, out / "work", config, reporter()
     )
     shutil.rmtree(out / "work", ignore_errors=True)
-    print(json.dumps({"seconds": time.monotonic() - started, "tensors": len(evidence.tensors)}))
+    status = parse_status(Path("/proc/self/status").read_bytes())
+    found = {"seconds": time.monotonic() - started, "peak_bytes": status.high_water if status else None}
+    print(json.dumps(found | {"tensors": len(evidence.tensors), "layers": [e.output_error for e in evidence.layers]}))
 
 
 if __name__ == "__main__":

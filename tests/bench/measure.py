@@ -27,13 +27,18 @@ class Run:
     result: Any
 
 
-def python(module: str, *arguments: object, environment: dict[str, str] | None = None) -> Run:
-    """Run `python -m module arguments…`. Raises RuntimeError with the end of its stderr when it fails."""
+def python(
+    module: str, *arguments: object, environment: dict[str, str] | None = None, progress: bool = False
+) -> Run:
+    """Run `python -m module arguments…`. Raises RuntimeError with the end of its stderr when it fails.
+
+    progress: let its stderr through instead.
+    """
     command = [sys.executable, "-W", "ignore", "-m", module, *map(str, arguments)]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0", **(environment or {})}
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         started = time.monotonic()
-        child = subprocess.Popen(command, stdout=out, stderr=err, env=env)
+        child = subprocess.Popen(command, stdout=out, stderr=None if progress else err, env=env)
         peak = 0
         while child.poll() is None:
             peak = max(peak, _high_water(child.pid))

@@ -288,7 +288,7 @@ class Run:
         source = make_checkpoint(self.work / "ministral-3-3b", "ministral-3-3b")
         rows: list[list[object]] = []
         for method in ("rtn", "awq", "gptq"):
-            run = python("tests.bench.calibrate", source, self.work / f"3b-{method}", method)
+            run = python("tests.bench.calibrate", source, self.work / f"3b-{method}", method, progress=True)
             rows.append([method, run.seconds, round(run.peak_bytes / MB)])
         table("3.43B, INT4 group 128, 16,384 calibration tokens", ["", "seconds", "peak RSS MB"], rows)
 
@@ -366,7 +366,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/bench/quantization"))
     parser.add_argument("--tokens", type=int, default=51200, help="held-out tokens")
-    parser.add_argument("parts", nargs="*", help="default: all but full, which takes hours")
+    parser.add_argument("parts", nargs="*", help="default: all but full, which takes two hours")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     if unknown := set(args.parts) - set(PARTS):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from compiler.quantize.calibrated.matrix import quantize_matrix
 from compiler.quantize.calibrated.states import Spill
 from compiler.quantize.evidence import TensorEvidence
 from compiler.quantize.interface import Inputs, Rounder
+from compiler.quantize.matmul import add_products, add_squares, linear, mirror
 from compiler.quantize.packed import from_float32
 from compiler.quantize.rules import Assignment
 from compiler.quantize.stream import half_dtype
@@ -46,7 +47,8 @@ class Task:
     """What to quantize, and how.
 
     prepare: of each quantized slot, from its inputs to its rounder. calibrated: slots whose rounder looks at them.
-    fold: slots whose method folds channel factors into what precedes them.
+    correct: slots whose rounder looks at the drift of its inputs. fold: slots whose method folds channel factors into
+    what precedes them.
     """
 
     checkpoint: Checkpoint
@@ -55,6 +57,7 @@ class Task:
     assignment: Assignment
     prepare: dict[str, Callable[[Inputs | None], Rounder]]
     calibrated: frozenset[str]
+    correct: frozenset[str]
     fold: frozenset[str]
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
@@ -100,12 +103,13 @@ class Gathered:
     def add(self, x: Tensor, full: Tensor | None = None) -> None:
         """x, full: [1, length, columns], the inputs and those of the unquantized model."""
         x = x[0]
-        self._hessian.addmm_(x.t(), x)
+        add_squares(self._hessian, x)
         if self._drift is not None and full is not None:
-            self._drift.addmm_((full[0] - x).t(), x)
+            add_products(self._drift, x, full[0] - x)
         self._tokens += len(x)
 
     def inputs(self) -> Inputs:
+        mirror(self._hessian)
         self._hessian /= self._tokens
         if self._drift is not None:
             self._drift /= self._tokens
@@ -159,7 +163,7 @@ class Layer:
 
     def full_pass(self) -> None:
         """Run the unquantized layer over the calibration set; find the factors to fold on the way."""
-        spec, linear = self.task.spec, torch.nn.functional.linear
+        spec = self.task.spec
         qkv, o, both, down = (self.matrices(*names) for names in self.points())
         sizes = (spec.hidden, spec.query_width, spec.hidden, spec.intermediate)
         folding = [all(self.prefix + n in self.task.fold for n in names) for names in self.points()]
@@ -188,7 +192,6 @@ class Layer:
 
     def plain_pass(self, source: Spill, target: Spill) -> None:
         """Run the unquantized layer, nothing else."""
-        linear = torch.nn.functional.linear
         qkv, o, both, down = (self.matrices(*names) for names in self.points())
         for n in range(self.sequences):
             x = source.read(n)
@@ -246,41 +249,46 @@ class Layer:
 
     def quantized_pass(self) -> float:
         """Quantize the layer's matrices, each from what the ones before it leave. Returns the relative output error."""
-        spec, linear = self.task.spec, torch.nn.functional.linear
+        spec = self.task.spec
         qkv_names, o_names, both_names, down_names = self.points()
         source, target = self.boundary("quantized", self.index), self.boundary("quantized", self.index + 1)
         attention, middle, product = self.scratch("quantized")
         full_attention, full_middle, full_product = self.scratch("full")
         full_source, full_target = self.boundary("full", self.index), self.boundary("full", self.index + 1)
 
-        def normed(n: int, states: Spill, full: Spill, name: str, first: str) -> tuple[Tensor, Tensor]:
-            factors = self.columns.get(first, torch.ones(()))
-            return self.norm(states.read(n), self.norms[name]), self.norm(full.read(n), self.full_norms[name]) / factors
+        def normed(states: Spill, n: int, norm: str) -> Tensor:
+            return self.norm(states.read(n), self.norms[norm])
 
-        def first(n: int) -> tuple[Tensor, Tensor]:
-            return normed(n, source, full_source, "input_layernorm", qkv_names[0])
+        def full_normed(states: Spill, norm: str) -> Callable[[int], Tensor]:
+            return lambda n: self.norm(states.read(n), self.full_norms[norm])
+
+        def first(n: int) -> Tensor:
+            return normed(source, n, "input_layernorm")
 
         held: dict[str, Tensor] = {}  # the matrices that the inputs of the next ones need
-        held["qkv"] = self.quantize(qkv_names, spec.hidden, first, held)
+        full_first = full_normed(full_source, "input_layernorm")
+        held["qkv"] = self.quantize(qkv_names, spec.hidden, first, full_first, held)
 
-        def second(n: int) -> tuple[Tensor, Tensor]:
-            attention.write(n, self.attend(linear(first(n)[0], held["qkv"])))
-            return attention.read(n), full_attention.read(n) / self.columns.get(o_names[0], torch.ones(()))
+        def second(n: int) -> Tensor:
+            states = self.attend(linear(first(n), held["qkv"]))
+            attention.write(n, states)
+            return states
 
-        held["o"] = self.quantize(o_names, spec.query_width, second, held)
+        held["o"] = self.quantize(o_names, spec.query_width, second, full_attention.read, held)
 
-        def third(n: int) -> tuple[Tensor, Tensor]:
+        def third(n: int) -> Tensor:
             middle.write(n, source.read(n) + linear(attention.read(n), held["o"]))
-            return normed(n, middle, full_middle, "post_attention_layernorm", both_names[0])
+            return normed(middle, n, "post_attention_layernorm")
 
-        held["both"] = self.quantize(both_names, spec.hidden, third, held)
+        full_third = full_normed(full_middle, "post_attention_layernorm")
+        held["both"] = self.quantize(both_names, spec.hidden, third, full_third, held)
 
-        def fourth(n: int) -> tuple[Tensor, Tensor]:
-            inputs = self.norm(middle.read(n), self.norms["post_attention_layernorm"])
-            product.write(n, self.gate(linear(inputs, held["both"])))
-            return product.read(n), full_product.read(n) / self.columns.get(down_names[0], torch.ones(()))
+        def fourth(n: int) -> Tensor:
+            states = self.gate(linear(normed(middle, n, "post_attention_layernorm"), held["both"]))
+            product.write(n, states)
+            return states
 
-        held["down"] = self.quantize(down_names, spec.intermediate, fourth, held)
+        held["down"] = self.quantize(down_names, spec.intermediate, fourth, full_product.read, held)
         wrong = total = 0.0
         for n in range(self.sequences):
             out, full = middle.read(n) + linear(product.read(n), held["down"]), full_target.read(n)
@@ -294,34 +302,37 @@ class Layer:
         self,
         names: tuple[str, ...],
         columns: int,
-        inputs: Callable[[int], tuple[Tensor, Tensor]],
+        inputs: Callable[[int], Tensor],
+        full: Callable[[int], Tensor],
         held: dict[str, Tensor],
     ) -> Tensor:
         """Gather a point's inputs, quantize its matrices from them, and return these dequantized, stacked by rows.
 
+        inputs, full: of a sequence, in the quantized model and, before any folding, in the unquantized one.
         held: what `inputs` reads; emptied once everything is gathered, before memory is needed most.
         """
-        gathered = Gathered(columns, True)
+        drift = any(self.prefix + name in self.task.correct for name in names)
+        factors = self.columns.get(names[0], torch.ones(()))
+        gathered = Gathered(columns, drift)
         for n in range(self.sequences):
-            gathered.add(*inputs(n))
+            gathered.add(inputs(n), full(n) / factors if drift else None)
             self.advance()
         held.clear()
         found = gathered.inputs()
         del gathered
         prepares = [self.task.prepare.get(self.prefix + name) for name in names]
         distinct = [prepare for prepare in dict.fromkeys(prepares) if prepare is not None]
-        # the last one may use the inputs up
-        rounders = {prepare: prepare(replace(found)) for prepare in distinct[:-1]}
-        rounders |= {prepare: prepare(found) for prepare in distinct[-1:]}
+        rounders = {prepare: prepare(found.copy()) for prepare in distinct[:-1]}
+        rounders |= {prepare: prepare(found) for prepare in distinct[-1:]}  # which may use the inputs up
         parts = [
-            self.quantize_slot(name, rounders[prepare] if prepare else None, found.hessian)
+            self.quantize_slot(name, rounders[prepare] if prepare else None, found)
             for name, prepare in zip(names, prepares, strict=True)
         ]
         for _ in range(self.sequences):
             self.advance()
         return torch.cat(parts)
 
-    def quantize_slot(self, name: str, rounder: Rounder | None, hessian: Tensor) -> Tensor:
+    def quantize_slot(self, name: str, rounder: Rounder | None, inputs: Inputs) -> Tensor:
         slot = self.task.slots[self.prefix + name]
         if rounder is None:  # half precision, or codes that `methods` copies
             return self.task.rows(slot.name)
@@ -335,7 +346,7 @@ class Layer:
                 yield start, rows if multiply is None else rows * multiply
 
         out = torch.empty(slot.rows, slot.columns)
-        packed, evidence = quantize_matrix(slot, self.task.assignment, rounder, blocks(), hessian, out)
+        packed, evidence = quantize_matrix(slot, self.task.assignment, rounder, blocks(), inputs, out)
         self.tensors |= packed
         self.evidence.append(evidence)
         return out

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from artifacts import EdgewrightError
 from compiler.quantize.evidence import TensorEvidence
-from compiler.quantize.interface import Rounder
+from compiler.quantize.interface import Inputs, Rounder
 from compiler.quantize.packed import dequantize, pack
 from compiler.quantize.rules import Assignment
 from compiler.slots import Slot
@@ -26,7 +26,7 @@ def quantize_matrix(
     assignment: Assignment,
     rounder: Rounder,
     blocks: Iterator[tuple[int, Tensor]],
-    hessian: Tensor | None,
+    inputs: Inputs,
     out: Tensor | None = None,
 ) -> tuple[dict[str, NDArray[Any]], TensorEvidence]:
     """Round a matrix block by block: its packed tensors by name, and what was lost.
@@ -55,11 +55,10 @@ def quantize_matrix(
             out[start:stop] = rounded
         wrong = rounded - rows
         sums[:2] += float(rows.square().sum()), float(wrong.square().sum())
-        if hessian is not None:
-            sums[2:] += float(((rows @ hessian) * rows).sum()), float(((wrong @ hessian) * wrong).sum())
+        sums[2:] += inputs.power(rows), inputs.power(wrong)
     tensors: dict[str, NDArray[Any]] = {f"{slot.name}.packed": packed, f"{slot.name}.scales": scales}
     if zeros is not None:
         tensors[f"{slot.name}.zeros"] = zeros
-    output_error = None if hessian is None or sums[2] <= 0 else math.sqrt(max(sums[3], 0.0) / sums[2])
+    output_error = math.sqrt(max(sums[3], 0.0) / sums[2]) if sums[2] > 0 else None
     evidence = TensorEvidence.of(slot, scheme, assignment.method(slot.name), sums[0], sums[1], output_error)
     return tensors, evidence

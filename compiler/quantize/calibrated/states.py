@@ -1,4 +1,7 @@
-"""Hidden states of the calibration set, spilled to memory-mapped files; one sequence is in memory at a time."""
+"""Hidden states of the calibration set, spilled to files; one sequence is in memory at a time.
+
+Read and written, not mapped: a full disk is an error then, where a mapped page that finds no room kills the process.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from artifacts import EdgewrightError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class Spill:
-    """Float32 states of `shape`, [sequences, length, width], in a file. Pages are unmapped after every access."""
+    """Float32 states of `shape`, [sequences, length, width], in a file."""
 
     def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
         sequences, length, width = shape
@@ -23,19 +28,23 @@ class Spill:
             with path.open("wb") as file:
                 file.truncate(self.size)
 
-    def _map(self, sequence: int) -> np.memmap[tuple[int, ...], np.dtype[np.float32]]:
-        offset = sequence * self._shape[0] * self._shape[1] * 4
-        return np.memmap(self.path, np.float32, "r+", offset, self._shape)
-
     def read(self, sequence: int) -> Tensor:
-        """A copy of one sequence, [1, length, width]."""
+        """One sequence, [1, length, width]."""
         import torch
 
-        return torch.from_numpy(np.array(self._map(sequence)))[None]
+        states = np.empty(self._shape, np.float32)
+        with self.path.open("rb") as file:
+            file.seek(sequence * states.nbytes)
+            if file.readinto(states.data.cast("B")) != states.nbytes:
+                raise EdgewrightError(f"{self.path}: cut short while it was in use; delete it and start again")
+        return torch.from_numpy(states)[None]
 
     def write(self, sequence: int, states: Tensor) -> None:
         """Store [1, length, width]."""
-        self._map(sequence)[:] = states[0].numpy()
+        array = np.ascontiguousarray(states[0].numpy(), np.float32)
+        with self.path.open("r+b") as file:
+            file.seek(sequence * array.nbytes)
+            file.write(array.data)
 
     def delete(self) -> None:
         self.path.unlink(missing_ok=True)

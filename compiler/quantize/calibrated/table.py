@@ -22,6 +22,7 @@ from compiler.quantize.calibrated.layerwise import Gathered, Layer, LayerFile, T
 from compiler.quantize.calibrated.matrix import quantize_matrix
 from compiler.quantize.calibrated.states import Spill
 from compiler.quantize.interface import Inputs
+from compiler.quantize.matmul import linear
 from compiler.quantize.packed import Codes, dequantize, unpack
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def save_matrix(task: Task, name: str, prepare: Any, inputs: Inputs, file: Layer
         for start, stop in row_blocks(slot.rows, slot.columns, _BLOCK_BYTES):
             yield start, task.rows(name, start, stop)
 
-    tensors, evidence = quantize_matrix(slot, task.assignment, prepare(inputs), blocks(), inputs.hessian)
+    tensors, evidence = quantize_matrix(slot, task.assignment, prepare(inputs), blocks(), inputs)
     file.save(tensors, [evidence], {})
 
 
@@ -116,7 +117,7 @@ def uncertainty(task: Task, states: Tensor) -> Tensor:
     """1 - sum of p² at each of [positions, hidden] normalized states."""
     head = task.slots[decoder.head_slot(task.spec)]
     logits = torch.cat(
-        [states @ task.rows(head.name, start, stop).t() for start, stop in row_blocks(head.rows, head.columns)], -1
+        [linear(states, task.rows(head.name, start, stop)) for start, stop in row_blocks(head.rows, head.columns)], -1
     )
     return 1 - logits.softmax(-1).square().sum(-1)
 
