@@ -101,9 +101,9 @@ def invert(inputs: Inputs, damping: float, order: Tensor) -> Tensor:
             inputs.damping = diagonal - measured
             return torch.cholesky_inverse(lower, out=lower)
         if share >= _MOST_DAMPING:
-            raise ValueError("the Hessian of the calibration inputs holds NaN or infinite values")
+            raise ValueError(f"the Hessian of the inputs of {inputs.name} holds NaN or infinite values")
         share *= 10
-        _log.warning("a Hessian is not positive definite: damped by %g of its mean diagonal", share)
+        _log.warning("the Hessian of the inputs of %s is not positive definite: damped by %g", inputs.name, share)
 
 
 def correct(drift: Tensor, inverse: Tensor, order: Tensor, share: float) -> None:

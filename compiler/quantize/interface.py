@@ -34,18 +34,19 @@ class Inputs:
 
     hessian: x xᵀ, where x is what the matrix gets with everything before it quantized.
     drift: x (x' - x)ᵀ, where x' is what it gets in the unquantized model; None when there is no difference.
-    damping: float32 [columns], what a rounder has added to the Hessian's diagonal.
+    damping: float32 [columns], what a rounder has added to the Hessian's diagonal. name: of the matrix, in messages.
 
-    A matrix of 9,216 columns takes 340 MB, so a rounder may change both in place: it takes the drift, and notes damping.
+    Each takes 340 MB for 9,216 columns, so a rounder may change both in place: it takes the drift and notes damping.
     """
 
     hessian: Tensor
     drift: Tensor | None = None
     damping: Tensor | None = None
+    name: str = "a matrix"
 
     def copy(self) -> Inputs:
         """One that a rounder can use up."""
-        return Inputs(self.hessian.clone(), None if self.drift is None else self.drift.clone())
+        return Inputs(self.hessian.clone(), None if self.drift is None else self.drift.clone(), name=self.name)
 
     def power(self, rows: Tensor) -> float:
         """Mean square of the outputs of `rows` [rows, columns], summed over the rows."""

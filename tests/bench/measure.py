@@ -27,9 +27,7 @@ class Run:
     result: Any
 
 
-def python(
-    module: str, *arguments: object, environment: dict[str, str] | None = None, progress: bool = False
-) -> Run:
+def python(module: str, *arguments: object, environment: dict[str, str] | None = None, progress: bool = False) -> Run:
     """Run `python -m module arguments…`. Raises RuntimeError with the end of its stderr when it fails.
 
     progress: let its stderr through instead.

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from artifacts import Progress
+from artifacts import EdgewrightError, Progress
 from compiler.checkpoint import Checkpoint, row_blocks, to_float32
 from compiler.dialect import edge
 from compiler.models import decoder
@@ -108,12 +108,18 @@ class Gathered:
             add_products(self._drift, x, full[0] - x)
         self._tokens += len(x)
 
-    def inputs(self) -> Inputs:
+    def inputs(self, name: str) -> Inputs:
+        """Of the matrix `name`. Raises EdgewrightError when they are beyond float32."""
         mirror(self._hessian)
         self._hessian /= self._tokens
         if self._drift is not None:
             self._drift /= self._tokens
-        return Inputs(self._hessian, self._drift)
+        if not self._hessian.diagonal().isfinite().all():
+            raise EdgewrightError(
+                f"calibration: the model computes inputs of {name} that are NaN or too large for float32; its weights "
+                "are damaged, or config.json does not belong to them"
+            )
+        return Inputs(self._hessian, self._drift, name=name)
 
 
 class Layer:
@@ -188,7 +194,7 @@ class Layer:
         del qkv, o, both, down
         for point, gather in enumerate(gathered):
             if gather is not None:
-                self.fold(point, gather.inputs().hessian)
+                self.fold(point, gather.inputs(self.prefix + self.points()[point][0]).hessian)
 
     def plain_pass(self, source: Spill, target: Spill) -> None:
         """Run the unquantized layer, nothing else."""
@@ -318,7 +324,7 @@ class Layer:
             gathered.add(inputs(n), full(n) / factors if drift else None)
             self.advance()
         held.clear()
-        found = gathered.inputs()
+        found = gathered.inputs(self.prefix + names[0])
         del gathered
         prepares = [self.task.prepare.get(self.prefix + name) for name in names]
         distinct = [prepare for prepare in dict.fromkeys(prepares) if prepare is not None]

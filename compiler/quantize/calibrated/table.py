@@ -110,7 +110,7 @@ def head_inputs(task: Task, states: Spill, full: Spill | None, sequences: int) -
             other = torch.nn.functional.rms_norm(full.read(n), (spec.hidden,), norm, spec.eps)
         weight = torch.cat([uncertainty(task, part) for part in x[0].split(_HEAD_POSITIONS)]).sqrt()[None, :, None]
         gathered.add(x * weight, None if other is None else other * weight)
-    return gathered.inputs()
+    return gathered.inputs(decoder.head_slot(spec))
 
 
 def uncertainty(task: Task, states: Tensor) -> Tensor:

@@ -160,6 +160,18 @@ def test_an_overflowing_scale_names_its_tensor(tmp_path: Path, quantize: Quantiz
         quantize(source, {"match": "*", "bits": 4, "method": "gptq"})
 
 
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_activations_beyond_float32_are_an_error_that_names_where(
+    method: str, tmp_path: Path, quantize: Quantize
+) -> None:
+    tensors = random_tensors(CONFIG)
+    tensors["model.layers.1.post_attention_layernorm.weight"] *= 1e25
+    source = save(tmp_path / "source", tensors)
+    keep = {"match": "model.embed_tokens", "bits": 16}
+    with pytest.raises(EdgewrightError, match=r"inputs of model\.layers\.1\.mlp\.gate_proj .* too large"):
+        quantize(source, keep, {"match": "*", "bits": 4, "group": 32, "method": method})
+
+
 def test_uncalibrated_methods_need_no_tokenizer(small: Path, quantize: Quantize) -> None:
     (small / "tokenizer.json").unlink()
     _, evidence = quantize(small, {"match": "*", "bits": 4, "method": "mse"})

@@ -33,7 +33,9 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
 def test_linear_of_strided_matrices_and_batches(batch: tuple[int, ...]) -> None:
     x, weight = random(*batch, 70, 33), random(33, 130, seed=1).t()
     assert close(linear(x, weight), x.double() @ weight.double().t())
-    assert close(linear(x.transpose(-1, -2), random(90, 70)), x.double().transpose(-1, -2) @ random(90, 70).double().t())
+    assert close(
+        linear(x.transpose(-1, -2), random(90, 70)), x.double().transpose(-1, -2) @ random(90, 70).double().t()
+    )
 
 
 @given(st.integers(0, 5), st.integers(0, 5), st.integers(1, 5))
