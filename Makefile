@@ -28,6 +28,8 @@ check: $(READY)
 	$(VENV)/bin/lint-imports
 
 bench: $(READY)
+	$(PY) -m pip install -q -c constraints.txt -e ".[bench]"
+	-$(PY) -m pip install -q -c constraints.txt -e ".[llamacpp]"
 	$(PY) -m tests.bench
 
 clean:

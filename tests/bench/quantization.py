@@ -175,20 +175,20 @@ class Run:
 
     def llamacpp(self) -> None:
         """Whole files and real runtimes: llama.cpp's Q4_0, default mix and pure, and ONNX packages."""
-        if not llamacpp.available():
-            print("llama.cpp is left out: pip install llama-cpp-python gguf")
-            return
         bench = self.bench()
-        bf16 = llamacpp.write_gguf(TINY, self.work / "tiny-bf16.gguf")
-        check = bench.windows[:2]
-        expected = bench.logits(bench.original, check)
-        wrong = float((llamacpp.runner(bf16, WINDOW)(check) - expected).abs().max())
-        print(f"llama.cpp bf16 logits differ from the reference by at most {wrong:.4f}")
         runners: dict[str, Any] = {}
         size: dict[str, float] = {}
-        for name, pure in ((onnx.LLAMA, False), (onnx.LLAMA_PURE, True)):
-            file = llamacpp.quantize_q4_0(bf16, self.work / f"{name.replace(' ', '-')}.gguf", pure=pure)
-            runners[name], size[name] = llamacpp.runner(file, WINDOW), file.stat().st_size
+        if llamacpp.available():
+            bf16 = llamacpp.write_gguf(TINY, self.work / "tiny-bf16.gguf")
+            check = bench.windows[:2]
+            expected = bench.logits(bench.original, check)
+            wrong = float((llamacpp.runner(bf16, WINDOW)(check) - expected).abs().max())
+            print(f"llama.cpp bf16 logits differ from the reference by at most {wrong:.4f}")
+            for name, pure in ((onnx.LLAMA, False), (onnx.LLAMA_PURE, True)):
+                file = llamacpp.quantize_q4_0(bf16, self.work / f"{name.replace(' ', '-')}.gguf", pure=pure)
+                runners[name], size[name] = llamacpp.runner(file, WINDOW), file.stat().st_size
+        else:
+            print("llama.cpp is left out: pip install llama-cpp-python gguf")
         ours = {f"{m} g{g} embedding int4": [entry(m, g)] for g in (32, 64, 128, 256) for m in ("rtn", "gptq")}
         for name, entries in ours.items():
             folder = self.work / "weights" / TINY.name / name.replace(" ", "_")
