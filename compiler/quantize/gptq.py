@@ -103,7 +103,8 @@ def invert(inputs: Inputs, damping: float, order: Tensor) -> Tensor:
         if share >= _MOST_DAMPING:
             raise ValueError(f"the Hessian of the inputs of {inputs.name} holds NaN or infinite values")
         share *= 10
-        _log.warning("the Hessian of the inputs of %s is not positive definite: damped by %g", inputs.name, share)
+        message = "the Hessian of the inputs of %s is not positive definite: damped by %g of its mean diagonal"
+        _log.warning(message, inputs.name, share)
 
 
 def correct(drift: Tensor, inverse: Tensor, order: Tensor, share: float) -> None:

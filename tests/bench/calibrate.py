@@ -8,6 +8,7 @@ LAYERS: only the first so many, for a machine that has no hours: peak memory doe
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -18,8 +19,8 @@ from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
 from compiler.quantize import methods
 from compiler.quantize.rules import assign
-from device_farm.memory import parse_status
 from recipes.schema import Calibration
+from tests.bench.measure import high_water
 
 TOKENS = 16384
 _EVERY_SECONDS = 30.0
@@ -72,8 +73,7 @@ def main() -> None:
         checkpoint, spec, slots, assignment, calibration, None, folder, out / "work", config, reporter()
     )
     shutil.rmtree(out / "work", ignore_errors=True)
-    status = parse_status(Path("/proc/self/status").read_bytes())
-    found = {"seconds": time.monotonic() - started, "peak_bytes": status.high_water if status else None}
+    found = {"seconds": time.monotonic() - started, "peak_bytes": high_water(os.getpid())}
     print(json.dumps(found | {"tensors": len(evidence.tensors), "layers": [e.output_error for e in evidence.layers]}))
 
 

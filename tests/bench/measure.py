@@ -39,7 +39,7 @@ def python(module: str, *arguments: object, environment: dict[str, str] | None =
         child = subprocess.Popen(command, stdout=out, stderr=None if progress else err, env=env)
         peak = 0
         while child.poll() is None:
-            peak = max(peak, _high_water(child.pid))
+            peak = max(peak, high_water(child.pid))
             time.sleep(_POLL_S)
         seconds = time.monotonic() - started
         out.seek(0)
@@ -54,7 +54,7 @@ def python(module: str, *arguments: object, environment: dict[str, str] | None =
     return Run(seconds, peak, result)
 
 
-def _high_water(pid: int) -> int:
+def high_water(pid: int) -> int:
     """Peak resident bytes of a running process so far. Its getrusage would count what its parent held at the fork."""
     try:
         split = parse_status(Path(f"/proc/{pid}/status").read_bytes())

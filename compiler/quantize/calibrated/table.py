@@ -7,7 +7,7 @@ states of the unquantized model and with a share of the identity for the embeddi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 EMBEDDING = "model.embed_tokens"
 _BLOCK_BYTES = 1 << 25
-_HEAD_POSITIONS = 128
 # An error in an embedding reaches the logits through the residual stream and every layer, in no direction much more
 # than in another. On the trained checkpoint white noise in the table costs half as much divergence through the
 # embedding as through the head; the least sum of both was found at 0.5 to 1.
@@ -76,7 +75,8 @@ def quantize_head(task: Task, tokens: NDArray[np.int32], work: Path) -> None:
     spec = task.spec
     shape = shape_of(task, tokens)
     states = {s: Spill(work / f"{s}-{spec.layers:03d}.f32", shape) for s in ("full", "quantized")}
-    save_matrix(task, "lm_head", prepare, head_inputs(task, states["quantized"], states["full"], len(tokens)), file)
+    full = states["full"] if "lm_head" in task.correct else None
+    save_matrix(task, "lm_head", prepare, head_inputs(task, states["quantized"], full, len(tokens)), file)
 
 
 def shape_of(task: Task, tokens: NDArray[np.int32]) -> tuple[int, int, int]:
@@ -102,24 +102,36 @@ def head_inputs(task: Task, states: Spill, full: Spill | None, sequences: int) -
     """
     spec = task.spec
     norm = task.rows("model.norm")
+
+    def normed(spill: Spill, n: int) -> Tensor:
+        return torch.nn.functional.rms_norm(spill.read(n), (spec.hidden,), norm, spec.eps)
+
+    weights = uncertainty(task, lambda n: normed(states, n)[0], sequences).sqrt()[:, None, :, None]
     gathered = Gathered(spec.hidden, full is not None)
-    for n in range(sequences):
-        x = torch.nn.functional.rms_norm(states.read(n), (spec.hidden,), norm, spec.eps)
-        other = None
-        if full is not None:
-            other = torch.nn.functional.rms_norm(full.read(n), (spec.hidden,), norm, spec.eps)
-        weight = torch.cat([uncertainty(task, part) for part in x[0].split(_HEAD_POSITIONS)]).sqrt()[None, :, None]
-        gathered.add(x * weight, None if other is None else other * weight)
+    for n, weight in enumerate(weights):
+        gathered.add(normed(states, n) * weight, None if full is None else normed(full, n) * weight)
     return gathered.inputs(decoder.head_slot(spec))
 
 
-def uncertainty(task: Task, states: Tensor) -> Tensor:
-    """1 - sum of p² at each of [positions, hidden] normalized states."""
+def uncertainty(task: Task, states: Callable[[int], Tensor], sequences: int) -> Tensor:
+    """1 - sum of p² at each position, [sequences, length].
+
+    states: of a sequence, normalized, [length, hidden]. The head, which is large, is read once: sums over the
+    vocabulary grow block by block, relative to the largest logit so far.
+    """
     head = task.slots[decoder.head_slot(task.spec)]
-    logits = torch.cat(
-        [linear(states, task.rows(head.name, start, stop)) for start, stop in row_blocks(head.rows, head.columns)], -1
-    )
-    return 1 - logits.softmax(-1).square().sum(-1)
+    top = [torch.tensor(-torch.inf)] * sequences
+    sums, squares = [torch.zeros(())] * sequences, [torch.zeros(())] * sequences
+    for start, stop in row_blocks(head.rows, head.columns, _BLOCK_BYTES):
+        rows = task.rows(head.name, start, stop)
+        for n in range(sequences):
+            logits = linear(states(n), rows)
+            peak = torch.maximum(top[n], logits.amax(-1))
+            shrink, powers = (top[n] - peak).exp(), (logits - peak[:, None]).exp()
+            sums[n] = sums[n] * shrink + powers.sum(-1)
+            squares[n] = squares[n] * shrink.square() + powers.square().sum(-1)
+            top[n] = peak
+    return (1 - torch.stack(squares) / torch.stack(sums).square()).clamp(min=0)  # rounding can go below
 
 
 def unquantized_head_inputs(task: Task, tokens: NDArray[np.int32], work: Path, progress: Progress) -> Inputs:
