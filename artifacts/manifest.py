@@ -1,4 +1,4 @@
-"""manifest.json: what an artifact is, which files it consists of, and how every figure in it was obtained.
+"""edgewright.json: what an artifact is, which files it consists of, and how every figure in it was obtained.
 
 What lives here: the strict schema, writing and reading it, hashing files, and checking a folder against its manifest.
 What does not: how a folder gets built and put in place (``store.py``) and what the files mean to a runtime
@@ -24,7 +24,8 @@ from .errors import EdgewrightError
 from .progress import Progress, silent
 
 SCHEMA_VERSION: Final = 1
-MANIFEST = "manifest.json"
+MANIFEST = "edgewright.json"
+_FIRST_MANIFEST = "manifest.json"  # its name once; onnxruntime takes a folder with one for a package of its own
 _MAX_MANIFEST_BYTES = 16 << 20
 _CHUNK = 1 << 20
 
@@ -128,7 +129,7 @@ class ManifestDraft(_Strict):
 
 
 class Manifest(ManifestDraft):
-    """The manifest as it is written: the draft and every file of the folder except manifest.json itself."""
+    """The manifest as it is written: the draft and every file of the folder except edgewright.json itself."""
 
     files: tuple[FileEntry, ...]
 
@@ -143,7 +144,7 @@ class Manifest(ManifestDraft):
 
     @property
     def total_bytes(self) -> int:
-        """Size of all files in bytes, without manifest.json."""
+        """Size of all files in bytes, without edgewright.json."""
         return sum(entry.size for entry in self.files)
 
 
@@ -172,7 +173,7 @@ def sha256_file(
 
 
 def write_manifest(folder: Path, draft: ManifestDraft, progress: Progress = silent) -> Manifest:
-    """Hash every file in ``folder``, then write manifest.json, last and atomically. Links are refused."""
+    """Hash every file in ``folder``, then write edgewright.json, last and atomically. Links are refused."""
     found = {name: info for name, info in _walk(folder) if name != MANIFEST}
     total, done = sum(info.st_size for info in found.values()), 0
     entries = []
@@ -196,11 +197,13 @@ def write_manifest(folder: Path, draft: ManifestDraft, progress: Progress = sile
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and validate ``folder``/manifest.json; EdgewrightError names the file, the field and what to do."""
+    """Read and validate ``folder``/edgewright.json; EdgewrightError names the file, the field and what to do."""
     path = folder / MANIFEST
     if not folder.is_dir():
         raise EdgewrightError(f"{folder}: no such artifact folder")
     if not path.is_file() or path.is_symlink():
+        if (folder / _FIRST_MANIFEST).is_file() and not path.exists():
+            raise EdgewrightError(f"{folder}: holds a {_FIRST_MANIFEST} and no {MANIFEST}: {_REBUILD}")
         raise EdgewrightError(
             f"{folder}: not an Edgewright artifact, it holds no {MANIFEST}; build one with `edgewright run`"
         )

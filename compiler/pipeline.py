@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from artifacts import EdgewrightError, ManifestDraft, Progress, read_manifest, staged, write_manifest
+from artifacts import MANIFEST, EdgewrightError, ManifestDraft, Progress, read_manifest, staged, write_manifest
 from artifacts.manifest import CheckpointEntry, CheckpointFile, QuantizationGroup, RecipeEntry, sha256_file
 from compiler import golden, targets
 from compiler.checkpoint import Checkpoint
@@ -299,7 +299,7 @@ def _key(
 
 
 def _finished(out: Path, key: str) -> bool:
-    if not (out / "manifest.json").is_file():
+    if not (out / MANIFEST).is_file():
         return False
     manifest = read_manifest(out)
     sizes = all((out / f.path).is_file() and (out / f.path).stat().st_size == f.size for f in manifest.files)

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from artifacts import EdgewrightError, Figure, Manifest, read_manifest
+from artifacts import MANIFEST, EdgewrightError, Figure, Manifest, read_manifest
 from artifacts.manifest import payload_file
 
 Emit = Callable[[dict[str, Any]], None]
@@ -121,7 +121,7 @@ _KINDS = {"quality": run_quality, "memory": run_memory, "genai": run_genai, "mod
 def _positive(artifact: Path, manifest: Manifest, key: str) -> int:
     value = manifest.runtime.get(key)
     if not isinstance(value, int) or value < 2:
-        raise EdgewrightError(f"{artifact / 'manifest.json'}: runtime.{key} is {value!r}, not a number above 1")
+        raise EdgewrightError(f"{artifact / MANIFEST}: runtime.{key} is {value!r}, not a number above 1")
     return value
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from artifacts import EdgewrightError, Figure
+from artifacts import MANIFEST, EdgewrightError, Figure
 from artifacts.manifest import checked_path
 from runtime_tests.mil.memory import account
 from runtime_tests.mil.package import Package
@@ -50,7 +50,7 @@ class CoreMLRunner:
             self._settings = Settings.model_validate(dict(runtime))
             self._path = artifact.joinpath(*checked_path(self._settings.model).split("/"))
         except (ValidationError, ValueError) as error:
-            raise EdgewrightError(f"{artifact / 'manifest.json'}: runtime: {error}") from error
+            raise EdgewrightError(f"{artifact / MANIFEST}: runtime: {error}") from error
         if self._path.is_symlink() or not self._path.is_dir():
             raise EdgewrightError(f"{artifact}: runtime names {self._settings.model!r}, no folder of the artifact")
         self._functions: dict[str, Function] = {}

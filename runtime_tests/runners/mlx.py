@@ -27,7 +27,7 @@ from mlx_lm.models.cache import KVCache, QuantizedKVCache
 from mlx_lm.utils import load_model
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from artifacts import EdgewrightError
+from artifacts import MANIFEST, EdgewrightError
 
 from . import Ids, Logits
 
@@ -61,9 +61,9 @@ class MlxRunner:
         try:
             self._settings = Settings.model_validate(dict(runtime))
         except ValidationError as error:
-            raise EdgewrightError(f"{artifact / 'manifest.json'}: runtime: {error}") from error
+            raise EdgewrightError(f"{artifact / MANIFEST}: runtime: {error}") from error
         if self._settings.kv_bits < 16 and self._settings.kv_group is None:
-            raise EdgewrightError(f"{artifact / 'manifest.json'}: runtime.kv_bits needs runtime.kv_group")
+            raise EdgewrightError(f"{artifact / MANIFEST}: runtime.kv_bits needs runtime.kv_group")
         self._artifact = artifact
         self._exact = False
         self._model: Any = None

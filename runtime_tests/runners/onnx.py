@@ -23,7 +23,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from artifacts import EdgewrightError
+from artifacts import MANIFEST, EdgewrightError
 from artifacts.manifest import payload_file
 
 from . import Ids, Logits
@@ -59,7 +59,7 @@ class OnnxRunner:
         try:
             self._settings = Settings.model_validate(dict(runtime))
         except ValidationError as error:
-            raise EdgewrightError(f"{artifact / 'manifest.json'}: runtime: {error}") from error
+            raise EdgewrightError(f"{artifact / MANIFEST}: runtime: {error}") from error
         self._model = payload_file(artifact, self._settings.model)
         self._exact, self._threads, self._spinning = False, 2, False
         self._opened: Literal["last", "all"] | None = None
@@ -129,7 +129,7 @@ class OnnxRunner:
             known = [tensor.shape[1], *tensor.shape[3:]] == [settings.kv_heads, settings.head_dim]
             if tensor.type not in _TYPES or not known:
                 raise EdgewrightError(
-                    f"{self._model}: {tensor.name} is {tensor.type} {tensor.shape}, not as in manifest.json"
+                    f"{self._model}: {tensor.name} is {tensor.type} {tensor.shape}, not as in {MANIFEST}"
                 )
             buffer = np.empty((1, settings.kv_heads, settings.max_tokens, settings.head_dim), _TYPES[tensor.type])
             buffer.fill(0)

@@ -21,7 +21,7 @@ import tvm_ffi
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from artifacts import EdgewrightError
+from artifacts import MANIFEST, EdgewrightError
 from artifacts.manifest import payload_file
 
 from . import Ids, Logits
@@ -65,7 +65,7 @@ class TvmRunner:
         try:
             self._settings = Settings.model_validate(dict(runtime))
         except ValidationError as error:
-            raise EdgewrightError(f"{artifact / 'manifest.json'}: runtime: {error}") from error
+            raise EdgewrightError(f"{artifact / MANIFEST}: runtime: {error}") from error
         self._params = payload_file(artifact, self._settings.params)
         self._library = payload_file(artifact, best_library(self._settings.libraries, cpu_features()).path)
         load_runtime()

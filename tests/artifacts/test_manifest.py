@@ -20,8 +20,8 @@ from tests.artifacts.conftest import DRAFT
 
 
 def edit(artifact: Path, **changes: Any) -> None:
-    """Change top-level keys of manifest.json in place."""
-    path = artifact / "manifest.json"
+    """Change top-level keys of edgewright.json in place."""
+    path = artifact / "edgewright.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
@@ -42,10 +42,10 @@ def test_lists_every_file_with_its_size_and_sha256(artifact: Path) -> None:
 
 
 def test_writing_twice_gives_the_same_bytes(artifact: Path) -> None:
-    before = (artifact / "manifest.json").read_bytes()
+    before = (artifact / "edgewright.json").read_bytes()
     write_manifest(artifact, DRAFT)
-    assert (artifact / "manifest.json").read_bytes() == before
-    assert sorted(path.name for path in artifact.iterdir()) == ["manifest.json", "model.onnx", "weights"]
+    assert (artifact / "edgewright.json").read_bytes() == before
+    assert sorted(path.name for path in artifact.iterdir()) == ["edgewright.json", "model.onnx", "weights"]
 
 
 def test_hashing_reports_progress_up_to_the_total(artifact: Path) -> None:
@@ -95,18 +95,24 @@ def test_a_linked_folder_is_not_walked_into(artifact: Path, tmp_path: Path) -> N
 
 
 def test_a_linked_manifest_is_refused(artifact: Path, tmp_path: Path) -> None:
-    (artifact / "manifest.json").rename(tmp_path / "manifest.json")
-    (artifact / "manifest.json").symlink_to(tmp_path / "manifest.json")
+    (artifact / "edgewright.json").rename(tmp_path / "edgewright.json")
+    (artifact / "edgewright.json").symlink_to(tmp_path / "edgewright.json")
     with pytest.raises(EdgewrightError, match="not an Edgewright artifact"):
         read_manifest(artifact)
 
 
+def test_a_folder_of_an_earlier_edgewright_says_so(artifact: Path) -> None:
+    (artifact / "edgewright.json").rename(artifact / "manifest.json")
+    with pytest.raises(EdgewrightError, match=r"holds a manifest\.json and no edgewright\.json: build"):
+        read_manifest(artifact)
+
+
 @pytest.mark.parametrize(
-    "path", ["", "/etc/passwd", "../x", "a/../../x", "./a", "a//b", "a/", "a\\..\\b", "C:x", "a\0b", "manifest.json"]
+    "path", ["", "/etc/passwd", "../x", "a/../../x", "./a", "a//b", "a/", "a\\..\\b", "C:x", "a\0b", "edgewright.json"]
 )
 def test_paths_cannot_leave_the_folder(artifact: Path, path: str) -> None:
     edit(artifact, files=[{"path": path, "size": 1, "sha256": "0" * 64}])
-    with pytest.raises(EdgewrightError, match=r"manifest\.json: files\.0\.path"):
+    with pytest.raises(EdgewrightError, match=r"edgewright\.json: files\.0\.path"):
         read_manifest(artifact)
 
 
@@ -130,8 +136,10 @@ def test_a_file_is_listed_once(artifact: Path) -> None:
     "content", [b"", b"{", b"[" * 100_000, b"\xff\xfe", b"null", b"[]", b'"x"', b'{"schema_version": "1"}', b"{}"]
 )
 def test_corrupt_json_names_the_file_and_what_to_do(artifact: Path, content: bytes) -> None:
-    (artifact / "manifest.json").write_bytes(content)
-    with pytest.raises(EdgewrightError, match=r"manifest\.json: .*build the artifact again or fetch it anew") as caught:
+    (artifact / "edgewright.json").write_bytes(content)
+    with pytest.raises(
+        EdgewrightError, match=r"edgewright\.json: .*build the artifact again or fetch it anew"
+    ) as caught:
         read_manifest(artifact)
     assert caught.value.exit_code == 2
 
@@ -139,7 +147,7 @@ def test_corrupt_json_names_the_file_and_what_to_do(artifact: Path, content: byt
 @given(st.binary(max_size=200))
 def test_no_bytes_crash_the_reader(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     folder = tmp_path_factory.mktemp("fuzz")
-    (folder / "manifest.json").write_bytes(content)
+    (folder / "edgewright.json").write_bytes(content)
     with pytest.raises(EdgewrightError):
         read_manifest(folder)
 
@@ -180,6 +188,6 @@ def test_runtime_can_only_name_files_inside(artifact: Path, tmp_path: Path) -> N
     (artifact / "link").symlink_to(tmp_path / "outside")
     for name in ("model.onnx", "weights/model.onnx.data"):
         assert payload_file(artifact, name) == artifact / name
-    for name in ("../outside", "/etc/passwd", "manifest.json", "missing", "weights", "link", "linked/outside"):
-        with pytest.raises(EdgewrightError, match=r"manifest\.json: runtime"):
+    for name in ("../outside", "/etc/passwd", "edgewright.json", "missing", "weights", "link", "linked/outside"):
+        with pytest.raises(EdgewrightError, match=r"edgewright\.json: runtime"):
             payload_file(artifact, name)

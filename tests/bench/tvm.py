@@ -164,7 +164,7 @@ def compare(work: Path, rounds: int) -> None:
         rates: dict[str, list[float]] = {"onnx": [], "tvm": []}
         memory: dict[str, list[float]] = {"onnx": [], "tvm": []}
         for target in rates:
-            if not (out / target / "manifest.json").exists():
+            if not (out / target / "edgewright.json").exists():
                 python("tests.bench.tvm", "--child", "build", source, out, group, target)
         for _ in range(rounds):
             for target in rates:

@@ -62,7 +62,7 @@ def test_the_report_schema_describes_the_file(finished):
 def test_the_next_run_goes_on_from_the_quantized_weights_and_replaces_the_artifact(workplace, finished, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished.folder, out / "small")
-    quantized = (out / "small" / "quantized" / "manifest.json").stat().st_mtime_ns
+    quantized = (out / "small" / "quantized" / "edgewright.json").stat().st_mtime_ns
     artifact = (out / "small" / "onnx").stat().st_ino
     stages: set[str] = set()
     report = api.run(
@@ -70,7 +70,7 @@ def test_the_next_run_goes_on_from_the_quantized_weights_and_replaces_the_artifa
     )
     assert report.verdict == "not validated"
     assert "quantizing" not in stages and "golden vectors" not in stages
-    assert (out / "small" / "quantized" / "manifest.json").stat().st_mtime_ns == quantized
+    assert (out / "small" / "quantized" / "edgewright.json").stat().st_mtime_ns == quantized
     assert (out / "small" / "onnx").stat().st_ino != artifact
     assert verify(out / "small" / "onnx") == []
 

@@ -37,7 +37,7 @@ Add `$model` to the target, or compile it once on the device with `MLModel.compi
 $swift
 ```
 
-Checked on Linux by executing this package operation by operation (`edgewright validate`); `manifest.json` lists every
+Checked on Linux by executing this package operation by operation (`edgewright validate`); `edgewright.json` lists every
 file, and `golden.safetensors` holds what the model must answer.
 """)
 

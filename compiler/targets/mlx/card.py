@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from artifacts import EdgewrightError, read_manifest
+from artifacts import MANIFEST, EdgewrightError, read_manifest
 from compiler.slots import HALF
 from compiler.targets.base import Job
 
@@ -43,7 +43,7 @@ def model_card(job: Job, *, wrapped: bool) -> str:
     parts = [
         f"---\n{header}---\n\n# {job.name}, MLX",
         f"The text decoder of {origin}, {sizes} weights, float16 throughout, written by Edgewright. "
-        "`manifest.json` holds the digest of every file, `golden.safetensors` what the package has to answer.",
+        "`edgewright.json` holds the digest of every file, `golden.safetensors` what the package has to answer.",
     ]
     if license_name is None:
         parts.append("The checkpoint states no licence that could be read; set `license` before publishing.")
@@ -109,7 +109,7 @@ def _functions(job: Job) -> str:
 
 def _origin(job: Job) -> tuple[str | None, str | None]:
     """Hub id and commit of the checkpoint, from the manifest of the packed weights; None for a local folder."""
-    if not (job.weights.path / "manifest.json").is_file():
+    if not (job.weights.path / MANIFEST).is_file():
         return None, None
     entry = read_manifest(job.weights.path).checkpoint
     return (entry.source, entry.revision) if entry.revision and _HUB_ID.fullmatch(entry.source) else (None, None)

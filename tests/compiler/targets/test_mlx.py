@@ -294,7 +294,7 @@ def test_the_card_says_what_each_loader_needs(ministral: Path, quantized: Quanti
         "figures": [],
         "weights_digest": "0" * 64,
     }
-    (parts[3].path / "manifest.json").write_text(json.dumps(manifest))
+    (parts[3].path / "edgewright.json").write_text(json.dumps(manifest))
     published = (build(tmp_path / "published", source, parts) / "README.md").read_text()
     assert "base_model: mistralai/Ministral-3-3B-Instruct-2512-BF16\nbase_model_relation: quantized\n" in published
     assert f"at commit `{'a' * 40}`" in published
