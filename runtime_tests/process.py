@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,20 @@ from typing import Any
 from runtime_tests.child import Job
 
 _STDERR_TAIL_BYTES = 8192
+
+# What a runtime may need to know of this machine, by name and by how names begin: nothing else of the environment
+# reaches a child, because nobody can list the names that hold passwords (tokens, DATABASE_URL, proxies, agents).
+_KEPT = re.compile(
+    r"""
+      PATH | HOME | USER | LOGNAME | SHELL | TMPDIR | TEMP | TMP | TZ | TERM | LANG | LANGUAGE | LC_\w+ | XDG_\w+
+    | VIRTUAL_ENV | CONDA_PREFIX | DEVELOPER_DIR | SDKROOT | __CF_USER_TEXT_ENCODING
+    | PYTHON\w+ | LD_\w+ | DYLD_\w+ | NIX_LD\w* | MALLOC_\w+ | MIMALLOC_\w+ | GLIBC_TUNABLES
+    | (?:OMP|GOMP|KMP|MKL|OPENBLAS|BLIS|VECLIB|NUMEXPR|TORCH|PYTORCH|ORT|TVM|MLX|MTL|METAL|QEMU)_\w+
+    | HF_HOME | HF_HUB_OFFLINE | TRANSFORMERS_OFFLINE | HF_HUB_DISABLE_TELEMETRY | DO_NOT_TRACK | TOKENIZERS_PARALLELISM
+    """,
+    re.VERBOSE,
+)
+_CREDENTIAL = re.compile("TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -41,11 +56,11 @@ def child_command(job: Job, folder: Path) -> list[str]:
 
 
 def child_environment() -> dict[str, str]:
-    """This process's environment, with our packages importable from any working directory, which is left out."""
+    """What children get of this process's environment: no credentials, and our packages from any working directory."""
     root = str(Path(__file__).resolve().parents[1])
     inherited = os.environ.get("PYTHONPATH")
     return {
-        **os.environ,
+        **{k: v for k, v in os.environ.items() if _KEPT.fullmatch(k) and not _CREDENTIAL.search(k)},
         "PYTHONPATH": os.pathsep.join([root, inherited] if inherited else [root]),
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
