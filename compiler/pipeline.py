@@ -30,6 +30,7 @@ from compiler.quantize.packed import PackedWeights
 from compiler.quantize.rules import Assignment, assign, options_of
 from compiler.slots import HALF, Scheme, Slot, Weights
 from compiler.targets.base import Job, copy_tokenizer
+from compiler.tokenizer import check_tokenizer
 from recipes.schema import Calibration, Recipe
 
 FAMILY = "decoder"
@@ -114,6 +115,7 @@ def quantize(
     _check_context(recipe, spec)
     slots = decoder.slots(spec, checkpoint.names())
     _check_shapes(checkpoint, slots)
+    check_tokenizer(checkpoint.path, spec.vocab)
     calibration = recipe.quantize.calibration or Calibration()
     text = calibration_file(calibration, recipe.resolve(calibration.text))
     assignment = assign(recipe.quantize.rules, slots)
@@ -239,12 +241,7 @@ def tool_versions() -> dict[str, str]:
 
 def _check_shapes(checkpoint: Checkpoint, slots: list[Slot]) -> None:
     for slot in slots:
-        expected = (slot.columns,) if slot.kind == "norm" else (slot.rows, slot.columns)
-        found = checkpoint.shape(slot.tensor)
-        if found != expected:
-            raise EdgewrightError(
-                f"{checkpoint.path}: tensor {slot.tensor!r} has shape {list(found)}; config.json says {list(expected)}"
-            )
+        checkpoint.check(slot.tensor, (slot.columns,) if slot.kind == "norm" else (slot.rows, slot.columns))
 
 
 def _hash_files(checkpoint: Checkpoint) -> tuple[CheckpointFile, ...]:

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from artifacts.documents import DocumentError, read_bytes
 from artifacts.errors import EdgewrightError
 
 Confidence = Literal["measured", "published", "weak", "policy"]
@@ -204,13 +205,10 @@ def load_profile(name_or_path: str | Path) -> AndroidProfile | IosProfile:
     """
     text = str(name_or_path)
     if isinstance(name_or_path, Path) or "/" in text or text.endswith((".yaml", ".yml")):
-        path = Path(name_or_path)
         try:
-            with path.open("rb") as file:
-                content = file.read(_MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise ProfileError(f"{path}: cannot read the profile: {error.strerror}") from error
-        return parse_profile(content, str(path))
+            return parse_profile(read_bytes(Path(name_or_path), _MAX_FILE_BYTES), text)
+        except DocumentError as error:
+            raise ProfileError(f"{error}; it was given as a phone profile") from error
     if text not in list_profiles():
         raise ProfileError(
             f"there is no profile {text!r}{_nearest(text, list_profiles())}; known: {', '.join(list_profiles())}"

@@ -15,8 +15,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from artifacts import EdgewrightError
+from compiler.codes import Codes
 from compiler.quantize import NoOptions
-from compiler.quantize.packed import Codes
 from compiler.quantize.rtn import representable
 from compiler.slots import Scheme
 

@@ -186,7 +186,7 @@ def test_memory_phases_come_from_a_child(artifact: Path) -> None:
 
 
 def test_one_flipped_nibble_is_seen(artifact: Path, tmp_path: Path) -> None:
-    from compiler.checkpoint import read_header
+    from compiler.tensors import read_header
 
     before = opened(artifact, exact=True).logits(IDS)
     damaged = Path(shutil.copytree(artifact, tmp_path / "damaged"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from artifacts import Progress
+from compiler.licence import licence_of
 from compiler.models.decoder import DecoderSpec
 from compiler.slots import HALF, Scheme, Schemes, Slot
 from compiler.targets.base import Estimate, Job, copy_tokenizer
@@ -68,7 +68,7 @@ class CoreMLTarget:
         from compiler.targets.coreml.readme import readme
 
         options: CoreMLOptions = job.options
-        license_ = license_of(job.tokenizer)
+        license_ = licence_of(job.tokenizer) or ""
         metadata = {
             "shortDescription": f"{job.name}: a text decoder with a key-value cache, made by Edgewright.",
             "author": "Edgewright",
@@ -153,13 +153,3 @@ def _refusals(spec: DecoderSpec, slots: list[Slot], schemes: Schemes, options: C
 
 def _ios17_holds(scheme: Scheme) -> bool:
     return scheme.bits == 16 or (scheme.bits == 8 and scheme.group == 0)
-
-
-def license_of(checkpoint: Path) -> str:
-    """The licence that a checkpoint's README.md names in its front matter, or an empty string."""
-    card = checkpoint / "README.md"
-    if not card.is_file():
-        return ""
-    front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.S)
-    found = re.search(r"^license:\s*(\S+)\s*$", front.group(1), re.M) if front else None
-    return found.group(1) if found else ""

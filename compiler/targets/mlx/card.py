@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import yaml
 
-from artifacts import MANIFEST, EdgewrightError, read_manifest
+from artifacts import MANIFEST, read_manifest
+from compiler.licence import licence_of
 from compiler.slots import HALF
 from compiler.targets.base import Job
 
@@ -27,7 +27,7 @@ await LLMTypeRegistry.shared.registerModelType("ministral3") { data in
 def model_card(job: Job, *, wrapped: bool) -> str:
     """The card's text, with its metadata in front. wrapped: the decoder keeps the form of a larger model."""
     base, revision = _origin(job)
-    license_name = _license(job.tokenizer / "README.md")
+    license_name = licence_of(job.tokenizer)
     bits = sorted({job.schemes.get(s.name, HALF).bits for s in job.slots if s.kind != "norm"})
     sizes = ", ".join(f"{b}-bit" for b in bits if b != 16) or "16-bit"
     metadata: dict[str, object] = {
@@ -113,18 +113,3 @@ def _origin(job: Job) -> tuple[str | None, str | None]:
         return None, None
     entry = read_manifest(job.weights.path).checkpoint
     return (entry.source, entry.revision) if entry.revision and _HUB_ID.fullmatch(entry.source) else (None, None)
-
-
-def _license(readme: Path) -> str | None:
-    """The licence in the metadata of a checkpoint's own card."""
-    if not readme.is_file():
-        return None
-    head = re.match(r"---\r?\n(.*?)\r?\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-    if head is None:
-        return None
-    try:
-        metadata = yaml.safe_load(head.group(1))
-    except yaml.YAMLError as error:
-        raise EdgewrightError(f"{readme}: its metadata is not YAML: {error}") from error
-    found = metadata.get("license") if isinstance(metadata, dict) else None
-    return found if isinstance(found, str) else None

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artifacts import EdgewrightError, silent
-from compiler.checkpoint import Checkpoint, read_header
+from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
 from compiler.quantize import mlx_affine
 from compiler.quantize.packed import PackedWeights
@@ -24,6 +24,7 @@ from compiler.targets import load_target, target_options
 from compiler.targets.base import Job
 from compiler.targets.mlx import shards
 from compiler.targets.mlx.options import MlxOptions
+from compiler.tensors import read_header
 from tests.compiler.conftest import MINISTRAL3, Quantizer, random_tensors, save
 
 TABLE = "model.embed_tokens"

@@ -14,7 +14,6 @@ from compiler.models import decoder
 from compiler.slots import Scheme
 from compiler.targets import load_target, target_options
 from compiler.targets.coreml.options import CoreMLOptions
-from compiler.targets.coreml.target import license_of
 from tests.compiler.conftest import MINISTRAL3
 from tests.compiler.targets.coreml.conftest import INT4, TINY, Builder, Built
 from tests.compiler.targets.coreml.payloads import open_package
@@ -132,13 +131,3 @@ def test_the_estimate_is_near_the_package(tiny: Built) -> None:
     assert abs(estimate.file_bytes / size - 1) < 0.1
     states = 2 * job.spec.layers * job.spec.kv_width * job.max_tokens * 2
     assert estimate.kv_bytes == states
-
-
-@pytest.mark.parametrize(
-    ("card", "expected"),
-    [("---\nlicense: apache-2.0\n---\n# x", "apache-2.0"), ("# x\nlicense: mit", ""), (None, "")],
-)
-def test_the_licence_comes_from_the_model_card(tmp_path: Path, card: str | None, expected: str) -> None:
-    if card is not None:
-        (tmp_path / "README.md").write_text(card)
-    assert license_of(tmp_path) == expected
