@@ -16,8 +16,12 @@ Direction = Literal["at most", "at least"]
 Verdict = Literal["passed", "failed", "fits", "tight", "does not fit", "not assessed", "not for this platform"]
 
 
-class _Obtained(BaseModel):
-    """How a number came to be, for figures and for checks.
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Figure(_Frozen):
+    """A number (or a word) that says how it was obtained.
 
     measured: the real runtime, on this machine. emulated: with something in place of the phone or its runtime, and
     `stand_in` names it. modelled: calculated, with the band (low, high) in the number's own unit. declared: stated by
@@ -25,11 +29,10 @@ class _Obtained(BaseModel):
     number that a sample of text gave.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
     name: str
+    value: bool | int | float | str
     unit: str
-    obtained: Obtained | None
+    obtained: Obtained
     stand_in: str | None = None
     at: str | None = None
     band: tuple[float, float] | None = None
@@ -37,40 +40,46 @@ class _Obtained(BaseModel):
 
     @model_validator(mode="after")
     def _explained(self) -> Self:
-        if (self.obtained == "modelled") != (self.band is not None):
-            raise ValueError(f"{self.name}: a modelled figure, and only that, carries its band")
-        if (self.obtained == "emulated") != (self.stand_in is not None):
-            raise ValueError(f"{self.name}: an emulated figure, and only that, names its stand-in")
+        _explain(self.name, self.obtained, self.stand_in, self.band)
         return self
 
 
-class Figure(_Obtained):
-    """A number (or a word) that says how it was obtained."""
+class Check(_Frozen):
+    """One number against one limit, both in `unit`; how it was obtained is said as a `Figure` says it.
 
-    value: bool | int | float | str
-    obtained: Obtained
-
-
-class Check(_Obtained):
-    """One number against one limit, both in `unit`. `group` is parity, quality or a phone; `label` is for people.
-
-    A number that could not be obtained is None, and then nothing obtained it. Without a limit there is no verdict:
-    the number is only reported. `reason` says what the verdict rests on, where the number alone does not.
+    `group` is parity, quality or a phone; `label` is for people. A number that could not be obtained is None, and then
+    nothing obtained it. Without a limit there is no verdict: the number is only reported. `reason` says what the
+    verdict rests on, where the number alone does not.
     """
 
     group: str
+    name: str
     label: str
     value: float | None
     limit: float | None
     direction: Direction
+    unit: str
+    obtained: Obtained | None
+    stand_in: str | None = None
+    at: str | None = None
+    band: tuple[float, float] | None = None
+    interval: tuple[float, float] | None = None
     verdict: Verdict | None
     reason: str = ""
 
     @model_validator(mode="after")
-    def _obtained_somehow(self) -> Self:
+    def _explained(self) -> Self:
+        _explain(self.name, self.obtained, self.stand_in, self.band)
         if (self.value is None) != (self.obtained is None):
             raise ValueError(f"{self.name}: a value, and only that, says how it was obtained")
         return self
+
+
+def _explain(name: str, obtained: Obtained | None, stand_in: str | None, band: tuple[float, float] | None) -> None:
+    if (obtained == "modelled") != (band is not None):
+        raise ValueError(f"{name}: a modelled figure, and only that, carries its band")
+    if (obtained == "emulated") != (stand_in is not None):
+        raise ValueError(f"{name}: an emulated figure, and only that, names its stand-in")
 
 
 def ran_here(

@@ -41,18 +41,18 @@ def _target(target: TargetReport) -> list[str]:
     if rows:
         lines += _table(
             ["", "check", "figure", "limit", "obtained", "verdict"],
-            [[row.group, row.name, row.figure, row.limit, row.obtained, row.verdict] for row in rows],
+            [[row.group, row.name, row.figure, row.limit, text.obtained(row), row.verdict] for row in rows],
         )
-        lines += ["", *(f"- {line}" for line in text.stand_ins(rows))]
-        lines += [*(f"- {row.group}: {row.reason}" for row in rows if row.reason), ""]
+        lines += ["", *(f"- {row.group}: {row.reason}" for row in rows if row.reason), ""]
         for line in filter(None, (text.quality(target), text.speed(target))):
             lines += [line, ""]
     lines += [line for warning in target.warnings for line in (f"**Warning**: {warning}", "")]
     for step in target.failed_steps:
         lines += [f"**{step.step} failed**: {step.detail}", "", "```", step.stderr_tail.strip(), "```", ""]
-    for phone in target.phones:
-        if phone.run and phone.run.phases:
-            lines += [f"Memory on {phone.profile}, {_conditions(phone.run)}, over the interpreter's baseline:", ""]
+    for run in _runs(target):
+        if run.phases:
+            phones = " and ".join(phone.profile for phone in target.phones if _same(phone.run, run))
+            lines += [f"Memory on {phones}, {_conditions(run)}, over the interpreter's baseline:", ""]
             lines += _table(
                 ["phase", "anonymous", "file-backed", "swap", "peak anonymous", "peak file-backed"],
                 [
@@ -61,7 +61,7 @@ def _target(target: TargetReport) -> list[str]:
                         *(size(b) for b in (phase.anonymous_bytes, phase.file_bytes, phase.swap_bytes)),
                         *(size(b) for b in (phase.peak_anonymous_bytes, phase.peak_file_bytes)),
                     ]
-                    for phase in phone.run.phases
+                    for phase in run.phases
                 ],
             )
             lines.append("")
@@ -81,6 +81,19 @@ def _target(target: TargetReport) -> list[str]:
         ],
     )
     return [*lines, ""]
+
+
+def _runs(target: TargetReport) -> list[MemoryRun]:
+    """The memory runs of a target, each once: phones may share one."""
+    found: list[MemoryRun] = []
+    for phone in target.phones:
+        if phone.run is not None and not any(_same(phone.run, run) for run in found):
+            found.append(phone.run)
+    return found
+
+
+def _same(one: MemoryRun | None, other: MemoryRun) -> bool:
+    return one is not None and (one.limit_bytes, one.phases) == (other.limit_bytes, other.phases)
 
 
 def _conditions(run: MemoryRun) -> str:

@@ -76,7 +76,7 @@ def figure(found: Figure) -> str:
     return _sampled(float(found.value), found) + load
 
 
-def obtained(found: Figure | Check) -> str:
+def obtained(found: Figure | Check | Row) -> str:
     """How a figure was obtained, with the name of what stood in."""
     return f"{found.obtained or ''}" + (f": {found.stand_in}" if found.stand_in else "")
 

@@ -36,7 +36,7 @@ class Prompt:
 
 def read_prompt(artifact: Path, golden: Golden, room: int) -> Prompt:
     """The beginning of the first golden sequence as text and as Hugging Face's tokenizer encodes that, special tokens
-    included, in at most ``room`` tokens; without a tokenizer the tokens themselves."""
+    included, in at most ``room`` tokens; the tokens themselves without a tokenizer, or where not one would fit."""
     tokens = [int(token) for token in golden.tokens[0, : decode_span(golden)[0]]]
     path = artifact / TOKENIZER
     if not path.is_file():
@@ -46,10 +46,10 @@ def read_prompt(artifact: Path, golden: Golden, room: int) -> Prompt:
     tokenizer = Tokenizer.from_file(str(path))
     text = tokenizer.decode(tokens)
     ids: list[int] = tokenizer.encode(text).ids
-    while len(ids) > room:
+    while text and len(ids) > room:
         text = text[: len(text) // 2]
         ids = tokenizer.encode(text).ids
-    return Prompt(text, ids) if ids else Prompt(None, tokens[:room])
+    return Prompt(text, ids) if 0 < len(ids) <= room else Prompt(None, tokens[:room])
 
 
 def tokens_checks(

@@ -75,7 +75,7 @@ class Rules:
     strict: bool = False
     allow_unassessed: bool = False
 
-    def pass_(self, checks: Sequence[Check]) -> bool:
+    def accept(self, checks: Sequence[Check]) -> bool:
         """Whether none of the checks fails."""
         return passes(checks, strict=self.strict, allow_unassessed=self.allow_unassessed)
 
@@ -148,7 +148,7 @@ def on_phones(
             check, run = runs.on(phone, budget)
             figures = _figures(run, runs.at)
         checks = (check, *_latency(phone.name, limits))
-        passed = rules.pass_(checks) and (run is None or run.outcome in ("ok", "over_budget"))
+        passed = rules.accept(checks) and (run is None or run.outcome in ("ok", "over_budget"))
         results.append(
             ProfileResult(phone.name, phone.platform, figures, checks, "passed" if passed else "failed", run)
         )

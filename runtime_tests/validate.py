@@ -129,7 +129,7 @@ def validate(
 def _verdict(
     found: _Found, results: Sequence[ProfileResult], rules: Rules
 ) -> Literal["passed", "failed", "not assessed"]:
-    if found.failures or not rules.pass_(found.checks) or any(item.verdict == "failed" for item in results):
+    if found.failures or not rules.accept(found.checks) or any(item.verdict == "failed" for item in results):
         return "failed"
     if results and all(item.verdict == "not for this platform" for item in results):
         return "not assessed"

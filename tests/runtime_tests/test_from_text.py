@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from artifacts import Check, read_manifest
-from runtime_tests.from_text import text_check, tokens_checks
+from runtime_tests.from_text import Prompt, read_prompt, text_check, tokens_checks
+from runtime_tests.golden import read_golden
 from runtime_tests.validate import validate
 from tests.edgewright.conftest import write_tokenizer
 from tests.runtime_tests.conftest import VOCAB, compile_package, sign_again
@@ -71,6 +72,20 @@ def test_without_a_tokenizer_a_warning_says_that_nothing_began_with_text(tmp_pat
     found = validate(compile_package(tmp_path, {}))
     assert not [name for name in named(found.checks) if "tokens_equal" in name]
     assert "the package has no tokenizer.json: nothing was tested from text" in found.warnings
+
+
+@pytest.mark.parametrize("room", [1, 2, 5, 100])
+def test_a_prompt_is_the_tokens_of_its_text_and_fits(package: Path, tmp_path: Path, room: int) -> None:
+    from tokenizers import Tokenizer
+
+    golden = read_golden(package / "golden.safetensors")
+    found = read_prompt(package, golden, room)
+    assert 0 < len(found.ids) <= room
+    assert (
+        found.text is not None
+        and Tokenizer.from_file(str(package / "tokenizer.json")).encode(found.text).ids == found.ids
+    )
+    assert read_prompt(tmp_path, golden, room) == Prompt(None, golden.tokens[0, : min(room, 56)].tolist())
 
 
 @pytest.mark.parametrize(
