@@ -39,13 +39,17 @@ _TOOLS = ("edgewright", "torch", "transformers", "onnx", "onnxruntime", "coremlt
 
 @dataclass(frozen=True)
 class TargetPlan:
-    """What a target would come to, from the geometry alone; sizes in bytes. `refused` says why it cannot be built."""
+    """What a target would come to, from the geometry alone; sizes in bytes. `refused` says why it cannot be built.
+
+    app_bytes: what an app ships of the files, on each platform that runs them.
+    """
 
     target: str
     file_bytes: int
     weight_bytes: int
     kv_bytes: int
     activation_bytes: int
+    app_bytes: dict[str, int]
     refused: str | None = None
 
 
@@ -90,6 +94,7 @@ def plan(recipe: Recipe, config: Mapping[str, Any]) -> list[TargetPlan]:
                 estimate.weight_bytes,
                 estimate.kv_bytes,
                 estimate.activation_bytes,
+                estimate.app_bytes,
                 refused,
             )
         )

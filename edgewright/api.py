@@ -194,7 +194,7 @@ def _explained(recipe: Recipe, validation: Validation, quantized: Path) -> Valid
     from edgewright.conversion import first_divergence
     from runtime_tests.validate import Failure
 
-    if all(gate.passed for gate in validation.gates if "exact" in gate.name):
+    if all(check.verdict == "passed" for check in validation.checks if "exact" in check.name):
         return validation
     found = first_divergence(recipe, validation.target, quantized, validation.artifact)
     failure = Failure("conversion", found, "") if found else None

@@ -43,12 +43,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes, from the geometry alone."""
+    """Bytes, from the geometry alone. app_bytes: what an app ships of the files, on each platform that runs them."""
 
     file_bytes: int
     weight_bytes: int
     kv_bytes: int
     activation_bytes: int
+    app_bytes: dict[str, int]
 
 
 class Target(Protocol):
@@ -76,3 +77,9 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+
+
+def shipped_files(folder: Path, *left_out: str) -> list[str]:
+    """What an app ships of a built package, for `runtime.payload`: all but the README and what is named, sorted."""
+    found = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return [path.as_posix() for path in found if path.parts[0] not in ("README.md", *left_out)]

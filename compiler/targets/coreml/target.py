@@ -12,7 +12,7 @@ from artifacts import Progress
 from compiler.licence import licence_of
 from compiler.models.decoder import DecoderSpec
 from compiler.slots import HALF, Scheme, Schemes, Slot
-from compiler.targets.base import Estimate, Job, copy_tokenizer
+from compiler.targets.base import Estimate, Job, copy_tokenizer, shipped_files
 from compiler.targets.coreml.options import CoreMLOptions
 
 PACKAGE = "model.mlpackage"
@@ -60,7 +60,8 @@ class CoreMLTarget:
         activations = min(longest, max_tokens) * (widest + 2 * spec.hidden + max_tokens) * width + spec.vocab * width
         # the program itself: about 250 bytes for each of about 100 operations a layer and function
         program = 25_000 * (spec.layers + 4) * (2 if options.multifunction else 1)
-        return Estimate(weights + program, weights, kv if options.stateful else 2 * kv, activations)
+        total = weights + program
+        return Estimate(total, weights, kv if options.stateful else 2 * kv, activations, {"ios": total})
 
     def build(self, job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         """Write model.mlpackage, a README with its Swift usage, and the tokenizer files."""
@@ -90,7 +91,7 @@ class CoreMLTarget:
             "head_dim": job.spec.head_dim,
             "logits": "last",
             "memory": "modelled",
-            "platforms": ["ios"],
+            "payload": {"ios": shipped_files(folder)},
             "cache": options.cache,
             "functions": _functions(options),
             "prompt_lengths": list(lengths(options, job.max_tokens)),

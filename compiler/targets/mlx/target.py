@@ -11,7 +11,7 @@ from artifacts import Progress
 from compiler.checkpoint import read_config
 from compiler.models.decoder import DecoderSpec
 from compiler.slots import HALF, Scheme, Schemes, Slot
-from compiler.targets.base import Estimate, Job, copy_tokenizer
+from compiler.targets.base import Estimate, Job, copy_tokenizer, shipped_files
 from compiler.targets.mlx.card import model_card
 from compiler.targets.mlx.config import is_wrapped, package_config, tensor_prefix, unreadable
 from compiler.targets.mlx.options import MlxOptions
@@ -57,7 +57,7 @@ class MlxTarget:
         if options.kv_bits < 16:
             kv = values * options.kv_bits // 8 + values // (kv_group(spec.head_dim) or 32) * 4
         widest = max(spec.vocab, 2 * spec.intermediate, spec.qkv_width)
-        return Estimate(weights, weights, kv, (widest + 4 * spec.hidden) * 2)
+        return Estimate(weights, weights, kv, (widest + 4 * spec.hidden) * 2, {"ios": weights})
 
     def build(self, job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         """Write weights, config.json, tokenizer and generation files, README.md and, if asked for, decoder.mlxfn."""
@@ -96,7 +96,7 @@ class MlxTarget:
             export_decoder(job, folder, folder / FUNCTIONS, options.mlxfn_prefill, tensor_prefix(source))
             runtime["functions"] = {"file": FUNCTIONS, "prefill_tokens": options.mlxfn_prefill}
             progress("tracing functions", 1, 1)
-        return runtime
+        return {**runtime, "payload": {"ios": shipped_files(folder)}}
 
 
 def refusal(slot: Slot, scheme: Scheme) -> str | None:

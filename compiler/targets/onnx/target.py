@@ -10,9 +10,10 @@ from typing import Any
 from artifacts import Progress
 from compiler.models.decoder import DecoderSpec
 from compiler.slots import HALF, Schemes, Slot
-from compiler.targets.base import Estimate, Job, copy_tokenizer
+from compiler.targets.base import Estimate, Job, copy_tokenizer, shipped_files
 from compiler.targets.onnx.options import OnnxOptions
 
+_PLATFORMS = ("android", "ios")
 _GROUPS = (16, 32, 64, 128, 256)
 
 
@@ -50,7 +51,8 @@ class OnnxTarget:
         tables = max_tokens * spec.head_dim * 4
         kv = 2 * spec.layers * spec.kv_width * max_tokens * options.kv_bits // 8
         widest = max(spec.vocab, 2 * spec.intermediate, spec.qkv_width)
-        return Estimate(weights + tables, weights, kv, (widest + 4 * spec.hidden) * 4)
+        app = dict.fromkeys(_PLATFORMS, weights + tables)
+        return Estimate(weights + tables, weights, kv, (widest + 4 * spec.hidden) * 4, app)
 
     def build(self, job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         """Write model.onnx, model.onnx.data, genai_config.json and the tokenizer files."""
@@ -91,6 +93,9 @@ class OnnxTarget:
             "logits": job.options.logits,
             "position_ids": positions,
             "eos": list(spec.eos),
+            "payload": dict.fromkeys(_PLATFORMS, shipped_files(folder)),
+            # no file of the package can make genai's tokenizer add a text's first token: the app has to ask for it
+            "genai_tokenizer_options": {"add_special_tokens": "true"},
         }
         if cache is not None:
             runtime["kv_error"] = {

@@ -91,6 +91,7 @@ def test_mlx_dequantizes_to_the_shared_weights(
     assert {a.dtype for n, a in found.items() if not n.endswith(".weight")} <= {mx.float16}
     estimate = TARGET.estimate(spec, slots, schemes, 256, MlxOptions())
     assert estimate.file_bytes == sum(array.nbytes for array in found.values())
+    assert estimate.app_bytes == {"ios": estimate.file_bytes}, "MLX has no runtime for Android"
 
 
 @pytest.mark.parametrize("bits", [4, 8])
