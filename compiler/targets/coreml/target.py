@@ -13,6 +13,7 @@ from compiler.licence import licence_of
 from compiler.models.decoder import DecoderSpec
 from compiler.slots import HALF, Scheme, Schemes, Slot
 from compiler.targets.base import Estimate, Job, copy_tokenizer, shipped_files
+from compiler.targets.card import tokens_section, write_card
 from compiler.targets.coreml.options import CoreMLOptions
 
 PACKAGE = "model.mlpackage"
@@ -66,7 +67,7 @@ class CoreMLTarget:
     def build(self, job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         """Write model.mlpackage, a README with its Swift usage, and the tokenizer files."""
         from compiler.targets.coreml.convert import lengths, run
-        from compiler.targets.coreml.readme import readme
+        from compiler.targets.coreml.readme import swift_page
 
         options: CoreMLOptions = job.options
         license_ = licence_of(job.tokenizer) or ""
@@ -100,9 +101,8 @@ class CoreMLTarget:
             "minimum": options.minimum,
             "eos": list(job.spec.eos),
         }
-        (folder / "README.md").write_text(
-            readme(job, runtime, license_, _UNITS[options.compute_units]), encoding="utf-8"
-        )
+        sections = [tokens_section(job), swift_page(job, runtime, _UNITS[options.compute_units])]
+        write_card(job, folder, runtime="Core ML", library="coreml", tags=["coreml"], sections=sections)
         return runtime
 
     def traces(self, job: Job) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:

@@ -12,7 +12,8 @@ from compiler.checkpoint import read_config
 from compiler.models.decoder import DecoderSpec
 from compiler.slots import HALF, Scheme, Schemes, Slot
 from compiler.targets.base import Estimate, Job, copy_tokenizer, shipped_files
-from compiler.targets.mlx.card import model_card
+from compiler.targets.card import tokens_section, write_card
+from compiler.targets.mlx import card
 from compiler.targets.mlx.config import is_wrapped, package_config, tensor_prefix, unreadable
 from compiler.targets.mlx.options import MlxOptions
 from compiler.targets.mlx.shards import package_tensors, stored_bytes, write_shards
@@ -76,7 +77,6 @@ class MlxTarget:
         if not (folder / "generation_config.json").exists():
             _write_json(folder / "generation_config.json", _generation_config(job.spec))
         options: MlxOptions = job.options
-        (folder / "README.md").write_text(model_card(job, wrapped=is_wrapped(source)), encoding="utf-8")
         runtime: dict[str, Any] = {
             "loader": "mlx-lm",
             "requires": {"mlx": ">=0.32", "mlx-lm": ">=0.32"},
@@ -96,6 +96,8 @@ class MlxTarget:
             export_decoder(job, folder, folder / FUNCTIONS, options.mlxfn_prefill, tensor_prefix(source))
             runtime["functions"] = {"file": FUNCTIONS, "prefill_tokens": options.mlxfn_prefill}
             progress("tracing functions", 1, 1)
+        sections = [tokens_section(job), *card.sections(job, wrapped=is_wrapped(source))]
+        write_card(job, folder, runtime="MLX", library="mlx", tags=["mlx"], sections=sections)
         return {**runtime, "payload": {"ios": shipped_files(folder)}}
 
 

@@ -11,6 +11,8 @@ from artifacts import Progress
 from compiler.models.decoder import DecoderSpec
 from compiler.slots import HALF, Schemes, Slot
 from compiler.targets.base import Estimate, Job, copy_tokenizer, shipped_files
+from compiler.targets.card import tokens_section, write_card
+from compiler.targets.onnx import readme
 from compiler.targets.onnx.options import OnnxOptions
 
 _PLATFORMS = ("android", "ios")
@@ -55,7 +57,7 @@ class OnnxTarget:
         return Estimate(weights + tables, weights, kv, (widest + 4 * spec.hidden) * 4, app)
 
     def build(self, job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
-        """Write model.onnx, model.onnx.data, genai_config.json and the tokenizer files."""
+        """Write model.onnx, model.onnx.data, genai_config.json, README.md and the tokenizer files."""
         from compiler.targets.onnx.external import ExternalData
         from compiler.targets.onnx.lower import Lowering, needs_positions, write_model
 
@@ -81,6 +83,8 @@ class OnnxTarget:
         config = json.dumps(genai_config(job, positions), indent=2)
         (folder / "genai_config.json").write_text(config + "\n", encoding="utf-8")
         copy_tokenizer(job.tokenizer, folder)
+        sections = [tokens_section(job), *readme.sections(job, positions=positions)]
+        write_card(job, folder, runtime="ONNX Runtime", library="onnxruntime-genai", tags=["onnx"], sections=sections)
         spec = job.spec
         runtime: dict[str, Any] = {
             "model": "model.onnx",

@@ -20,6 +20,7 @@ from artifacts import Progress
 from compiler.models.decoder import DecoderSpec
 from compiler.slots import HALF, Schemes, Slot
 from compiler.targets.base import Estimate, Job, copy_tokenizer, shipped_files
+from compiler.targets.card import tokens_section, write_card
 from compiler.targets.tvm import link, params, triples, weights, workers
 from compiler.targets.tvm.geometry import heads_of
 from compiler.targets.tvm.options import TvmOptions
@@ -119,7 +120,6 @@ class TvmTarget:
         description = json.dumps(runtime, sort_keys=True)
         libraries = self._libraries(job, captured, tensors, machines, description, folder, progress)
         _copy_native(folder, job, machines, version("apache-tvm"))
-        copy_tokenizer(job.tokenizer, folder)
         found = {"libraries": libraries, "tvm": version("apache-tvm"), "eos": list(job.spec.eos)}
         return {**runtime, **found, "payload": _payload(folder, machines)}
 
@@ -178,9 +178,15 @@ def _copy_native(folder: Path, job: Job, machines: list[Triple], version: str) -
     for name, to in (("edgewright.h", "include"), ("edgewright.cc", "src"), ("example.cc", "example")):
         (folder / to).mkdir(exist_ok=True)
         shutil.copyfile(_NATIVE / name, folder / to / name)
-    for name in ("CMakeLists.txt", "README.md"):
+    values = {"NAME": job.name, "TVM_VERSION": version, "TRIPLES": ", ".join(m.name for m in machines)}
+
+    def filled(name: str) -> str:
         text = (_NATIVE / name).read_text(encoding="utf-8")
-        values = {"NAME": job.name, "TVM_VERSION": version, "TRIPLES": ", ".join(m.name for m in machines)}
         for key, value in values.items():
             text = text.replace(f"@{key}@", value)
-        (folder / name).write_text(text, encoding="utf-8")
+        return text.rstrip() + "\n"
+
+    (folder / "CMakeLists.txt").write_text(filled("CMakeLists.txt"), encoding="utf-8")
+    copy_tokenizer(job.tokenizer, folder)
+    sections = [tokens_section(job), filled("README.md").rstrip()]
+    write_card(job, folder, runtime="TVM", library="tvm", tags=["tvm"], sections=sections)
