@@ -50,6 +50,7 @@ class TargetPlan:
     kv_bytes: int
     activation_bytes: int
     app_bytes: dict[str, int]
+    copied_bytes: int
     refused: str | None = None
 
 
@@ -95,10 +96,16 @@ def plan(recipe: Recipe, config: Mapping[str, Any]) -> list[TargetPlan]:
                 estimate.kv_bytes,
                 estimate.activation_bytes,
                 estimate.app_bytes,
+                estimate.copied_bytes,
                 refused,
             )
         )
     return plans
+
+
+def known_positions(config: Mapping[str, Any]) -> int:
+    """The longest context that a checkpoint knows. Raises EdgewrightError when its config is of no known family."""
+    return decoder.read_spec(dict(config)).max_positions
 
 
 def _check_context(recipe: Recipe, spec: DecoderSpec) -> None:

@@ -25,6 +25,7 @@ from recipes.errors import nearest
 from recipes.schema import Recipe, recipe_model
 
 if TYPE_CHECKING:
+    from edgewright.fit import PlanFit
     from edgewright.report import Report, TargetReport
     from runtime_tests.validate import Limits, Validation
 
@@ -124,6 +125,26 @@ def plan(
 
     recipe = _with_targets(load_recipe(recipe), targets)
     return pipeline.plan(recipe, _config(recipe, checkpoint))
+
+
+def plan_fits(
+    recipe: Recipe | str | Path,
+    *,
+    targets: Sequence[str] = (),
+    profiles: Sequence[str] = (),
+    checkpoint: str | Path | None = None,
+) -> list[PlanFit]:
+    """Whether each target of a plan fits each phone, by what it needs at the least; see `PlanFit`.
+
+    `profiles` replace the recipe's, as in `run`. Raises RecipeError and EdgewrightError.
+    """
+    from compiler import pipeline
+    from edgewright.fit import fits
+
+    recipe = _with_targets(load_recipe(recipe), targets)
+    config = _config(recipe, checkpoint)
+    phones = [(profile, limits.peak_memory) for profile, limits in _phones(recipe, profiles)]
+    return fits(recipe, config, pipeline.plan(recipe, config), phones)
 
 
 def validate(artifact: str | Path, *, profiles: Sequence[str] = (), progress: Progress = silent) -> TargetReport:

@@ -26,6 +26,7 @@ from compiler.pipeline import TargetPlan
 from compiler.quantize.evidence import QuantizationEvidence
 from device_farm import AndroidProfile, IosProfile
 from edgewright import text
+from edgewright.fit import PlanFit
 from edgewright.report import Report, TargetReport
 from edgewright.text import size
 from recipes.schema import Recipe
@@ -123,8 +124,8 @@ def target(item: TargetReport, recipe: str | None = None) -> RenderableType:
     return Group(*parts, Text(""))
 
 
-def plans(recipe: Recipe, items: Sequence[TargetPlan]) -> RenderableType:
-    """Static estimates, one line for each target."""
+def plans(recipe: Recipe, items: Sequence[TargetPlan], fits: Sequence[PlanFit]) -> RenderableType:
+    """Static estimates, one line for each target, and whether they fit each phone."""
     table = _table("target", "package", ">weights", ">KV cache", ">activations", "")
     for item in items:
         refused = Text(f"refused: {item.refused}", style="bold red") if item.refused else Text("")
@@ -138,8 +139,25 @@ def plans(recipe: Recipe, items: Sequence[TargetPlan]) -> RenderableType:
         f"declared: from the checkpoint's config alone, for {recipe.context.max_tokens:,} tokens of context. "
         "A runtime may hold more: `edgewright run` measures it."
     )
+    notes = [note, *filter(None, [text.budget(recipe)])]
     head = Text(recipe.name, style="bold")
-    return Group(_padded(head, (1, 1, 0, 1)), table, _padded(Text(note, style="dim"), (0, 1)))
+    parts: list[RenderableType] = [_padded(head, (1, 1, 0, 1)), table]
+    if fits:
+        parts.append(_fits(fits))
+    return Group(*parts, *(_padded(Text(line, style="dim"), (0, 1)) for line in notes))
+
+
+def _fits(fits: Sequence[PlanFit]) -> RenderableType:
+    table = _table("phone", "target", ">least need", ">limit", ">longest context", "by estimate")
+    for item in fits:
+        word = verdict("fits" if item.verdict == "fits by estimate" else item.verdict)
+        longest = "" if item.longest_context is None else f"{item.longest_context:,} tokens"
+        row = (item.profile, item.target, size(item.needed_bytes), size(item.limit_bytes), longest)
+        table.add_row(*row, word)
+    reasons = dict.fromkeys(
+        f"{item.target} on {item.profile}: {item.reason}" for item in fits if item.verdict != "fits by estimate"
+    )
+    return Group(table, *(_padded(Text(reason), (0, 1)) for reason in reasons))
 
 
 def manifest(found: Manifest) -> RenderableType:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from artifacts import Check, Figure
 from edgewright.report import TargetReport
+from recipes.schema import Recipe
 
 _NOT_FOR = "not for this platform"
 
@@ -30,6 +31,15 @@ class Row:
     def remarkable(self) -> bool:
         """Whether the reason says more than the row does: all reasons but that of what simply fits."""
         return bool(self.reason) and self.verdict != "fits"
+
+
+def budget(recipe: Recipe) -> str | None:
+    """What a plan does not know of a recipe that leaves bits to a budget; None without one."""
+    wanted = recipe.quantize.budget
+    if wanted is None:
+        return None
+    what = f"to a size of {size(wanted.size)}" if wanted.size is not None else "by measured sensitivity"
+    return f"quantize.budget chooses bits and groups {what} while running; the sizes above are those of the rules."
 
 
 def size(count: float) -> str:

@@ -43,13 +43,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes, from the geometry alone. app_bytes: what an app ships of the files, on each platform that runs them."""
+    """Bytes, from the geometry alone, for a prompt that fills the context.
+
+    app_bytes: what an app ships of the files, on each platform that runs them. copied_bytes: of the weights, what the
+    runtime holds in anonymous memory; the others stay mapped from their file.
+    """
 
     file_bytes: int
     weight_bytes: int
     kv_bytes: int
     activation_bytes: int
     app_bytes: dict[str, int]
+    copied_bytes: int = 0
 
 
 class Target(Protocol):

@@ -22,6 +22,7 @@ FUNCTIONS = "decoder.mlxfn"
 _GROUPS = (32, 64, 128)
 _BITS = (4, 8)
 _NAMED = 3
+_PREFILL_STEP = 512
 
 
 class MlxTarget:
@@ -51,14 +52,18 @@ class MlxTarget:
     def estimate(
         self, spec: DecoderSpec, slots: list[Slot], schemes: Schemes, max_tokens: int, options: MlxOptions
     ) -> Estimate:
-        """Sizes in bytes; activations are those of a one-token step with its logits, in float16."""
+        """Sizes in bytes; activations are those of one of the pieces in which mlx-lm runs a prompt, in float16.
+
+        MLX reads weights into buffers of its own: nothing of them stays mapped.
+        """
         weights = sum(stored_bytes(slot, schemes.get(slot.name, HALF)) for slot in slots)
         values = 2 * spec.layers * spec.kv_width * max_tokens
         kv = values * 2
         if options.kv_bits < 16:
             kv = values * options.kv_bits // 8 + values // (kv_group(spec.head_dim) or 32) * 4
-        widest = max(spec.vocab, 2 * spec.intermediate, spec.qkv_width)
-        return Estimate(weights, weights, kv, (widest + 4 * spec.hidden) * 2, {"ios": weights})
+        widest = max(2 * spec.intermediate, spec.qkv_width) + 4 * spec.hidden
+        activations = (min(_PREFILL_STEP, max_tokens) * widest + spec.vocab) * 2
+        return Estimate(weights, weights, kv, activations, {"ios": weights}, weights)
 
     def build(self, job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         """Write weights, config.json, tokenizer and generation files, README.md and, if asked for, decoder.mlxfn."""

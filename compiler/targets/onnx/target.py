@@ -43,18 +43,24 @@ class OnnxTarget:
     def estimate(
         self, spec: DecoderSpec, slots: list[Slot], schemes: Schemes, max_tokens: int, options: OnnxOptions
     ) -> Estimate:
-        """Sizes in bytes; activations are those of a one-token step with its logits, in float32."""
-        weights = 0
+        """Sizes in bytes; activations are those of the whole prompt in one call, in float32."""
+        weights, copied = 0, 0.0
         for slot in slots:
             scheme = schemes.get(slot.name, HALF)
             weights += (
                 slot.rows * slot.columns * 4 if scheme.bits == 16 else scheme.packed_bytes(slot.rows, slot.columns)
             )
+            if slot.kind == "linear" or (slot.kind == "embedding" and spec.tied):
+                # as its kernels pack them: codes with a float32 scale and a float32 sum for each group
+                groups = slot.rows * scheme.groups(slot.columns) if scheme.bits != 16 else 0
+                copied += slot.rows * slot.columns * (4 if scheme.bits == 16 else scheme.bits / 8) + 8 * groups
         tables = max_tokens * spec.head_dim * 4
         kv = 2 * spec.layers * spec.kv_width * max_tokens * options.kv_bits // 8
-        widest = max(spec.vocab, 2 * spec.intermediate, spec.qkv_width)
+        widest = max(2 * spec.intermediate, spec.qkv_width) + 4 * spec.hidden
+        rows = max_tokens if options.logits == "all" else 1
+        activations = (max_tokens * widest + rows * spec.vocab) * 4
         app = dict.fromkeys(_PLATFORMS, weights + tables)
-        return Estimate(weights + tables, weights, kv, (widest + 4 * spec.hidden) * 4, app)
+        return Estimate(weights + tables, weights, kv, activations, app, int(copied))
 
     def build(self, job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         """Write model.onnx, model.onnx.data, genai_config.json, README.md and the tokenizer files."""
