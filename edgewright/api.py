@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from artifacts import EdgewrightError, Manifest, Progress, read_manifest, silent, staged, write_manifest
 from compiler.checkpoint import Checkpoint, read_config
 from compiler.pipeline import TargetPlan
-from compiler.quantize import method_options
+from compiler.quantize.methods import method_options
 from compiler.targets import target_options
 from device_farm import Profile, list_profiles, load_profile
 from recipes.errors import nearest

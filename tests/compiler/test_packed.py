@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from transformers import AutoModelForCausalLM
 
-from compiler.quantize import rtn
+from compiler.quantize.methods import rtn
 from compiler.quantize.packed import Codes, dequantize, pack, pack_zeros, unpack, unpack_zeros
 from compiler.slots import HALF, Scheme
 from tests.compiler.conftest import Quantizer, reference_logits

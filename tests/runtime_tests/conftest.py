@@ -81,7 +81,7 @@ def compile_package(out: Path, options: dict[str, Any], target: str = "onnx") ->
     """An INT4 package of the random checkpoint, in a folder as ``edgewright run`` leaves it."""
     from compiler import pipeline
     from compiler.checkpoint import Checkpoint
-    from compiler.quantize import method_options
+    from compiler.quantize.methods import method_options
     from compiler.targets import target_options
     from recipes.schema import recipe_model
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from artifacts import EdgewrightError
 from compiler.checkpoint import Checkpoint, CheckpointError
-from compiler.quantize import rtn
+from compiler.quantize.methods import rtn
 from compiler.quantize.packed import Codes, dequantize
 from compiler.slots import Scheme
 from tests.compiler.conftest import MINISTRAL3, random_tensors

@@ -15,9 +15,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from artifacts import EdgewrightError
-from compiler.quantize import NoOptions
+from compiler.quantize.methods import NoOptions
+from compiler.quantize.methods.rtn import representable
 from compiler.quantize.packed import Codes
-from compiler.quantize.rtn import representable
 from compiler.slots import Scheme
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from compiler.quantize import rtn
 from compiler.quantize.interface import Inputs, Rounder
+from compiler.quantize.methods import rtn
 from compiler.quantize.packed import Codes
 from compiler.slots import Scheme
 
