@@ -27,8 +27,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from compiler.checkpoint import row_blocks
 from compiler.slots import Weights
+from compiler.tensors import row_blocks
 
 _weights: ContextVar[Weights | None] = ContextVar("weights", default=None)
 _dtype: ContextVar[torch.dtype] = ContextVar("dtype", default=torch.float32)

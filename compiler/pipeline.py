@@ -24,7 +24,7 @@ from compiler import golden, targets
 from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
 from compiler.models.decoder import DecoderSpec
-from compiler.quantize import budget, evidence, methods
+from compiler.quantize import budget, evidence, runner
 from compiler.quantize.calibration import calibration_file, calibration_tokens
 from compiler.quantize.packed import PackedWeights
 from compiler.quantize.rules import Assignment, assign, options_of
@@ -147,7 +147,7 @@ def quantize(
         config = text_config(checkpoint)
         with staged(out, needed_bytes=needed) as partial, ThreadPoolExecutor(1) as pool:
             files = pool.submit(_hash_files, checkpoint)
-            found = methods.run(checkpoint, spec, slots, assignment, calibration, text, partial, work, config, progress)
+            found = runner.run(checkpoint, spec, slots, assignment, calibration, text, partial, work, config, progress)
             evidence.write(partial, found)
             if chosen is not None:
                 budget.write_rules(partial, budget.rules_of(chosen, assignment), chosen)
@@ -301,7 +301,7 @@ def _key(
     """What quantized weights depend on: the checkpoint's files, every tensor's scheme and method, the calibration."""
     stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in checkpoint.tensors.files]
     rules = {n: (r.bits, r.group, r.symmetric, r.method, options_of(r)) for n, r in assignment.rules.items()}
-    looks = more is not None or methods.calibrates(assignment)
+    looks = more is not None or runner.calibrates(assignment)
     looked_at = [calibration.model_dump(), text and sha256_file(text)] if looks else None
     content = [str(checkpoint.path.resolve()), stats, checkpoint.config, rules, looked_at, more]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

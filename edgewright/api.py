@@ -18,7 +18,7 @@ from artifacts import EdgewrightError, Manifest, Progress, read_manifest, silent
 from artifacts.documents import DocumentError, read_json
 from compiler.checkpoint import Checkpoint, listed, read_config
 from compiler.pipeline import Quantized, TargetPlan
-from compiler.quantize import method_options
+from compiler.quantize.methods import method_options
 from compiler.targets import target_options
 from device_farm import Profile, list_profiles, load_profile
 from recipes.errors import nearest

@@ -83,7 +83,7 @@ def round_rows(rows: NDArray[np.float32], scheme: Scheme) -> NDArray[np.float32]
     import torch
 
     from compiler.codes import dequantize
-    from compiler.quantize import mse
+    from compiler.quantize.methods import mse
 
     return dequantize(mse.rounder(mse.MseOptions(candidates=8))(torch.from_numpy(rows), scheme))
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from artifacts import EdgewrightError
-from compiler.checkpoint import Checkpoint, CheckpointError, TensorFiles, listed, row_blocks, to_float32
+from compiler.checkpoint import Checkpoint, listed
+from compiler.tensors import CheckpointError, TensorFiles, row_blocks, to_float32
 from tests.compiler.conftest import MINISTRAL3, random_tensors, save
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from artifacts import EdgewrightError
-from compiler.checkpoint import Checkpoint, CheckpointError, read_config
+from compiler.checkpoint import Checkpoint, read_config
 from compiler.config import Keys
+from compiler.tensors import CheckpointError
 from tests.compiler.conftest import MINISTRAL3, random_tensors, save
 
 

@@ -12,11 +12,12 @@ from transformers import AutoModelForCausalLM
 
 from artifacts import EdgewrightError
 from compiler import dialect
-from compiler.checkpoint import Checkpoint, CheckpointError
+from compiler.checkpoint import Checkpoint
 from compiler.graph import capture_decoder
 from compiler.models import decoder
 from compiler.pipeline import OriginalWeights
 from compiler.slots import Scheme
+from compiler.tensors import CheckpointError
 from tests.compiler.conftest import MINISTRAL3, Quantizer, random_tensors, reference_logits, save
 
 LLAMA: dict[str, Any] = {

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from artifacts import EdgewrightError
 from compiler.codes import Codes, dequantize, pack, pack_zeros, unpack, unpack_zeros
-from compiler.quantize import rtn
+from compiler.quantize.methods import rtn
 from compiler.quantize.packed import PackedWriter
 from compiler.slots import HALF, Scheme, Slot
 from tests.compiler.conftest import Quantizer, reference_logits

@@ -96,7 +96,7 @@ def test_no_recipe_names_a_commit_that_nobody_fetched():
 
 
 def test_every_target_and_method_refuses_unknown_options():
-    from compiler.quantize import method_options
+    from compiler.quantize.methods import method_options
     from compiler.targets import target_options
 
     for options in (*target_options().values(), *method_options().values()):

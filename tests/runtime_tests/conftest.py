@@ -87,7 +87,7 @@ def compile_package(
     """
     from compiler import pipeline
     from compiler.checkpoint import Checkpoint
-    from compiler.quantize import method_options
+    from compiler.quantize.methods import method_options
     from compiler.targets import target_options
     from recipes.schema import recipe_model
 

@@ -20,11 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts import EdgewrightError
-from compiler.checkpoint import Float32, row_blocks, to_float32
-from compiler.codes import Int8
+from compiler.codes import Float32, Int8
 from compiler.quantize.packed import PackedWeights
 from compiler.slots import Scheme, Slot
-from compiler.tensors import from_float32
+from compiler.tensors import from_float32, row_blocks, to_float32
 
 MAX_SHARD_BYTES = 5 << 30
 _ITEM_BYTES = {"U32": 4, "F16": 2}

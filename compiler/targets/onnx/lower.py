@@ -23,12 +23,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from compiler.checkpoint import row_blocks
 from compiler.codes import Int8
 from compiler.graph import Node, capture_decoder
 from compiler.quantize.kv import CacheScales
 from compiler.quantize.packed import PackedWeights
 from compiler.targets.onnx.external import ExternalData
+from compiler.tensors import row_blocks
 
 if TYPE_CHECKING:
     from compiler.targets.base import Job

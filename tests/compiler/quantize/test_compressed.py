@@ -13,10 +13,11 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from safetensors.torch import save_file
 
 from artifacts import EdgewrightError
-from compiler.checkpoint import Checkpoint, CheckpointError
+from compiler.checkpoint import Checkpoint
 from compiler.codes import Codes, dequantize
-from compiler.quantize import rtn
+from compiler.quantize.methods import rtn
 from compiler.slots import Scheme
+from compiler.tensors import CheckpointError
 from tests.compiler.conftest import MINISTRAL3, random_tensors
 
 from .conftest import Quantize

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from artifacts import EdgewrightError, silent
 from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
-from compiler.quantize import mlx_affine
+from compiler.quantize.methods import mlx_affine
 from compiler.quantize.packed import PackedWeights
 from compiler.quantize.stream import quantize_checkpoint
 from compiler.slots import HALF, Scheme

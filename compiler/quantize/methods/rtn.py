@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from compiler.codes import LARGEST_SCALE, SMALLEST_SCALE, Codes
-from compiler.quantize import NoOptions
 from compiler.quantize.interface import Inputs, Rounder
+from compiler.quantize.methods import NoOptions
 from compiler.slots import Scheme
 
 if TYPE_CHECKING:

@@ -14,11 +14,9 @@ from compiler import dialect
 from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
 from compiler.pipeline import OriginalWeights
-from compiler.quantize.calibrated import table
-from compiler.quantize.calibrated.layerwise import Task
+from compiler.quantize.calibrated import text
 from compiler.quantize.calibration import calibration_tokens
 from compiler.quantize.metrics import divergence
-from compiler.quantize.rules import Assignment
 from recipes.schema import Calibration
 from tests.compiler.conftest import random_tensors
 
@@ -122,16 +120,15 @@ def test_an_untied_head_is_calibrated_too(tmp_path: Path, quantize: Quantize) ->
 @pytest.mark.parametrize("size", [1.0, 100.0])
 def test_uncertainty_is_that_of_the_softmax(small: Path, monkeypatch: pytest.MonkeyPatch, size: float) -> None:
     """Also where one token takes nearly everything, and with a head read in many blocks."""
-    monkeypatch.setattr(table, "_BLOCK_BYTES", 1 << 14)
+    monkeypatch.setattr(text, "BLOCK_BYTES", 1 << 14)
     checkpoint = Checkpoint(small)
     spec = decoder.read_spec(checkpoint.config)
-    slots = {s.name: s for s in decoder.slots(spec, checkpoint.names())}
-    none: frozenset[str] = frozenset()
-    task = Task(checkpoint, spec, slots, Assignment({}, {}, {}), {}, none, none, none)
+    slots = decoder.slots(spec, checkpoint.names())
+    table = OriginalWeights(checkpoint, slots)
     states = size * torch.randn(3, 20, spec.hidden, generator=torch.Generator().manual_seed(0))
-    logits = states.double() @ task.rows("model.embed_tokens").double().t()
+    logits = states.double() @ torch.from_numpy(table.rows("model.embed_tokens")).double().t()
     expected = 1 - logits.softmax(-1).square().sum(-1)
-    found = table.uncertainty(task, lambda n: states[n], 3)
+    found = torch.stack(text.uncertainty(table, slots[0])(states.__getitem__, 3))
     assert found.min() >= 0
     assert torch.allclose(found.double(), expected, atol=1e-5)
 

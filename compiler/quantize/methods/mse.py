@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field
 
 from compiler.codes import Codes
-from compiler.quantize import rtn
 from compiler.quantize.interface import Inputs, Rounder
+from compiler.quantize.methods import rtn
 from compiler.slots import Scheme
 
 if TYPE_CHECKING:

@@ -4,20 +4,21 @@ The inputs of a matrix are divided by a factor for each channel, inside the norm
 multiplied by the same: the function stays, its rounding errors do not. The factors are a power of the inputs' root
 mean square, the power found by search. Codes are then rounded to nearest under scales searched with the inputs' weight.
 
-Source: Lin et al., "AWQ" (MLSys 2024), section 3.2. Which tensors precede which is `layerwise.py`'s business.
+Source: Lin et al., "AWQ" (MLSys 2024), section 3.2. What comes before a matrix is `calibrated/folding.py`'s business.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from compiler.codes import Codes
-from compiler.quantize import mse, rtn
-from compiler.quantize.interface import Inputs, Rounder
+from compiler.quantize.interface import Folding, Inputs, Rounder
 from compiler.quantize.matmul import linear
+from compiler.quantize.methods import mse, rtn
 from compiler.slots import Scheme
 
 if TYPE_CHECKING:
@@ -57,13 +58,14 @@ def rounder(options: AwqOptions, inputs: Inputs | None = None) -> Rounder:
     return quantize
 
 
-def fold_factors(
-    members: Sequence[tuple[Tensor, Scheme]], hessian: Tensor, channels: Tensor, powers: int = 20
-) -> Tensor:
-    """Factors [channels] by which to divide the inputs of matrices and multiply their columns.
+def folding(options: AwqOptions) -> Folding | None:
+    """The search for factors, None where a rule switches it off."""
+    return partial(fold_factors, powers=options.powers) if options.fold else None
 
-    members: the matrices [rows, columns] that share the inputs, and their schemes. hessian: of their inputs.
-    channels: int64 [columns], the channel that each column belongs to; grouped-query heads share theirs.
+
+def fold_factors(members: Sequence[tuple[Tensor, Scheme]], hessian: Tensor, channels: Tensor, *, powers: int) -> Tensor:
+    """Factors as `Folding` gives them; columns may share a channel, as grouped-query heads do.
+
     Ones are among what is tried, so the factors never make the sampled error larger.
     """
     import torch

@@ -18,8 +18,8 @@ from pydantic import model_validator
 
 from artifacts import EdgewrightError
 from compiler.codes import Codes
-from compiler.quantize import NoOptions
-from compiler.quantize.rtn import representable
+from compiler.quantize.methods import NoOptions
+from compiler.quantize.methods.rtn import representable
 from compiler.slots import Scheme
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from artifacts import EdgewrightError
 from compiler.checkpoint import Checkpoint
-from compiler.quantize import NoOptions
+from compiler.quantize.methods import NoOptions
 from compiler.quantize.rules import Assignment
 from compiler.slots import Slot
 

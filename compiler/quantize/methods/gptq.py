@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field
 
 from compiler.codes import Codes
-from compiler.quantize import mse, rtn
 from compiler.quantize.interface import Inputs, Rounder
 from compiler.quantize.matmul import linear
+from compiler.quantize.methods import mse, rtn
 from compiler.slots import Scheme
 
 if TYPE_CHECKING:
@@ -48,6 +48,11 @@ class GptqOptions(BaseModel):
 
 
 OPTIONS = GptqOptions
+
+
+def corrects(options: GptqOptions) -> bool:
+    """Whether the drift of the inputs is corrected."""
+    return options.correction > 0
 
 
 def rounder(options: GptqOptions, inputs: Inputs | None = None) -> Rounder:
