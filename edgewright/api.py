@@ -201,7 +201,7 @@ def _validated(
     return validate_artifact(
         artifact,
         phones,
-        QualityLimits(**wanted.quality.model_dump()) if wanted.quality else None,
+        QualityLimits(**wanted.quality.model_dump(exclude={"text"})) if wanted.quality else None,
         strict=wanted.strict,
         allow_unassessed=wanted.allow_unassessed,
         progress=progress,

@@ -84,6 +84,12 @@ def _check_glob(glob: str) -> str:
     return glob
 
 
+def _check_text(text: str) -> str:
+    if text != BUILT_IN_TEXT and not text.endswith((".txt", ".jsonl")):
+        raise ValueError(f"must be {BUILT_IN_TEXT} or a .txt or .jsonl file, not {text!r}")
+    return text
+
+
 def _check_group(group: Any) -> Any:
     if group == "channel":
         return group
@@ -98,6 +104,13 @@ RecipePath = Annotated[str, AfterValidator(check_path)]
 def _empty_mapping(value: Any) -> Any:
     """`onnx:` with nothing after it means `onnx: {}`."""
     return {} if value is None else value
+
+
+Text = Annotated[
+    RecipePath,
+    AfterValidator(_check_text),
+    Field(min_length=1, description=f"{BUILT_IN_TEXT}, or a .txt or .jsonl file relative to the recipe"),
+]
 
 
 class Strict(BaseModel):
@@ -146,17 +159,9 @@ class Rule(Strict):
 class Calibration(Strict):
     """The text that data-driven methods look at."""
 
-    text: RecipePath = Field(
-        BUILT_IN_TEXT, min_length=1, description=f"{BUILT_IN_TEXT}, or a .txt or .jsonl file relative to the recipe"
-    )
+    text: Text = BUILT_IN_TEXT
     tokens: int = Field(16384, ge=1, le=2**30)
     seed: int = Field(0, ge=0, lt=2**32)
-
-    @model_validator(mode="after")
-    def _known_kind(self) -> Self:
-        if self.text != BUILT_IN_TEXT and not self.text.endswith((".txt", ".jsonl")):
-            raise ValueError(f"text must be {BUILT_IN_TEXT} or a .txt or .jsonl file, not {self.text!r}")
-        return self
 
 
 class Budget(Strict):
@@ -198,8 +203,9 @@ class Context(Strict):
 
 
 class Quality(Strict):
-    """Limits against the unquantized checkpoint, on held-out text."""
+    """Limits against the unquantized checkpoint, on text that nothing was calibrated on."""
 
+    text: Text = BUILT_IN_TEXT
     max_perplexity_increase: Fraction | None = None
     min_top1_agreement: Share | None = None
     max_mean_kl: float | None = Field(None, gt=0)

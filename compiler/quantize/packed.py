@@ -177,9 +177,14 @@ class PackedWriter:
         """Flush the weights and write config.json with its quantization_config."""
         self._file.flush()
         self._file.close()
-        quantized = {n: s for n, s in self._schemes.items() if s.bits != 16}
-        full = {**config, "quantization_config": quantization_config(quantized)} if quantized else dict(config)
-        (self.folder / "config.json").write_text(json.dumps(full, indent=2) + "\n", encoding="utf-8")
+        write_config(self.folder, config, self._schemes)
+
+
+def write_config(folder: Path, config: Mapping[str, Any], schemes: Schemes) -> None:
+    """config.json of a quantized checkpoint, with its quantization_config."""
+    quantized = {n: s for n, s in schemes.items() if s.bits != 16}
+    full = {**config, "quantization_config": quantization_config(quantized)} if quantized else dict(config)
+    (folder / "config.json").write_text(json.dumps(full, indent=2) + "\n", encoding="utf-8")
 
 
 def quantization_config(schemes: Schemes) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from compiler.models.decoder import DecoderSpec
 from compiler.quantize.packed import PackedWeights
 from compiler.slots import Schemes, Slot
 
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -79,7 +79,7 @@ class Target(Protocol):
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
     """Copy the tokenizer and generation files that a checkpoint folder has."""
-    for name in _TOKENIZER_FILES:
+    for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
 
