@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,8 @@ from artifacts import Progress
 from compiler.models.decoder import DecoderSpec
 from compiler.slots import HALF, Schemes, Slot
 from compiler.targets.base import Estimate, Job, copy_tokenizer
+from compiler.targets.onnx.geometry import BLOCKS, block_size, padded_head
 from compiler.targets.onnx.options import OnnxOptions
-
-_GROUPS = (16, 32, 64, 128, 256)
 
 
 class OnnxTarget:
@@ -30,10 +30,10 @@ class OnnxTarget:
         found = []
         for slot in slots:
             scheme = schemes.get(slot.name, HALF)
-            if scheme.bits != 16 and scheme.group not in _GROUPS:
-                wanted = "one scale per row" if scheme.group == 0 else f"group {scheme.group}"
+            if scheme.bits != 16 and block_size(slot.columns, scheme.group) is None:
                 found.append(
-                    f"onnx: {slot.name} has {wanted}; MatMulNBits takes groups of {', '.join(map(str, _GROUPS))}"
+                    f"onnx: {slot.name} has {slot.columns} columns and one scale per row; MatMulNBits takes groups of "
+                    f"{', '.join(map(str, BLOCKS))}, of which none divides them; keep it at bits: 16"
                 )
         return found
 
@@ -44,11 +44,14 @@ class OnnxTarget:
         weights = 0
         for slot in slots:
             scheme = schemes.get(slot.name, HALF)
-            weights += (
-                slot.rows * slot.columns * 4 if scheme.bits == 16 else scheme.packed_bytes(slot.rows, slot.columns)
-            )
-        tables = max_tokens * spec.head_dim * 4
-        kv = 2 * spec.layers * spec.kv_width * max_tokens * options.kv_bits // 8
+            if scheme.bits == 16:
+                weights += slot.rows * slot.columns * 4
+            else:
+                stored = replace(scheme, group=block_size(slot.columns, scheme.group) or scheme.group)
+                weights += stored.packed_bytes(slot.rows, slot.columns)
+        head = padded_head(spec.head_dim)
+        tables = max_tokens * head * 4
+        kv = 2 * spec.layers * spec.kv_heads * head * max_tokens * options.kv_bits // 8
         widest = max(spec.vocab, 2 * spec.intermediate, spec.qkv_width)
         return Estimate(weights + tables, weights, kv, (widest + 4 * spec.hidden) * 4)
 
@@ -86,7 +89,7 @@ class OnnxTarget:
             "vocab_size": spec.vocab,
             "layers": spec.layers,
             "kv_heads": spec.kv_heads,
-            "head_dim": spec.head_dim,
+            "head_dim": padded_head(spec.head_dim),
             "kv_bits": job.options.kv_bits,
             "logits": job.options.logits,
             "position_ids": positions,
@@ -119,7 +122,7 @@ def genai_config(job: Job, positions: bool) -> dict[str, Any]:
             "decoder": {
                 "filename": "model.onnx",
                 "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
-                "head_size": spec.head_dim,
+                "head_size": padded_head(spec.head_dim),
                 "hidden_size": spec.hidden,
                 "num_attention_heads": spec.heads,
                 "num_key_value_heads": spec.kv_heads,
