@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +39,12 @@ class Job:
     weights: PackedWeights
     tokenizer: Path
     options: Any
+
+
+def bare(job: Job) -> Job:
+    """The job without its weights: neither they nor what reads them travel between processes."""
+    nothing: Any = None
+    return replace(job, weights=nothing)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from artifacts import Progress
+from compiler.apart import apart
 from compiler.licence import licence_of
 from compiler.models.decoder import DecoderSpec
 from compiler.slots import HALF, Scheme, Schemes, Slot
-from compiler.targets.base import Estimate, Job, copy_tokenizer, shipped_files
+from compiler.targets.base import Estimate, Job, bare, copy_tokenizer, shipped_files
 from compiler.targets.card import tokens_section, write_card
 from compiler.targets.coreml.options import CoreMLOptions
 
@@ -66,7 +67,7 @@ class CoreMLTarget:
 
     def build(self, job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         """Write model.mlpackage, a README with its Swift usage, and the tokenizer files."""
-        from compiler.targets.coreml.convert import lengths, run
+        from compiler.targets.coreml.convert import lengths, make_package
         from compiler.targets.coreml.readme import swift_page
 
         options: CoreMLOptions = job.options
@@ -81,7 +82,7 @@ class CoreMLTarget:
             "com.edgewright.compute_units": options.compute_units,
             "com.edgewright.max_tokens": str(job.max_tokens),
         }
-        run(job, folder / PACKAGE, metadata, user, progress)
+        apart(make_package, bare(job), job.weights.path, folder / PACKAGE, metadata, user, progress=progress)
         copy_tokenizer(job.tokenizer, folder)
         runtime = {
             "model": PACKAGE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from compiler.targets.base import Job
+from compiler.targets.onnx.geometry import padded_head
 
 
 def sections(job: Job, *, positions: bool) -> list[str]:
@@ -33,7 +34,7 @@ def _genai(job: Job) -> str:
 def _plain(job: Job, positions: bool) -> str:
     spec = job.spec
     cache = "int8" if job.options.kv_bits == 8 else "float32"
-    where = f"[1, {spec.kv_heads}, n, {spec.head_dim}]"
+    where = f"[1, {spec.kv_heads}, n, {padded_head(spec.head_dim)}]"
     inputs = [
         ("`input_ids`", "int64 [1, new]", "tokens of this call"),
         ("`attention_mask`", "int64 [1, past + new]", "ones"),

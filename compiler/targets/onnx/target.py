@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from compiler.slots import HALF, Schemes, Slot
 from compiler.targets.base import Estimate, Job, copy_tokenizer, shipped_files
 from compiler.targets.card import tokens_section, write_card
 from compiler.targets.onnx import readme
+from compiler.targets.onnx.geometry import BLOCKS, block_size, padded_head
 from compiler.targets.onnx.options import OnnxOptions
 
 _PLATFORMS = ("android", "ios")
-_GROUPS = (16, 32, 64, 128, 256)
 
 
 class OnnxTarget:
@@ -33,10 +34,10 @@ class OnnxTarget:
         found = []
         for slot in slots:
             scheme = schemes.get(slot.name, HALF)
-            if scheme.bits != 16 and scheme.group not in _GROUPS:
-                wanted = "one scale per row" if scheme.group == 0 else f"group {scheme.group}"
+            if scheme.bits != 16 and block_size(slot.columns, scheme.group) is None:
                 found.append(
-                    f"onnx: {slot.name} has {wanted}; MatMulNBits takes groups of {', '.join(map(str, _GROUPS))}"
+                    f"onnx: {slot.name} has {slot.columns} columns and one scale per row; MatMulNBits takes groups of "
+                    f"{', '.join(map(str, BLOCKS))}, of which none divides them; keep it at bits: 16"
                 )
         return found
 
@@ -47,15 +48,18 @@ class OnnxTarget:
         weights, copied = 0, 0.0
         for slot in slots:
             scheme = schemes.get(slot.name, HALF)
-            weights += (
-                slot.rows * slot.columns * 4 if scheme.bits == 16 else scheme.packed_bytes(slot.rows, slot.columns)
-            )
+            if scheme.bits == 16:
+                weights += slot.rows * slot.columns * 4
+            else:
+                scheme = replace(scheme, group=block_size(slot.columns, scheme.group) or scheme.group)
+                weights += scheme.packed_bytes(slot.rows, slot.columns)
             if slot.kind == "linear" or (slot.kind == "embedding" and spec.tied):
                 # as its kernels pack them: codes with a float32 scale and a float32 sum for each group
                 groups = slot.rows * scheme.groups(slot.columns) if scheme.bits != 16 else 0
                 copied += slot.rows * slot.columns * (4 if scheme.bits == 16 else scheme.bits / 8) + 8 * groups
-        tables = max_tokens * spec.head_dim * 4
-        kv = 2 * spec.layers * spec.kv_width * max_tokens * options.kv_bits // 8
+        head = padded_head(spec.head_dim)
+        tables = max_tokens * head * 4
+        kv = 2 * spec.layers * spec.kv_heads * head * max_tokens * options.kv_bits // 8
         widest = max(2 * spec.intermediate, spec.qkv_width) + 4 * spec.hidden
         rows = max_tokens if options.logits == "all" else 1
         activations = (max_tokens * widest + rows * spec.vocab) * 4
@@ -98,7 +102,7 @@ class OnnxTarget:
             "vocab_size": spec.vocab,
             "layers": spec.layers,
             "kv_heads": spec.kv_heads,
-            "head_dim": spec.head_dim,
+            "head_dim": padded_head(spec.head_dim),
             "kv_bits": job.options.kv_bits,
             "logits": job.options.logits,
             "position_ids": positions,
@@ -134,7 +138,7 @@ def genai_config(job: Job, positions: bool) -> dict[str, Any]:
             "decoder": {
                 "filename": "model.onnx",
                 "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
-                "head_size": spec.head_dim,
+                "head_size": padded_head(spec.head_dim),
                 "hidden_size": spec.hidden,
                 "num_attention_heads": spec.heads,
                 "num_key_value_heads": spec.kv_heads,

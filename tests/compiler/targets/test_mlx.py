@@ -68,15 +68,18 @@ def tensors(folder: Path) -> dict[str, mx.array]:
 def dequantized(found: Mapping[str, mx.array], name: str, scheme: Scheme) -> np.ndarray[Any, Any]:
     if scheme.bits == 16:
         return np.array(found[f"{name}.weight"].astype(mx.float32))
-    parts = (found[f"{name}.weight"], *(found[f"{name}.{p}"].astype(mx.float32) for p in ("scales", "biases")))
-    return np.array(mx.dequantize(*parts, group_size=scheme.group, bits=scheme.bits))
+    words, *parts = (found[f"{name}.weight"], *(found[f"{name}.{p}"].astype(mx.float32) for p in ("scales", "biases")))
+    group = words.shape[1] * 32 // scheme.bits // parts[0].shape[1]
+    return np.array(mx.dequantize(words, *parts, group_size=group, bits=scheme.bits))
 
 
-@pytest.mark.parametrize("scheme", [Scheme(4, 32), Scheme(4, 64), Scheme(8, 32), HALF], ids=str)
+@pytest.mark.parametrize(
+    "scheme", [Scheme(4, 32), Scheme(4, 64), Scheme(4, 0), Scheme(8, 0), Scheme(8, 32), HALF], ids=str
+)
 def test_mlx_dequantizes_to_the_shared_weights(
     ministral: Path, quantized: Quantizer, tmp_path: Path, scheme: Scheme
 ) -> None:
-    """Exactly: scales are float16 values already and 8 or 128 times one is another."""
+    """Exactly: scales are float16 values already and 8 or 128 times one is another. One scale per row is repeated."""
     others = {f"model.layers.{i}.mlp.down_proj": Scheme(scheme.bits, 32) for i in (0, 1) if scheme.bits != 16}
     parts = quantized(ministral, scheme, others)
     folder = build(tmp_path / "mlx", ministral, parts)
@@ -244,8 +247,7 @@ def test_a_scale_beyond_float16_names_the_tensor(
     ("scheme", "columns", "message"),
     [
         (Scheme(4, 16), 64, "MLX has no groups of 16, only groups of 32, 64 and 128; use group: 32"),
-        (Scheme(4, 256), 256, "MLX has no groups of 256, only groups of 32, 64 and 128; use group: 128"),
-        (Scheme(8, 0), 192, "MLX has no one scale per row, only groups of 32, 64 and 128; use group: 64"),
+        (Scheme(8, 0), 48, "48 columns divide into none of MLX's groups of 32, 64 or 128; keep it at bits: 16"),
         (Scheme(4, 128), 64, "groups of 128 do not divide 64 columns; use group: 64"),
         (Scheme(4, 32), 40, "40 columns divide into none of MLX's groups of 32, 64 or 128; keep it at bits: 16"),
         (Scheme(3, 32), 64, "3 bits cannot be lowered to MLX; use 4"),
