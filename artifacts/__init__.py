@@ -1,9 +1,12 @@
-"""Artifacts: the manifest, and how a folder gets its place. Imports nothing of ours; every other room may import it."""
+"""Artifacts: the manifest, figures and checks, and how a folder gets its place.
+
+Imports nothing of ours; every other room may import it.
+"""
 
 from .errors import EdgewrightError, GateFailed, MissingTool
+from .figures import Check, Figure, checked, passes, ran_here
 from .manifest import (
     MANIFEST,
-    Figure,
     Manifest,
     ManifestDraft,
     Problem,
@@ -17,6 +20,7 @@ from .store import staged
 
 __all__ = [
     "MANIFEST",
+    "Check",
     "EdgewrightError",
     "Figure",
     "GateFailed",
@@ -25,6 +29,9 @@ __all__ = [
     "MissingTool",
     "Problem",
     "Progress",
+    "checked",
+    "passes",
+    "ran_here",
     "read_manifest",
     "require_intact",
     "silent",

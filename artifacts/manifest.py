@@ -21,6 +21,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from .errors import EdgewrightError
+from .figures import Figure
 from .progress import Progress, silent
 
 SCHEMA_VERSION: Final = 1
@@ -92,25 +93,6 @@ class QuantizationGroup(_Strict):
     tensors: Size
     parameters: Size
     bytes: Size
-
-
-Obtained = Literal["measured", "emulated", "modelled", "declared"]
-
-
-class Figure(_Strict):
-    """A number that says how it was obtained. A modelled one carries its error band (low, high), in its own unit."""
-
-    name: str
-    value: bool | int | float | str
-    unit: str
-    obtained: Obtained
-    band: tuple[float, float] | None = None
-
-    @model_validator(mode="after")
-    def _modelled_has_band(self) -> Figure:
-        if (self.obtained == "modelled") != (self.band is not None):
-            raise ValueError(f"figure {self.name}: a modelled figure, and only that, carries its band")
-        return self
 
 
 class ManifestDraft(_Strict):

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from artifacts import Progress
 from compiler.models import decoder
 from compiler.slots import Schemes, Weights
+from compiler.tokenizer import Encoder
 from recipes.corpus import stdlib_texts
 
 if TYPE_CHECKING:
@@ -53,13 +54,11 @@ def held_out_tokens(
     if tokenizer is None:
         ids = np.random.default_rng(0).integers(0, spec.vocab, (count, length), np.int32)
         return ids, "random token ids (the checkpoint has no tokenizer)"
-    from tokenizers import Tokenizer
-
-    encoder = Tokenizer.from_file(str(tokenizer))
+    encoder = Encoder(tokenizer)
     sequences: list[list[int]] = []
     spare: list[int] = []
     for text in stdlib_texts("held-out"):
-        found = encoder.encode(text, add_special_tokens=False).ids
+        found = encoder.encode(text).ids
         if spec.bos is not None:
             found = [spec.bos, *found]
         if len(found) >= length:

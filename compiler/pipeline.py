@@ -30,6 +30,7 @@ from compiler.quantize.packed import PackedWeights
 from compiler.quantize.rules import Assignment, assign, options_of
 from compiler.slots import HALF, Scheme, Slot, Weights
 from compiler.targets.base import Job, copy_tokenizer
+from compiler.tokenizer import check_tokenizer
 from recipes.schema import Calibration, Recipe
 
 FAMILY = "decoder"
@@ -38,13 +39,18 @@ _TOOLS = ("edgewright", "torch", "transformers", "onnx", "onnxruntime", "coremlt
 
 @dataclass(frozen=True)
 class TargetPlan:
-    """What a target would come to, from the geometry alone; sizes in bytes. `refused` says why it cannot be built."""
+    """What a target would come to, from the geometry alone; sizes in bytes. `refused` says why it cannot be built.
+
+    app_bytes: what an app ships of the files, on each platform that runs them.
+    """
 
     target: str
     file_bytes: int
     weight_bytes: int
     kv_bytes: int
     activation_bytes: int
+    app_bytes: dict[str, int]
+    copied_bytes: int
     refused: str | None = None
 
 
@@ -89,10 +95,17 @@ def plan(recipe: Recipe, config: Mapping[str, Any]) -> list[TargetPlan]:
                 estimate.weight_bytes,
                 estimate.kv_bytes,
                 estimate.activation_bytes,
+                estimate.app_bytes,
+                estimate.copied_bytes,
                 refused,
             )
         )
     return plans
+
+
+def known_positions(config: Mapping[str, Any]) -> int:
+    """The longest context that a checkpoint knows. Raises EdgewrightError when its config is of no known family."""
+    return decoder.read_spec(dict(config)).max_positions
 
 
 def _check_context(recipe: Recipe, spec: DecoderSpec) -> None:
@@ -114,6 +127,7 @@ def quantize(
     _check_context(recipe, spec)
     slots = decoder.slots(spec, checkpoint.names())
     _check_shapes(checkpoint, slots)
+    check_tokenizer(checkpoint.path, spec.vocab)
     calibration = recipe.quantize.calibration or Calibration()
     text = calibration_file(calibration, recipe.resolve(calibration.text))
     assignment = assign(recipe.quantize.rules, slots)
@@ -239,12 +253,7 @@ def tool_versions() -> dict[str, str]:
 
 def _check_shapes(checkpoint: Checkpoint, slots: list[Slot]) -> None:
     for slot in slots:
-        expected = (slot.columns,) if slot.kind == "norm" else (slot.rows, slot.columns)
-        found = checkpoint.shape(slot.tensor)
-        if found != expected:
-            raise EdgewrightError(
-                f"{checkpoint.path}: tensor {slot.tensor!r} has shape {list(found)}; config.json says {list(expected)}"
-            )
+        checkpoint.check(slot.tensor, (slot.columns,) if slot.kind == "norm" else (slot.rows, slot.columns))
 
 
 def _hash_files(checkpoint: Checkpoint) -> tuple[CheckpointFile, ...]:

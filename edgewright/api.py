@@ -7,6 +7,7 @@ its part. What must not: how anything is shown, and any work of the rooms themse
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts import EdgewrightError, Manifest, Progress, read_manifest, silent, staged, write_manifest
-from compiler.checkpoint import Checkpoint, read_config
-from compiler.pipeline import TargetPlan
+from artifacts.documents import DocumentError, read_json
+from compiler.checkpoint import Checkpoint, listed, read_config
+from compiler.pipeline import Quantized, TargetPlan
 from compiler.quantize import method_options
 from compiler.targets import target_options
 from device_farm import Profile, list_profiles, load_profile
@@ -23,6 +25,7 @@ from recipes.errors import nearest
 from recipes.schema import Recipe, recipe_model
 
 if TYPE_CHECKING:
+    from edgewright.fit import PlanFit
     from edgewright.report import Report, TargetReport
     from runtime_tests.validate import Limits, Validation
 
@@ -101,7 +104,7 @@ def run(
         host=reports.host(),
         tools=pipeline.tool_versions(),
         targets=tuple(results),
-        warnings=tuple(_warnings(recipe, path, quantized.unfused)),
+        warnings=tuple(_warnings(recipe, opened, quantized)),
         seconds=round(time.monotonic() - started, 1),
         folder=str(folder),
     )
@@ -122,6 +125,26 @@ def plan(
 
     recipe = _with_targets(load_recipe(recipe), targets)
     return pipeline.plan(recipe, _config(recipe, checkpoint))
+
+
+def plan_fits(
+    recipe: Recipe | str | Path,
+    *,
+    targets: Sequence[str] = (),
+    profiles: Sequence[str] = (),
+    checkpoint: str | Path | None = None,
+) -> list[PlanFit]:
+    """Whether each target of a plan fits each phone, by what it needs at the least; see `PlanFit`.
+
+    `profiles` replace the recipe's, as in `run`. Raises RecipeError and EdgewrightError.
+    """
+    from compiler import pipeline
+    from edgewright.fit import fits
+
+    recipe = _with_targets(load_recipe(recipe), targets)
+    config = _config(recipe, checkpoint)
+    phones = [(profile, limits.peak_memory) for profile, limits in _phones(recipe, profiles)]
+    return fits(recipe, config, pipeline.plan(recipe, config), phones)
 
 
 def validate(artifact: str | Path, *, profiles: Sequence[str] = (), progress: Progress = silent) -> TargetReport:
@@ -192,7 +215,7 @@ def _explained(recipe: Recipe, validation: Validation, quantized: Path) -> Valid
     from edgewright.conversion import first_divergence
     from runtime_tests.validate import Failure
 
-    if all(gate.passed for gate in validation.gates if "exact" in gate.name):
+    if all(check.verdict == "passed" for check in validation.checks if "exact" in check.name):
         return validation
     found = first_divergence(recipe, validation.target, quantized, validation.artifact)
     failure = Failure("conversion", found, "") if found else None
@@ -205,7 +228,7 @@ def _locate(
     """The checkpoint's folder, what to call its source, and its commit if it has one."""
     wanted = recipe.checkpoint
     if override is not None:
-        return Path(override), str(override), None
+        return Path(override), os.fsencode(override).decode(errors="replace"), None
     if wanted.path is not None:
         return recipe.resolve(wanted.path), wanted.path, None
     from edgewright.hub import LOCK, fetch
@@ -215,10 +238,20 @@ def _locate(
     return path, wanted.hub, revision
 
 
-def _warnings(recipe: Recipe, checkpoint: Path, unfused: list[list[str]]) -> Iterator[str]:
-    if not (checkpoint / "tokenizer.json").exists():
+def _warnings(recipe: Recipe, checkpoint: Checkpoint, quantized: Quantized) -> Iterator[str]:
+    if not (checkpoint.path / "tokenizer.json").exists():
         yield _NO_TOKENIZER
-    if unfused:
+    if (adapter := checkpoint.adapter()) is not None:
+        yield (
+            f"a LoRA adapter lies beside the weights ({adapter}) and is not applied: the packages are those of the "
+            "base model; merge it first (peft: model.merge_and_unload().save_pretrained(folder))"
+        )
+    if unread := checkpoint.unread(slot.tensor for slot in quantized.slots):
+        yield (
+            "tensors of the checkpoint are not part of the text decoder that config.json describes, and the packages "
+            f"are built without them: {listed(unread)}"
+        )
+    if unfused := quantized.unfused:
         names = ", ".join(name.rsplit(".", 1)[-1] for name in unfused[0])
         yield (
             f"{names} of {unfused[0][0].rsplit('.', 1)[0]} have different bits or groups and stay apart, which costs "
@@ -244,15 +277,10 @@ def _config(recipe: Recipe, override: str | Path | None) -> Mapping[str, Any]:
 
 def read_config_file(path: Path) -> dict[str, Any]:
     """A config.json under any name. Raises EdgewrightError."""
-    import json
-
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise EdgewrightError(f"{path}: cannot be read as JSON ({error}); checkpoint.config names it") from error
-    if not isinstance(config, dict):
-        raise EdgewrightError(f"{path}: must hold a JSON object, as a config.json does; checkpoint.config names it")
-    return config
+        return read_json(path)
+    except DocumentError as error:
+        raise EdgewrightError(f"{error}; checkpoint.config names it") from error
 
 
 def _refuse_foreign(final: Path) -> None:

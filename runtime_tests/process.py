@@ -1,6 +1,7 @@
 """Starting ``child.py`` and listening to it. Runs under a memory limit go through ``device_farm``'s sandbox instead.
 
-What lives here: the command, its environment and the pipes. What must not: what a job means.
+What lives here: the command, its environment, the pipes, progress, and how an end is told. What must not: what a job
+means.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,9 +20,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from artifacts import EdgewrightError, MissingTool, Progress
 from runtime_tests.child import Job
 
 _STDERR_TAIL_BYTES = 8192
+_PHASES = ("baseline", "load", "prefill", "steady")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A step that did not end by itself: its name, what happened, and the end of what it wrote on stderr."""
+
+    step: str
+    detail: str
+    stderr_tail: str
+
 
 # What a runtime may need to know of this machine, by name and by how names begin: nothing else of the environment
 # reaches a child, because nobody can list the names that hold passwords (tokens, DATABASE_URL, proxies, agents).
@@ -90,7 +104,7 @@ def run_child(job: Job, on_event: Callable[[dict[str, Any]], None]) -> Ended:
                 except ValueError:  # killed in the middle of a line
                     continue
                 events.append(event)
-                if event.get("phase") == "baseline":
+                if event.get("wait") is True:
                     process.stdin.write(b"\n")
                     process.stdin.flush()
                 on_event(event)
@@ -104,3 +118,34 @@ def run_child(job: Job, on_event: Callable[[dict[str, Any]], None]) -> Ended:
     last = {key: value for event in events for key, value in event.items() if key in ("result", "error")}
     text = b"".join(tail)[-_STDERR_TAIL_BYTES:].decode(errors="replace")
     return Ended(exit_code, tuple(events), last.get("result"), last.get("error"), text)
+
+
+def failure_of(step: str, ended: Ended) -> Failure | None:
+    """None after a good end. What the user has to mend (a bad artifact, a missing tool) is raised instead."""
+    for kind in (EdgewrightError, MissingTool):
+        if ended.error is not None and ended.exit_code == kind.exit_code:
+            raise kind(ended.error)
+    if ended.exit_code == 0:
+        return None
+    how = f"exit code {ended.exit_code}" if ended.exit_code > 0 else signal.Signals(-ended.exit_code).name
+    return Failure(step, ended.error or f"the runtime ended with {how}", ended.stderr_tail)
+
+
+def forward(progress: Progress) -> Callable[[dict[str, Any]], None]:
+    """A child's own progress, as it tells it."""
+
+    def on_event(event: dict[str, Any]) -> None:
+        if "progress" in event:
+            progress(*event["progress"])
+
+    return on_event
+
+
+def phases(stage: str, progress: Progress) -> Callable[[dict[str, Any]], None]:
+    """The phases of a memory job as the progress of one stage."""
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event.get("phase") in _PHASES:
+            progress(stage, _PHASES.index(event["phase"]) + 1, len(_PHASES))
+
+    return on_event

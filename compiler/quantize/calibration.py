@@ -6,7 +6,7 @@ token ids, and start where `layerwise.py` looks up the embedding.
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts import EdgewrightError
+from artifacts.documents import DocumentError, parse_json, read_bytes
 from compiler.models.decoder import DecoderSpec
+from compiler.tokenizer import Encoder
 from recipes.corpus import stdlib_texts
 from recipes.schema import BUILT_IN_TEXT, Calibration
 
 _LENGTH = 512
+_MAX_BYTES = 256 << 20
 
 
 def calibration_tokens(
@@ -36,11 +39,11 @@ def calibration_tokens(
     documents = _documents(file, checkpoint)
     if not any(text.strip() for text, _ in documents):
         raise EdgewrightError(f"quantize.calibration: {source} holds no text")
-    tokenizer = _tokenizer(checkpoint)
+    encoder = _encoder(checkpoint)
     ids: list[int] = []
     for at in rng.permutation(len(documents)):
         text, templated = documents[at]
-        found = tokenizer.encode(text, add_special_tokens=False).ids
+        found = encoder.encode(text).ids
         if spec.bos is not None and not templated:
             found = [spec.bos, *found]
         ids += found
@@ -64,20 +67,18 @@ def calibration_file(calibration: Calibration, resolved: Path) -> Path | None:
     """The file a recipe's calibration names (`resolved`), None for the built-in text. Raises EdgewrightError."""
     if calibration.text == BUILT_IN_TEXT:
         return None
-    if not resolved.is_file():
+    if not os.path.isfile(resolved):
         raise EdgewrightError(f"quantize.calibration: {resolved}: no such file")
     return resolved
 
 
-def _tokenizer(checkpoint: Path) -> Any:
-    from tokenizers import Tokenizer
-
+def _encoder(checkpoint: Path) -> Encoder:
     file = checkpoint / "tokenizer.json"
     if not file.is_file():
         raise EdgewrightError(
             f"{checkpoint}: no tokenizer.json, which calibrated methods (gptq, awq) need; rtn, mse and hqq do not"
         )
-    return Tokenizer.from_file(str(file))
+    return Encoder(file)
 
 
 def _documents(file: Path | None, checkpoint: Path) -> list[tuple[str, bool]]:
@@ -85,27 +86,24 @@ def _documents(file: Path | None, checkpoint: Path) -> list[tuple[str, bool]]:
     if file is None:
         return [(text, False) for text in stdlib_texts("train")]
     try:
-        text = file.read_bytes().decode("utf-8")
+        text = read_bytes(file, _MAX_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:
         raise EdgewrightError(f"quantize.calibration: {file}: not UTF-8 text at byte {error.start}") from None
-    except OSError as error:
-        raise EdgewrightError(f"quantize.calibration: {file}: {error.strerror}") from error
+    except DocumentError as error:
+        raise EdgewrightError(f"quantize.calibration: {error}") from error
     return [(text, False)] if file.suffix == ".txt" else list(_lines(text, file, checkpoint))
 
 
 def _lines(text: str, file: Path, checkpoint: Path) -> Iterator[tuple[str, bool]]:
     template: Any = None
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # JSON text may hold what splitlines takes for an end
         if not line.strip():
             continue
         where = f"quantize.calibration: {file}:{number}"
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise EdgewrightError(f"{where}: not JSON: {error}") from None
-        if isinstance(entry, dict) and isinstance(entry.get("text"), str):
+        entry = parse_json(line.encode(), where)
+        if isinstance(entry.get("text"), str):
             yield entry["text"], False
-        elif isinstance(entry, dict) and isinstance(entry.get("messages"), list):
+        elif isinstance(entry.get("messages"), list):
             template = template or _chat_template(checkpoint)
             try:
                 yield template(entry["messages"]), True
@@ -118,7 +116,10 @@ def _lines(text: str, file: Path, checkpoint: Path) -> Iterator[tuple[str, bool]
 def _chat_template(checkpoint: Path) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # its classes raise anything over a tokenizer_config.json that is not theirs
+        raise EdgewrightError(f"{checkpoint}: transformers cannot load its tokenizer: {error}") from error
     if not tokenizer.chat_template:
         raise EdgewrightError(f"{checkpoint}: no chat template, which calibration messages need; give texts instead")
     return lambda messages: tokenizer.apply_chat_template(messages, tokenize=False)

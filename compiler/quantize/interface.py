@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from pydantic import BaseModel
 
+from compiler.codes import Codes
 from compiler.quantize.matmul import linear
-from compiler.quantize.packed import Codes
 from compiler.slots import Scheme
 
 if TYPE_CHECKING:

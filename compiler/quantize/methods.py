@@ -102,8 +102,9 @@ def _assemble(
     task: Any, work: Path, folder: Path, config: Mapping[str, Any], progress: Progress
 ) -> tuple[list[TensorEvidence], list[LayerEvidence]]:
     """The finished layers and everything left in half precision, as one packed checkpoint."""
+    from compiler.codes import Codes, unpack
     from compiler.quantize.calibrated import layerwise, table
-    from compiler.quantize.packed import Codes, PackedWriter, unpack
+    from compiler.quantize.packed import PackedWriter
 
     checkpoint, slots, schemes = task.checkpoint, list(task.slots.values()), task.assignment.schemes
     writer = PackedWriter(folder, slots, schemes, {s.name: half_dtype(checkpoint, s) for s in slots})

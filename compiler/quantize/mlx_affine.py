@@ -12,11 +12,13 @@ every method.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
+
+from pydantic import model_validator
 
 from artifacts import EdgewrightError
+from compiler.codes import Codes
 from compiler.quantize import NoOptions
-from compiler.quantize.packed import Codes
 from compiler.quantize.rtn import representable
 from compiler.slots import Scheme
 
@@ -25,7 +27,18 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-OPTIONS = NoOptions
+
+class Options(NoOptions):
+    """None of its own; the rule that names it has to be asymmetric."""
+
+    @model_validator(mode="after")
+    def _has_zero_points(self) -> Self:
+        if getattr(self, "symmetric", False):
+            raise ValueError("method mlx_affine has zero points: say symmetric: false, or use method rtn")
+        return self
+
+
+OPTIONS = Options
 _SMALLEST_STEP = 1e-7
 
 

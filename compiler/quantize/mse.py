@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from compiler.codes import Codes
 from compiler.quantize import rtn
 from compiler.quantize.interface import Inputs, Rounder
-from compiler.quantize.packed import Codes
 from compiler.slots import Scheme
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from compiler.codes import LARGEST_SCALE, SMALLEST_SCALE, Codes
 from compiler.quantize import NoOptions
 from compiler.quantize.interface import Inputs, Rounder
-from compiler.quantize.packed import LARGEST_SCALE, SMALLEST_SCALE, Codes
 from compiler.slots import Scheme
 
 if TYPE_CHECKING:

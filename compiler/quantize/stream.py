@@ -10,8 +10,9 @@ from typing import Any
 
 from artifacts import EdgewrightError, Progress
 from compiler.checkpoint import Checkpoint, row_blocks
+from compiler.codes import dequantize
 from compiler.quantize.interface import Rounder
-from compiler.quantize.packed import PackedWriter, dequantize
+from compiler.quantize.packed import PackedWriter
 from compiler.slots import HALF, Schemes, Slot
 
 Loss = dict[str, tuple[float, float]]

@@ -43,12 +43,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes, from the geometry alone."""
+    """Bytes, from the geometry alone, for a prompt that fills the context.
+
+    app_bytes: what an app ships of the files, on each platform that runs them. copied_bytes: of the weights, what the
+    runtime holds in anonymous memory; the others stay mapped from their file.
+    """
 
     file_bytes: int
     weight_bytes: int
     kv_bytes: int
     activation_bytes: int
+    app_bytes: dict[str, int]
+    copied_bytes: int = 0
 
 
 class Target(Protocol):
@@ -76,3 +82,9 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+
+
+def shipped_files(folder: Path, *left_out: str) -> list[str]:
+    """What an app ships of a built package, for `runtime.payload`: all but the README and what is named, sorted."""
+    found = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return [path.as_posix() for path in found if path.parts[0] not in ("README.md", *left_out)]

@@ -30,10 +30,10 @@ from compiler.quantize.calibrated.states import Spill
 from compiler.quantize.evidence import TensorEvidence
 from compiler.quantize.interface import Inputs, Rounder
 from compiler.quantize.matmul import add_products, add_squares, linear, mirror
-from compiler.quantize.packed import from_float32
 from compiler.quantize.rules import Assignment
 from compiler.quantize.stream import half_dtype
 from compiler.slots import Slot
+from compiler.tensors import from_float32
 
 if TYPE_CHECKING:
     from torch import Tensor

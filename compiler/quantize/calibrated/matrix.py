@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from artifacts import EdgewrightError
+from compiler.codes import dequantize, pack
 from compiler.quantize.evidence import TensorEvidence
 from compiler.quantize.interface import Inputs, Rounder
-from compiler.quantize.packed import dequantize, pack
 from compiler.quantize.rules import Assignment
 from compiler.slots import Slot
 

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from artifacts import Progress
 from compiler.checkpoint import row_blocks
+from compiler.codes import Codes, dequantize, unpack
 from compiler.models import decoder
 from compiler.quantize.calibrated.layerwise import Gathered, Layer, LayerFile, Task
 from compiler.quantize.calibrated.matrix import quantize_matrix
 from compiler.quantize.calibrated.states import Spill
 from compiler.quantize.interface import Inputs
 from compiler.quantize.matmul import linear
-from compiler.quantize.packed import Codes, dequantize, unpack
 
 if TYPE_CHECKING:
     from torch import Tensor

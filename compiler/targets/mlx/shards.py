@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 
 from artifacts import EdgewrightError
 from compiler.checkpoint import Float32, row_blocks, to_float32
-from compiler.quantize.packed import Int8, PackedWeights, from_float32
+from compiler.codes import Int8
+from compiler.quantize.packed import PackedWeights
 from compiler.slots import Scheme, Slot
+from compiler.tensors import from_float32
 
 MAX_SHARD_BYTES = 5 << 30
 _ITEM_BYTES = {"U32": 4, "F16": 2}

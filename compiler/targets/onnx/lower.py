@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from compiler.checkpoint import row_blocks
+from compiler.codes import Int8
 from compiler.graph import Node, capture_decoder
 from compiler.quantize.kv import CacheScales
-from compiler.quantize.packed import Int8, PackedWeights
+from compiler.quantize.packed import PackedWeights
 from compiler.targets.onnx.external import ExternalData
 
 if TYPE_CHECKING:

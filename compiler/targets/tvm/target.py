@@ -19,7 +19,8 @@ from typing import Any
 from artifacts import Progress
 from compiler.models.decoder import DecoderSpec
 from compiler.slots import HALF, Schemes, Slot
-from compiler.targets.base import Estimate, Job, copy_tokenizer
+from compiler.targets.base import Estimate, Job, copy_tokenizer, shipped_files
+from compiler.targets.card import tokens_section, write_card
 from compiler.targets.tvm import link, params, triples, weights, workers
 from compiler.targets.tvm.geometry import heads_of
 from compiler.targets.tvm.options import TvmOptions
@@ -83,7 +84,10 @@ class TvmTarget:
         libraries = (2 + len(options.triples) * len(options.features)) * _LIBRARY_BYTES
         kv = 2 * spec.layers * spec.kv_width * -(-max_tokens // 16) * 16 * 4
         wide = 2 * spec.intermediate + spec.qkv_width + 4 * spec.hidden
-        return Estimate(weights + tables + libraries, weights + tables, kv, (options.chunk * wide + spec.vocab) * 4)
+        activations = (options.chunk * wide + spec.vocab) * 4
+        app = weights + tables + len(options.features) * _LIBRARY_BYTES
+        platforms = [name for name in ("android", "ios") if any(name in triple for triple in options.triples)]
+        return Estimate(weights + tables + libraries, weights + tables, kv, activations, dict.fromkeys(platforms, app))
 
     def build(self, job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         """Write params.bin, the libraries, the C API and the files that build it; see the module's docstring."""
@@ -116,8 +120,8 @@ class TvmTarget:
         description = json.dumps(runtime, sort_keys=True)
         libraries = self._libraries(job, captured, tensors, machines, description, folder, progress)
         _copy_native(folder, job, machines, version("apache-tvm"))
-        copy_tokenizer(job.tokenizer, folder)
-        return {**runtime, "libraries": libraries, "tvm": version("apache-tvm"), "eos": list(job.spec.eos)}
+        found = {"libraries": libraries, "tvm": version("apache-tvm"), "eos": list(job.spec.eos)}
+        return {**runtime, **found, "payload": _payload(folder, machines)}
 
     def _libraries(
         self,
@@ -160,14 +164,29 @@ class TvmTarget:
         return built
 
 
+def _payload(folder: Path, machines: list[Triple]) -> dict[str, list[str]]:
+    """What an app ships on each platform: parameters, tokenizer and the platform's own libraries."""
+    found = {}
+    for system in {machine.system for machine in machines} - {"linux"}:
+        others = [machine.name for machine in machines if machine.system != system]
+        found[system] = shipped_files(folder, "CMakeLists.txt", "include", "src", "example", *others)
+    return dict(sorted(found.items()))
+
+
 def _copy_native(folder: Path, job: Job, machines: list[Triple], version: str) -> None:
     """The sources that an app builds, and what they need."""
     for name, to in (("edgewright.h", "include"), ("edgewright.cc", "src"), ("example.cc", "example")):
         (folder / to).mkdir(exist_ok=True)
         shutil.copyfile(_NATIVE / name, folder / to / name)
-    for name in ("CMakeLists.txt", "README.md"):
+    values = {"NAME": job.name, "TVM_VERSION": version, "TRIPLES": ", ".join(m.name for m in machines)}
+
+    def filled(name: str) -> str:
         text = (_NATIVE / name).read_text(encoding="utf-8")
-        values = {"NAME": job.name, "TVM_VERSION": version, "TRIPLES": ", ".join(m.name for m in machines)}
         for key, value in values.items():
             text = text.replace(f"@{key}@", value)
-        (folder / name).write_text(text, encoding="utf-8")
+        return text.rstrip() + "\n"
+
+    (folder / "CMakeLists.txt").write_text(filled("CMakeLists.txt"), encoding="utf-8")
+    copy_tokenizer(job.tokenizer, folder)
+    sections = [tokens_section(job), filled("README.md").rstrip()]
+    write_card(job, folder, runtime="TVM", library="tvm", tags=["tvm"], sections=sections)

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compiler.codes import SMALLEST_SCALE, Codes, dequantize
 from compiler.quantize import awq, gptq, hqq, method_options, mse, rtn
 from compiler.quantize.interface import Inputs, Rounder
-from compiler.quantize.packed import SMALLEST_SCALE, Codes, dequantize
 from compiler.slots import Scheme
 
 SCHEMES = [

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artifacts import EdgewrightError, silent
-from compiler.checkpoint import Checkpoint, read_header
+from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
 from compiler.quantize import mlx_affine
 from compiler.quantize.packed import PackedWeights
@@ -24,6 +24,7 @@ from compiler.targets import load_target, target_options
 from compiler.targets.base import Job
 from compiler.targets.mlx import shards
 from compiler.targets.mlx.options import MlxOptions
+from compiler.tensors import read_header
 from tests.compiler.conftest import MINISTRAL3, Quantizer, random_tensors, save
 
 TABLE = "model.embed_tokens"
@@ -90,6 +91,7 @@ def test_mlx_dequantizes_to_the_shared_weights(
     assert {a.dtype for n, a in found.items() if not n.endswith(".weight")} <= {mx.float16}
     estimate = TARGET.estimate(spec, slots, schemes, 256, MlxOptions())
     assert estimate.file_bytes == sum(array.nbytes for array in found.values())
+    assert estimate.app_bytes == {"ios": estimate.file_bytes}, "MLX has no runtime for Android"
 
 
 @pytest.mark.parametrize("bits", [4, 8])

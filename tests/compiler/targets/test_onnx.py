@@ -161,3 +161,4 @@ def test_the_estimate_is_what_is_written(ministral: Path, quantized: Quantizer, 
     assert estimate.weight_bytes <= data + 65536
     written = data + sum(len(t.raw_data) for t in tensors)
     assert 0 <= written - estimate.file_bytes <= 64 * len(tensors)
+    assert estimate.app_bytes == {"android": estimate.file_bytes, "ios": estimate.file_bytes}

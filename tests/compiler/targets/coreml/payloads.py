@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from compiler.checkpoint import row_blocks
-from compiler.quantize.packed import PackedWeights, unpack
+from compiler.codes import unpack
+from compiler.quantize.packed import PackedWeights
 from compiler.slots import Schemes
 from compiler.targets.coreml.capture import capture
 from runtime_tests.mil.bisect import plain_name
