@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from artifacts import EdgewrightError
+from artifacts.documents import DocumentError, read_bytes
 from artifacts.manifest import RelativePath
 
 if TYPE_CHECKING:
@@ -80,15 +80,11 @@ class Lock(BaseModel):
 
 def read_lock(path: Path) -> Lock | None:
     """The lock, None if there is none. Raises EdgewrightError."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise OSError("not a regular file")
-            return Lock.model_validate_json(file.read(_MAX_BYTES))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except (ValidationError, OSError) as error:
+    try:
+        return Lock.model_validate_json(read_bytes(path, _MAX_BYTES))
+    except (ValidationError, DocumentError) as error:
         raise EdgewrightError(
             f"{path}: not a readable lock file; delete it to resolve the checkpoint's newest commit again"
         ) from error
