@@ -10,13 +10,16 @@ from .manifest import (
     Manifest,
     ManifestDraft,
     Problem,
+    ValidationRecord,
     read_manifest,
     require_intact,
     verify,
     write_manifest,
 )
+from .paths import read_bounded, user_path
 from .progress import Progress, silent
-from .store import staged
+from .scratch import scratch_folder
+from .store import make_folder, record_validation, refuse_foreign, staged
 
 __all__ = [
     "MANIFEST",
@@ -29,13 +32,20 @@ __all__ = [
     "MissingTool",
     "Problem",
     "Progress",
+    "ValidationRecord",
     "checked",
+    "make_folder",
     "passes",
     "ran_here",
+    "read_bounded",
     "read_manifest",
+    "record_validation",
+    "refuse_foreign",
     "require_intact",
+    "scratch_folder",
     "silent",
     "staged",
+    "user_path",
     "verify",
     "write_manifest",
 ]

@@ -95,10 +95,15 @@ class TargetReport(_Model):
 
     `app_bytes` is what an app ships of it, by platform (null: the manifest does not say), without the runtime's own
     library; `folder_bytes` is everything, golden vectors and libraries for other machines too.
+    `created`: when this was found. `kept`: by an earlier run, from the same recipe and the same quantized weights.
+    `manifest`: the identity of what was built, by which a result is told from one of an earlier build.
     """
 
     target: str
     artifact: str
+    created: str = ""
+    kept: bool = False
+    manifest: str = ""
     app_bytes: dict[str, int] | None
     folder_bytes: int
     quantization: tuple[QuantizationGroup, ...]
@@ -113,6 +118,14 @@ class TargetReport(_Model):
     def value(self, name: str) -> float | None:
         """A figure's value by its name; None when the report has none."""
         return next((float(figure.value) for figure in self.figures if figure.name == name), None)
+
+
+class StaleArtifact(_Model):
+    """A package in the folder that another recipe or checkpoint left; no verdict of this report is about it."""
+
+    target: str
+    artifact: str
+    reason: str
 
 
 class RecipeUsed(_Model):
@@ -141,7 +154,10 @@ class Host(_Model):
 
 
 class Report(_Model):
-    """One run of a recipe. `verdict` is failed if any target failed, passed if all passed."""
+    """A recipe's folder after a run. `verdict` is failed if any target failed, passed if all passed.
+
+    `targets` are those of the run, then those that it did not touch and that are still true (`kept`).
+    """
 
     schema_version: Literal[2] = SCHEMA_VERSION
     verdict: RunVerdict
@@ -151,6 +167,7 @@ class Report(_Model):
     host: Host
     tools: dict[str, str] = Field(description="versions of what took part")
     targets: tuple[TargetReport, ...]
+    stale: tuple[StaleArtifact, ...] = ()
     warnings: tuple[str, ...] = ()
     seconds: float
     folder: str = Field(description="where the artifacts and the report are")
@@ -168,6 +185,8 @@ def target_report(artifact: Path, manifest: Manifest, validation: Validation | N
     built = TargetReport(
         target=manifest.target,
         artifact=str(artifact),
+        created=now(),
+        manifest=manifest.identity,
         app_bytes=app_bytes(artifact, manifest),
         folder_bytes=manifest.total_bytes,
         quantization=manifest.quantization,

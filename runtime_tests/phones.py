@@ -12,13 +12,11 @@ stays within what is certain. Where file pages would have to go, the artifact ru
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from artifacts import Check, Figure, Progress, passes, ran_here
+from artifacts import Check, Figure, Progress, passes, ran_here, scratch_folder
 from device_farm import (
     MemoryBudget,
     Profile,
@@ -103,9 +101,9 @@ class MemoryRuns:
         return check, run
 
     def _run(self, step: str, stage: str, budget: MemoryBudget | None) -> SandboxResult:
-        with tempfile.TemporaryDirectory(prefix="edgewright-") as folder:
+        with scratch_folder() as folder:
             run = run_in_sandbox(
-                child_command(self.job, Path(folder)),
+                child_command(self.job, folder),
                 limit_bytes=budget.limit_bytes if budget else None,
                 rule=budget.rule if budget else "android",  # which charges file pages too, so either can be read off
                 swap_bytes=budget.swap_bytes if budget else 0,

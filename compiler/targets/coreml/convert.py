@@ -49,6 +49,7 @@ def make_package(
         for done, (name, one) in enumerate(wanted.items()):
             progress("converting", done, len(wanted))
             converted[name] = convert(job.spec, job.schemes, job.max_tokens, job.options, weights, one, scratch)
+        progress("converting", len(wanted), len(wanted))
         total = sum(_matrix_sizes(job.spec))
         written = 0
 
