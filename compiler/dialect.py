@@ -29,7 +29,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from compiler.quantize.matmul import linear
+from compiler.matmul import linear
 from compiler.slots import Weights
 from compiler.tensors import row_blocks
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compiler.codes import Codes
-from compiler.quantize.matmul import linear
+from compiler.matmul import linear
 from compiler.slots import Scheme
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from artifacts import EdgewrightError
+from compiler.matmul import add_products, add_squares, mirror
 from compiler.quantize.calibrated.states import Spill
 from compiler.quantize.calibrated.task import Weighting
 from compiler.quantize.interface import Inputs
-from compiler.quantize.matmul import add_products, add_squares, mirror
 
 if TYPE_CHECKING:
     from torch import Tensor

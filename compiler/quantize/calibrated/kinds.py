@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compiler.graph import Node, op_name
-from compiler.quantize.matmul import linear
+from compiler.matmul import linear
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from compiler.dialect import edge
+from compiler.matmul import linear
 from compiler.models import decoder
 from compiler.models.decoder import DecoderSpec
 from compiler.quantize.calibrated.task import BLOCK_BYTES, Task, Weighting
 from compiler.quantize.interface import Treatment
-from compiler.quantize.matmul import linear
 from compiler.slots import HALF, Slot, Weights
 from compiler.tensors import row_blocks
 

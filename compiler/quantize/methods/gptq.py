@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field
 
 from compiler.codes import Codes
+from compiler.matmul import linear
 from compiler.quantize.interface import Inputs, Rounder
-from compiler.quantize.matmul import linear
 from compiler.quantize.methods import mse, rtn
 from compiler.slots import Scheme
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compiler.quantize.matmul import add_products, add_squares, linear, mirror
+from compiler.matmul import add_products, add_squares, linear, mirror
 
 TOLERANCE = 1e-5  # of the largest value; float32 sums of some hundred terms
 
