@@ -27,7 +27,6 @@ from compiler.targets.tvm.params import Tensor
 from compiler.targets.tvm.triples import Triple
 
 PARAMETERS = "params.bin"
-_GROUPS = (0, 32, 64, 128, 256)
 _LIBRARY_BYTES = 1_500_000
 _NATIVE = Path(__file__).parent / "native"
 
@@ -51,20 +50,8 @@ class TvmTarget:
                 found.append(f"tvm: {error}")
         for slot in slots:
             scheme = schemes.get(slot.name, HALF)
-            if slot.columns % 32:
-                found.append(f"tvm: {slot.name} has {slot.columns} columns; the kernels take multiples of 32")
-            if scheme.bits == 16:
-                continue
-            if not scheme.symmetric:
+            if scheme.bits != 16 and not scheme.symmetric:
                 found.append(f"tvm: {slot.name} has zero points; the kernels take symmetric codes only")
-            if scheme.group not in _GROUPS:
-                found.append(f"tvm: {slot.name} has group {scheme.group}; the kernels take 32, 64, 128, 256 or channel")
-            elif slot.columns % (scheme.group or slot.columns):
-                found.append(
-                    f"tvm: {slot.name} has {slot.columns} columns, which groups of {scheme.group} do not divide"
-                )
-        if spec.head_dim % 8:
-            found.append(f"tvm: head_dim {spec.head_dim}; the attention kernel takes multiples of 8")
         return found
 
     def estimate(
