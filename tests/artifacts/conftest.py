@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from artifacts.manifest import CheckpointEntry, Figure, ManifestDraft, QuantizationGroup, RecipeEntry, write_manifest
+from artifacts.manifest import (
+    CheckpointEntry,
+    Figure,
+    Judged,
+    ManifestDraft,
+    QuantizationGroup,
+    RecipeEntry,
+    ValidationRecord,
+    write_manifest,
+)
 
 DRAFT = ManifestDraft(
     created_by={"edgewright": "0.1.0", "onnx": "1.23.2"},
@@ -21,6 +31,18 @@ DRAFT = ManifestDraft(
     figures=(Figure(name="size", value=20, unit="bytes", obtained="measured"),),
     weights_digest="2" * 64,
 )
+
+
+def record(verdict: Literal["passed", "failed"], *, limits: bool = True) -> ValidationRecord:
+    """What a validation leaves; by the limits of DRAFT's recipe, or of none."""
+    return ValidationRecord(
+        verdict=verdict,
+        created="2026-01-02T03:04:05+00:00",
+        host="a machine",
+        edgewright="0.1.0",
+        limits=DRAFT.recipe if limits else None,
+        checks=(Judged(group="parity", name="x", value=1.0, limit=2.0, unit="logit", verdict=verdict),),
+    )
 
 
 def fill(folder: Path) -> None:
