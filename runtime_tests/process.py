@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from artifacts import scratch_folder
 from runtime_tests.child import Job
 
 _STDERR_TAIL_BYTES = 8192
@@ -54,9 +54,9 @@ def child_environment() -> dict[str, str]:
 
 def run_child(job: Job, on_event: Callable[[dict[str, Any]], None]) -> Ended:
     """Run a job to its end. On any exception here, Ctrl-C included, the child is killed."""
-    with tempfile.TemporaryDirectory(prefix="edgewright-") as folder:
+    with scratch_folder() as folder:
         process = subprocess.Popen(
-            child_command(job, Path(folder)),
+            child_command(job, folder),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from artifacts import EdgewrightError, Figure, Manifest, MissingTool, Progress, require_intact, silent
+from artifacts import EdgewrightError, Figure, Manifest, MissingTool, Progress, require_intact, scratch_folder, silent
 from device_farm import (
     Assessment,
     MemoryBudget,
@@ -249,9 +248,9 @@ def _check_profile(
     progress: Progress,
 ) -> ProfileResult:
     budget = profile.budget(limits.peak_memory)
-    with tempfile.TemporaryDirectory(prefix="edgewright-") as folder:
+    with scratch_folder() as folder:
         run = run_in_sandbox(
-            child_command(job, Path(folder)),
+            child_command(job, folder),
             limit_bytes=budget.limit_bytes,
             rule=budget.rule,
             swap_bytes=budget.swap_bytes,

@@ -142,4 +142,5 @@ def _assemble(
             rows = checkpoint.rows(slot.tensor) if slot.kind == "norm" else checkpoint.rows(slot.tensor, start, stop)
             writer.write_half(slot.name, start, rows)
     writer.close(config)
+    progress("writing weights", len(files) + 2, len(files) + 2)
     return tensor_evidence, layer_evidence

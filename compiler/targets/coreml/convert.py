@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts import EdgewrightError, Progress
+from artifacts import EdgewrightError, Progress, scratch_folder
 from compiler.models.decoder import DecoderSpec
 from compiler.slots import Scheme
 from compiler.targets.coreml.options import CoreMLOptions
@@ -81,6 +81,7 @@ def _package(content: dict[str, Any], spec: DecoderSpec, schemes: dict[str, Sche
         for done, (name, one) in enumerate(wanted.items()):
             _emit({"progress": ["converting", done, len(wanted)]})
             converted[name] = convert(spec, schemes, content["max_tokens"], options, weights, one, scratch)
+        _emit({"progress": ["converting", len(wanted), len(wanted)]})
         total = sum(_matrix_sizes(spec))
         written = 0
 
@@ -181,17 +182,17 @@ def _emit(event: dict[str, Any]) -> None:
 def run(job: Job, package: Path, metadata: dict[str, str], user: dict[str, str], progress: Progress) -> None:
     """Convert in a child process and forward its progress. Raises EdgewrightError with what it said."""
     import subprocess
-    import tempfile
 
-    with tempfile.TemporaryDirectory(prefix="edgewright-coreml-") as scratch:
-        path = Path(scratch) / "order.json"
+    with scratch_folder() as scratch:
+        path = scratch / "order.json"
         path.write_text(json.dumps(order(job, package, metadata, user)), encoding="utf-8")
-        log = Path(scratch) / "log"
+        log = scratch / "log"
         search = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {
             "PYTHONHASHSEED": HASH_SEED,
             "PYTHONPATH": os.pathsep.join(search),
-            "TMPDIR": scratch,
+            "PYTHONSAFEPATH": "1",
+            "TMPDIR": str(scratch),
             "TQDM_DISABLE": "1",
         }
         command = [sys.executable, "-m", "compiler.targets.coreml.convert", str(path)]

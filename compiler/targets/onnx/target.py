@@ -71,6 +71,7 @@ class OnnxTarget:
 
             progress("measuring the cache", 0, 1)
             cache = kv.measure(job.spec, job.schemes, job.weights, job.tokenizer, job.options.kv_scales)
+            progress("measuring the cache", 1, 1)
         data = ExternalData(folder / "model.onnx.data")
         model = Lowering(job, data, advance, cache).run()
         data.close()

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from artifacts import Progress
+from artifacts import Progress, scratch_folder
 from compiler.models.decoder import DecoderSpec
 from compiler.slots import HALF, Schemes, Slot
 from compiler.targets.base import Estimate, Job, copy_tokenizer
@@ -132,9 +131,9 @@ class TvmTarget:
         """Compile and link every variant of every machine."""
         total, done = sum(len(m.variants) for m in machines), 0
         built = []
-        with tempfile.TemporaryDirectory(prefix="edgewright-") as scratch:
+        with scratch_folder() as scratch:
             progress("compiling kernels", 0, total)
-            objects = workers.compile_variants(job, captured, tensors, machines, description, Path(scratch))
+            objects = workers.compile_variants(job, captured, tensors, machines, description, scratch)
             for machine in machines:
                 (folder / machine.name).mkdir()
                 packed: list[Path] = []
