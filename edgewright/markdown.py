@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from edgewright import text
 from edgewright.report import Report, TargetReport
+from edgewright.standing import reasons
+from edgewright.streams import plain
 from edgewright.text import size
 
 
@@ -20,6 +22,7 @@ def markdown(report: Report) -> str:
         f"{size(host.memory_bytes)} memory, {host.system}",
         f"- With: {', '.join(f'{name} {version}' for name, version in report.tools.items())}",
         *(f"- **Warning:** {warning}" for warning in report.warnings),
+        *(f"- **Stale**, in no verdict here: `{item.artifact}`: {item.reason}" for item in report.stale),
         "",
         "Every figure says how it was obtained; *measured* figures ran here, in the real runtime. Parity compares with "
         "a PyTorch reference that holds the same dequantized weights, quality with the unquantized checkpoint, both on "
@@ -28,11 +31,14 @@ def markdown(report: Report) -> str:
     ]
     for target in report.targets:
         lines += _target(target)
-    return "\n".join(lines).rstrip() + "\n"
+    return plain("\n".join(lines).rstrip() + "\n")
 
 
 def _target(target: TargetReport) -> list[str]:
     lines = [f"## {target.target}: {size(target.bytes)}, {text.scheme(target)}: {target.verdict}", ""]
+    if target.kept:
+        lines += [f"Kept from {target.created or 'an earlier run'}: this run did not build or test it.", ""]
+        lines += [*(f"- {reason}" for reason in reasons(target)), ""]
     rows = text.rows(target)
     if rows:
         lines += _table(

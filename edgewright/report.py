@@ -86,10 +86,17 @@ class FailedStep(_Model):
 
 
 class TargetReport(_Model):
-    """One target's artifact and all that was found about it. `artifact` is its folder, `bytes` its files' size."""
+    """One target's artifact and all that was found about it. `artifact` is its folder, `bytes` its files' size.
+
+    `created`: when this was found. `kept`: by an earlier run, from the same recipe and the same quantized weights.
+    `manifest`: the identity of what was built, by which a result is told from one of an earlier build.
+    """
 
     target: str
     artifact: str
+    created: str = ""
+    kept: bool = False
+    manifest: str = ""
     bytes: int
     quantization: tuple[QuantizationGroup, ...]
     checks: tuple[Check, ...] = ()
@@ -102,6 +109,14 @@ class TargetReport(_Model):
     def value(self, name: str) -> float | None:
         """A figure's value by its name; None when the report has none."""
         return next((float(figure.value) for figure in self.figures if figure.name == name), None)
+
+
+class StaleArtifact(_Model):
+    """A package in the folder that another recipe or checkpoint left; no verdict of this report is about it."""
+
+    target: str
+    artifact: str
+    reason: str
 
 
 class RecipeUsed(_Model):
@@ -130,7 +145,10 @@ class Host(_Model):
 
 
 class Report(_Model):
-    """One run of a recipe. `verdict` is failed if any target failed, passed if all passed."""
+    """A recipe's folder after a run. `verdict` is failed if any target failed, passed if all passed.
+
+    `targets` are those of the run, then those that it did not touch and that are still true (`kept`).
+    """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     verdict: RunVerdict
@@ -140,6 +158,7 @@ class Report(_Model):
     host: Host
     tools: dict[str, str] = Field(description="versions of what took part")
     targets: tuple[TargetReport, ...]
+    stale: tuple[StaleArtifact, ...] = ()
     warnings: tuple[str, ...] = ()
     seconds: float
     folder: str = Field(description="where the artifacts and the report are")
@@ -154,7 +173,12 @@ def overall(targets: Sequence[TargetReport]) -> RunVerdict:
 def target_report(artifact: Path, manifest: Manifest, validation: Validation | None) -> TargetReport:
     """What is known of an artifact, from its manifest and from its validation if there was one."""
     built = TargetReport(
-        target=manifest.target, artifact=str(artifact), bytes=manifest.total_bytes, quantization=manifest.quantization
+        target=manifest.target,
+        artifact=str(artifact),
+        created=now(),
+        manifest=manifest.identity,
+        bytes=manifest.total_bytes,
+        quantization=manifest.quantization,
     )
     if validation is None:
         return built

@@ -74,10 +74,20 @@ def figure(found: Figure) -> str:
     return found.value if isinstance(found.value, str) else quantity(float(found.value), found.unit)
 
 
+def group(check: Check) -> str:
+    """Whether a check that belongs to no phone is one of parity or of quality."""
+    return "parity" if check.name.startswith(_PARITY) else "quality"
+
+
+def check_name(name: str) -> str:
+    """What a check is called where people read it."""
+    return _NAMES.get(name, name.replace("_", " "))
+
+
 def rows(target: TargetReport) -> list[Row]:
     """Every check of a target in the order in which to read it: parity, quality, phones."""
-    parity = [_row("parity", check) for check in target.checks if check.name.startswith(_PARITY)]
-    quality = [_row("quality", check) for check in target.checks if not check.name.startswith(_PARITY)]
+    parity = [_row("parity", check) for check in target.checks if group(check) == "parity"]
+    quality = [_row("quality", check) for check in target.checks if group(check) == "quality"]
     gated = {check.name for check in target.checks}
     for name in ("perplexity_increase", "top1_agreement"):
         value = target.value(name)
@@ -138,8 +148,7 @@ def _row(group: str, check: Check) -> Row:
         sign = "≤" if check.comparison == "at most" else "≥"
         limit = "yes" if check.unit == "boolean" else f"{sign} {quantity(check.limit, check.unit)}"
     value = quantity(check.value, check.unit, change=check.name in _CHANGES)
-    name = _NAMES.get(check.name, check.name.replace("_", " "))
-    return Row(group, name, value, limit, check.obtained or "", check.verdict, check.reason)
+    return Row(group, check_name(check.name), value, limit, check.obtained or "", check.verdict, check.reason)
 
 
 def _how(obtained: str, mechanism: str) -> str:

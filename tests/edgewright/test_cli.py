@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -11,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from artifacts import GateFailed, MissingTool
+from compiler.quantize.evidence import QuantizationEvidence, TensorEvidence
 from edgewright import api, cli, render
-from edgewright.report import Report, TargetReport
+from edgewright.report import FailedStep, Report, TargetReport
 from recipes.load import shipped
 
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "onnxruntime_genai", "coremltools", "mlx", "tvm"}
@@ -107,8 +111,40 @@ def test_recipes_are_listed_and_shown(edgewright):
     _, out, _ = edgewright("recipes", "list")
     assert "quickstart-int8" in out and "ministral-3-3b-int4" in out
     _, out, _ = edgewright("recipes", "show", "quickstart")
-    assert shipped()["quickstart"].read_text() in out
     assert api.load_recipe("quickstart").digest in out
+    shown, own = out.splitlines()[3:], shipped()["quickstart"].read_text().splitlines()
+    assert [line for line in shown if line not in own] == [
+        f'checkpoint: {{path: "{shipped()["quickstart"].parent}/checkpoints/tiny-ministral3"}}'
+    ]
+    assert len(shown) == len(own)
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_a_recipe_that_is_shown_and_saved_elsewhere_works(edgewright, tmp_path, name):
+    (tmp_path / "mine.yaml").write_text(edgewright("recipes", "show", name)[1])
+    saved, original = api.load_recipe(tmp_path / "mine.yaml"), api.load_recipe(name)
+    for read in (lambda recipe: recipe.checkpoint.path, lambda recipe: recipe.checkpoint.config):
+        assert (path := read(original)) is None or saved.resolve(read(saved)) == original.resolve(path).absolute()
+    assert edgewright("plan", str(tmp_path / "mine.yaml"), "--json")[0] == 0
+
+
+def test_every_path_of_a_shown_recipe_is_absolute_whatever_its_style(edgewright, workplace, tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text("x")
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(
+        "name: small\ncheckpoint:\n  path:   'we\"ights'  # mine\n"
+        "quantize:\n  calibration: {text: text.txt}\n  rules: [{match: '*', bits: 4}]\ncontext: {max_tokens: 64}\n"
+        "targets: {onnx: }\nvalidate:\n  profiles: {phone.yaml: {peak_memory: 1MB}, android-4gb: }\n"
+    )
+    monkeypatch.chdir(tmp_path.parent)
+    code, out, _ = edgewright("recipes", "show", str(recipe.relative_to(tmp_path.parent)))
+    assert code == 0 and "checkpoint.path, quantize.calibration.text, validate.profiles.phone.yaml" in out
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine.yaml").write_text(out)
+    saved = api.load_recipe(tmp_path / "elsewhere" / "mine.yaml")
+    assert saved.checkpoint.path == str(tmp_path / 'we"ights')
+    assert saved.quantize.calibration.text == str(tmp_path / "text.txt")
+    assert list(saved.validation.profiles) == [str(tmp_path / "phone.yaml"), "android-4gb"]
 
 
 def test_the_doctor_names_what_is_missing_and_how_to_get_it(edgewright, monkeypatch):
@@ -214,11 +250,100 @@ def test_json_is_exactly_the_report(edgewright, ran):
     assert Report.model_validate_json(out) == report
 
 
-def test_quiet_is_the_verdict_line_alone(edgewright, ran):
-    ran("failed")
+def test_quiet_is_the_verdict_line_alone_when_all_is_well(edgewright, ran):
+    ran()
     code, out, err = edgewright("run", "quickstart", "--quiet")
-    assert (code, err) == (1, "")
-    assert out.startswith("small: ✗ failed in ") and out.count("\n") == 1
+    assert (code, err) == (0, "")
+    assert out.startswith("small: ✓ passed in ") and out.count("\n") == 1
+
+
+def test_quiet_says_which_gate_failed_and_by_how_much(edgewright, ran, monkeypatch):
+    report = ran("failed")
+    target = _with_phone_check(report.targets[0], value=5e8, limit=3e8, verdict="does not fit")
+    check = target.checks[0].model_copy(update={"value": 0.5, "verdict": "failed"})
+    phone = target.phones[0].model_copy(update={"passed": False})
+    step = FailedStep(step="speed", detail="the runtime ended with SIGSEGV\nand more", stderr_tail="")
+    target = target.model_copy(
+        update={"checks": (check, *target.checks[1:]), "phones": (phone,), "failed_steps": (step,), "verdict": "failed"}
+    )
+    for arguments, found in (
+        (["run", "quickstart"], report.model_copy(update={"targets": (target,)})),
+        (["validate", "build/small/onnx"], target),
+    ):
+        monkeypatch.setattr(api, arguments[0], lambda *_, found=found, **__: found)
+        code, out, err = edgewright(*arguments, "--quiet")
+        assert (code, err) == (1, "")
+        assert out.splitlines()[1:] == [
+            "  onnx: parity: prefill, exact: max |Δlogit| 5.0e-01, limit ≤ 2.0e-04: failed",
+            "  onnx: android-4gb: peak memory 500 MB, limit ≤ 300 MB: does not fit",
+            "  onnx: speed: the runtime ended with SIGSEGV",
+        ]
+
+
+def test_every_exit_code_is_in_the_help(edgewright):
+    _, out, _ = edgewright("--help")
+    listed = out[out.index("exit codes:") :]
+    for code in ("0", "1", "2", "3", "70", "129, 130, 143"):
+        assert f"\n  {code} " in listed
+    assert "a defect of Edgewright" in listed
+
+
+def at_80_columns(what: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    monkeypatch.setattr(render, "_PLAIN_WIDTH", 80)
+    render.show(what)
+    out = capsys.readouterr().out
+    assert max(len(line) for line in out.splitlines()) <= 80
+    return out
+
+
+def test_at_80_columns_every_recipe_has_its_whole_name(monkeypatch, capsys):
+    found = [(name, api.load_recipe(path)) for name, path in shipped().items()]
+    out = at_80_columns(render.recipes(found), monkeypatch, capsys)
+    assert {line.split()[0] for line in out.splitlines() if line.strip()} >= set(shipped())
+    assert "…" not in out
+
+
+def test_at_80_columns_tensors_are_told_apart(monkeypatch, capsys):
+    names = [f"model.layers.{layer}.self_attn.{m}_proj" for layer in (3, 13) for m in "qkvo"]
+    tensors = tuple(
+        TensorEvidence(
+            slot=name,
+            bits=4,
+            group=32,
+            symmetric=True,
+            method="mlx_affine",
+            parameters=1,
+            bytes=1,
+            snr_db=20.0,
+            output_error=0.01,
+        )
+        for name in names
+    )
+    found = QuantizationEvidence(calibration=None, tensors=tensors, layers=())
+    out = at_80_columns(render.quantization(found, len(tensors)), monkeypatch, capsys)
+    rows: list[str] = []
+    for line in out.splitlines():
+        first = line[1:].split(" ")[0]
+        if first.startswith("model."):
+            rows.append(first)
+        elif rows and first.strip():
+            rows[-1] += first
+    assert rows == names and "…" not in out
+
+
+def test_progress_bars_come_to_their_end(monkeypatch):
+    """A stage whose last step nobody announced is over when the work is; one that an error cut short is not."""
+    for fails, end in ((False, "100"), (True, "50")):
+        screen = io.StringIO()
+        monkeypatch.setattr(screen, "isatty", lambda: True)
+        monkeypatch.setattr("sys.stderr", screen)
+        with contextlib.suppress(ValueError), render.progress(shown=True) as progress:
+            progress("converting [b]", 1, 2)
+            progress("done", 3, 3)
+            if fails:
+                raise ValueError
+        shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
+        assert dict(re.findall(r"(converting \[b\]|done) .*?(\d+) %", shown)) == {"converting [b]": end, "done": "100"}
 
 
 def test_the_table_says_what_was_found_and_where_it_is(edgewright, ran):

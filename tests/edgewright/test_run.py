@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -75,6 +76,14 @@ def test_the_next_run_goes_on_from_the_quantized_weights_and_replaces_the_artifa
     assert verify(out / "small" / "onnx") == []
 
 
+def test_the_check_for_space_counts_the_golden_vectors(workplace, tmp_path, monkeypatch):
+    package = api.plan(workplace.recipe_file)[0].file_bytes
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=package + 1_000_000))
+    with pytest.raises(EdgewrightError, match=r"small/onnx: no space left on the disk"):
+        api.run(workplace.recipe_file, out=tmp_path, validate=False)
+    assert not (tmp_path / "small" / "onnx").exists()
+
+
 def test_a_folder_that_is_not_ours_is_refused_before_any_work(workplace, tmp_path):
     foreign = tmp_path / "small" / "onnx"
     foreign.mkdir(parents=True)
@@ -116,8 +125,9 @@ def test_what_does_not_exist_is_named(workplace, tmp_path, arguments, message):
         api.run(workplace.recipe_file, out=tmp_path, **arguments)
 
 
-def test_an_artifact_is_validated_on_its_own(finished):
-    report = api.validate(finished.folder / "onnx", profiles=["iphone-12"])
+def test_an_artifact_is_validated_on_its_own(finished, tmp_path):
+    shutil.copytree(finished.folder / "onnx", tmp_path / "onnx")
+    report = api.validate(tmp_path / "onnx", profiles=["iphone-12"])
     assert report.verdict == "passed"
     assert [phone.profile for phone in report.phones] == ["iphone-12"]
 
