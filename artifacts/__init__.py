@@ -1,15 +1,16 @@
-"""Artifacts: the manifest, and how a folder gets its place. Imports nothing of ours; every other room may import it."""
+"""Artifacts: the manifest, figures and checks, and how a folder gets its place.
+
+Imports nothing of ours; every other room may import it.
+"""
 
 from .errors import EdgewrightError, GateFailed, MissingTool
+from .figures import Check, Figure, checked, passes, ran_here
 from .manifest import (
     MANIFEST,
-    Figure,
-    Judged,
     Manifest,
     ManifestDraft,
     Problem,
     ValidationRecord,
-    Verdict,
     read_manifest,
     require_intact,
     verify,
@@ -22,18 +23,20 @@ from .store import make_folder, record_validation, refuse_foreign, staged
 
 __all__ = [
     "MANIFEST",
+    "Check",
     "EdgewrightError",
     "Figure",
     "GateFailed",
-    "Judged",
     "Manifest",
     "ManifestDraft",
     "MissingTool",
     "Problem",
     "Progress",
     "ValidationRecord",
-    "Verdict",
+    "checked",
     "make_folder",
+    "passes",
+    "ran_here",
     "read_bounded",
     "read_manifest",
     "record_validation",

@@ -21,6 +21,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from .errors import EdgewrightError
+from .figures import Check, Figure
 from .paths import read_bounded, user_path
 from .progress import Progress, silent
 
@@ -100,53 +101,24 @@ class QuantizationGroup(_Strict):
     bytes: Size
 
 
-Obtained = Literal["measured", "emulated", "modelled", "declared"]
-
-
-class Figure(_Strict):
-    """A number that says how it was obtained. A modelled one carries its error band (low, high), in its own unit."""
-
-    name: str
-    value: bool | int | float | str
-    unit: str
-    obtained: Obtained
-    band: tuple[float, float] | None = None
-
-    @model_validator(mode="after")
-    def _modelled_has_band(self) -> Figure:
-        if (self.obtained == "modelled") != (self.band is not None):
-            raise ValueError(f"figure {self.name}: a modelled figure, and only that, carries its band")
-        return self
-
-
-Verdict = Literal["passed", "failed", "not validated"]
-
-
-class Judged(_Strict):
-    """One figure against one limit, both in `unit`; ``group`` is parity, quality or the name of a phone profile."""
-
-    group: str
-    name: str
-    value: float | None
-    limit: float | None
-    unit: str
-    verdict: str
-
-
 class ValidationRecord(_Strict):
     """One validation of these very files: its verdict, when (UTC, ISO 8601), where, and every check.
 
     ``limits``: the recipe whose limits were applied; None: the golden vectors' tolerances and the phones' own limits.
-    ``failed_steps``: what did not end by itself, such as a runtime that crashed.
+    ``failed_steps``: what did not end by itself, such as a runtime that crashed. ``verdict`` is "not assessed" where
+    every phone that was asked for is of a platform that cannot run the artifact.
     """
 
-    verdict: Literal["passed", "failed"]
+    verdict: Literal["passed", "failed", "not assessed"]
     created: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00$")]
     host: str
     edgewright: str
     limits: RecipeEntry | None
-    checks: tuple[Judged, ...]
+    checks: tuple[Check, ...]
     failed_steps: tuple[str, ...] = ()
+
+
+Standing = Literal["passed", "failed", "not assessed", "not validated"]
 
 
 class ManifestDraft(_Strict):
@@ -188,10 +160,11 @@ class Manifest(ManifestDraft):
         return sum(entry.size for entry in self.files)
 
     @property
-    def verdict(self) -> Verdict:
-        """failed if any of the recorded validations failed, passed if there is one and all passed."""
+    def verdict(self) -> Standing:
+        """failed if any of the recorded validations failed, else passed if one passed."""
         found = {record.verdict for record in self.validations}
-        return "failed" if "failed" in found else "passed" if found else "not validated"
+        order: tuple[Standing, ...] = ("failed", "passed", "not assessed")
+        return next((word for word in order if word in found), "not validated")
 
     @property
     def identity(self) -> str:

@@ -25,15 +25,17 @@ from artifacts import (
     user_path,
     write_manifest,
 )
-from compiler.checkpoint import Checkpoint, read_config
-from compiler.pipeline import TargetPlan
-from compiler.quantize import method_options
+from artifacts.documents import DocumentError, read_json
+from compiler.checkpoint import Checkpoint, listed, read_config
+from compiler.pipeline import Quantized, TargetPlan
+from compiler.quantize.methods import method_options
 from compiler.targets import target_options
 from device_farm import Profile, list_profiles, load_profile
 from recipes.errors import nearest
 from recipes.schema import Recipe, recipe_model
 
 if TYPE_CHECKING:
+    from edgewright.fit import PlanFit
     from edgewright.report import Report, TargetReport
     from runtime_tests.validate import Limits, Validation
 
@@ -73,7 +75,8 @@ def run(
         RecipeError, EdgewrightError: bad input, or a place that cannot be written. MissingTool: a runtime that is not
             installed. Both carry `exit_code`.
     """
-    from compiler import golden, pipeline
+    from artifacts.formats.vectors import MAX_BYTES as GOLDEN_BYTES
+    from compiler import pipeline
     from edgewright import report as reports
     from edgewright import standing
     from edgewright.folder import Ledger
@@ -101,7 +104,7 @@ def run(
         host=reports.host(),
         tools=pipeline.tool_versions(),
         targets=(),
-        warnings=tuple(_warnings(recipe, path, quantized.unfused)),
+        warnings=tuple(_warnings(recipe, opened, quantized)),
         seconds=0,
         folder=str(folder),
     )
@@ -109,7 +112,7 @@ def run(
 
     manifests: dict[str, Manifest] = {}
     for target, final in finals.items():
-        with staged(final, needed_bytes=sizes[target] + golden.MAX_BYTES) as partial:
+        with staged(final, needed_bytes=sizes[target] + GOLDEN_BYTES) as partial:
             report_progress = _prefixed(progress, target, finals)
             draft = pipeline.build(narrowed(recipe, target), target, quantized, opened, partial, report_progress)
             pipeline.write_golden(recipe, target, quantized, opened, partial, report_progress)
@@ -136,6 +139,26 @@ def plan(
 
     recipe = _with_targets(load_recipe(recipe), targets)
     return pipeline.plan(recipe, _config(recipe, checkpoint))
+
+
+def plan_fits(
+    recipe: Recipe | str | Path,
+    *,
+    targets: Sequence[str] = (),
+    profiles: Sequence[str] = (),
+    checkpoint: str | Path | None = None,
+) -> list[PlanFit]:
+    """Whether each target of a plan fits each phone, by what it needs at the least; see `PlanFit`.
+
+    `profiles` replace the recipe's, as in `run`. Raises RecipeError and EdgewrightError.
+    """
+    from compiler import pipeline
+    from edgewright.fit import fits
+
+    recipe = _with_targets(load_recipe(recipe), targets)
+    config = _config(recipe, checkpoint)
+    phones = [(profile, limits.peak_memory) for profile, limits in _phones(recipe, profiles)]
+    return fits(recipe, config, pipeline.plan(recipe, config), phones)
 
 
 def validate(artifact: str | Path, *, profiles: Sequence[str] = (), progress: Progress = silent) -> TargetReport:
@@ -210,7 +233,7 @@ def _validated(
     return validate_artifact(
         artifact,
         phones,
-        QualityLimits(**wanted.quality.model_dump()) if wanted.quality else None,
+        QualityLimits(**wanted.quality.model_dump(exclude={"text"})) if wanted.quality else None,
         strict=wanted.strict,
         allow_unassessed=wanted.allow_unassessed,
         progress=progress,
@@ -224,7 +247,7 @@ def _explained(recipe: Recipe, validation: Validation, quantized: Path) -> Valid
     from edgewright.conversion import first_divergence
     from runtime_tests.validate import Failure
 
-    if all(gate.passed for gate in validation.gates if "exact" in gate.name):
+    if all(check.verdict == "passed" for check in validation.checks if "exact" in check.name):
         return validation
     found = first_divergence(recipe, validation.target, quantized, validation.artifact)
     failure = Failure("conversion", found, "") if found else None
@@ -248,10 +271,20 @@ def _locate(
     return path, wanted.hub, revision
 
 
-def _warnings(recipe: Recipe, checkpoint: Path, unfused: list[list[str]]) -> Iterator[str]:
-    if not (checkpoint / "tokenizer.json").exists():
+def _warnings(recipe: Recipe, checkpoint: Checkpoint, quantized: Quantized) -> Iterator[str]:
+    if not (checkpoint.path / "tokenizer.json").exists():
         yield _NO_TOKENIZER
-    if unfused:
+    if (adapter := checkpoint.adapter()) is not None:
+        yield (
+            f"a LoRA adapter lies beside the weights ({adapter}) and is not applied: the packages are those of the "
+            "base model; merge it first (peft: model.merge_and_unload().save_pretrained(folder))"
+        )
+    if unread := checkpoint.unread(slot.tensor for slot in quantized.slots):
+        yield (
+            "tensors of the checkpoint are not part of the text decoder that config.json describes, and the packages "
+            f"are built without them: {listed(unread)}"
+        )
+    if unfused := quantized.unfused:
         names = ", ".join(name.rsplit(".", 1)[-1] for name in unfused[0])
         yield (
             f"{names} of {unfused[0][0].rsplit('.', 1)[0]} have different bits or groups and stay apart, which costs "
@@ -277,15 +310,10 @@ def _config(recipe: Recipe, override: str | Path | None) -> Mapping[str, Any]:
 
 def read_config_file(path: Path) -> dict[str, Any]:
     """A config.json under any name. Raises EdgewrightError."""
-    import json
-
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise EdgewrightError(f"{path}: cannot be read as JSON ({error}); checkpoint.config names it") from error
-    if not isinstance(config, dict):
-        raise EdgewrightError(f"{path}: must hold a JSON object, as a config.json does; checkpoint.config names it")
-    return config
+        return read_json(path)
+    except DocumentError as error:
+        raise EdgewrightError(f"{error}; checkpoint.config names it") from error
 
 
 def _prefixed(progress: Progress, target: str, targets: Mapping[str, Path]) -> Progress:

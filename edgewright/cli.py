@@ -75,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
 
     plan = _command(commands, "plan", _plan, "estimate size and memory from the checkpoint's config alone")
     _recipe_arguments(plan)
+    plan.add_argument("--profile", action="append", default=[], metavar="NAME", help="phone instead of the recipe's")
     _output(plan)
 
     validate = _command(commands, "validate", _validate, "test an artifact in its real runtime, and on phones")
@@ -247,11 +248,14 @@ def _plan(args: argparse.Namespace) -> int:
 
     recipe = api.load_recipe(args.recipe)
     plans = api.plan(recipe, targets=args.target, checkpoint=args.checkpoint)
+    fits = api.plan_fits(recipe, targets=args.target, profiles=args.profile, checkpoint=args.checkpoint)
     if args.json:
-        streams.write_json({"recipe": recipe.name, "targets": [vars(item) for item in plans]})
+        streams.write_json(
+            {"recipe": recipe.name, "targets": [vars(item) for item in plans], "fits": [vars(item) for item in fits]}
+        )
     else:
-        render.show(render.plans(recipe, plans))
-    return 1 if any(item.refused for item in plans) else 0
+        render.show(render.plans(recipe, plans, fits))
+    return 1 if any(item.refused for item in plans) or any(item.verdict == "does not fit" for item in fits) else 0
 
 
 def _validate(args: argparse.Namespace) -> int:

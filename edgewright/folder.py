@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from artifacts import MANIFEST, EdgewrightError, Manifest, read_bounded, read_manifest
+from artifacts.payload import app_bytes
 from edgewright.markdown import markdown
 from edgewright.report import (
     REPORT_JSON,
@@ -121,7 +122,8 @@ def _kept(artifact: Path, manifest: Manifest, earlier: TargetReport | None) -> T
         created=max((record.created for record in manifest.validations), default=""),
         kept=True,
         manifest=manifest.identity,
-        bytes=manifest.total_bytes,
+        app_bytes=app_bytes(artifact, manifest),
+        folder_bytes=manifest.total_bytes,
         quantization=manifest.quantization,
         verdict=manifest.verdict,
     )

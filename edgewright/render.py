@@ -23,10 +23,12 @@ from rich.text import Text
 
 from artifacts import Manifest, Problem, silent
 from artifacts import Progress as ProgressCallback
+from artifacts.payload import app_bytes
 from compiler.pipeline import TargetPlan
 from compiler.quantize.evidence import QuantizationEvidence
 from device_farm import AndroidProfile, IosProfile
 from edgewright import streams, text
+from edgewright.fit import PlanFit
 from edgewright.report import Report, TargetReport
 from edgewright.standing import reasons, standings
 from edgewright.streams import plain
@@ -135,7 +137,7 @@ def target(item: TargetReport, recipe: str | None = None) -> RenderableType:
     """One target: every check with its figure, limit and verdict."""
     head = Text.assemble(
         (f"{recipe} → {item.target}" if recipe else item.target, "bold"),
-        (f"   {size(item.bytes)}   {text.scheme(item)}", "dim"),
+        (f"   {text.sizes(item.app_bytes, item.folder_bytes)}   {text.scheme(item)}", "dim"),
     )
     table = _table("", "check", ">figure", "limit", "obtained", "verdict")
     group = None
@@ -155,10 +157,11 @@ def target(item: TargetReport, recipe: str | None = None) -> RenderableType:
     parts: list[RenderableType] = [_padded(head, (1, 1, 0, 1))]
     parts.append(table if rows else _padded(Text("built, not run", style="dim"), (0, 1)))
     parts += [
-        _padded(Text(f"{row.group}: {row.reason}", style=_STYLES[row.verdict]), (0, 1))
+        _padded(Text(f"{row.group}: {row.reason}", style=_STYLES.get(row.verdict, "")), (0, 1))
         for row in rows
-        if row.reason and row.verdict not in ("passed", "fits")
+        if row.remarkable
     ]
+    parts += [_padded(Text(line, style="dim"), (0, 1)) for line in text.stand_ins(rows)]
     for step in item.failed_steps:
         tail = "\n".join(step.stderr_tail.strip().splitlines()[-8:])
         parts.append(_padded(Text(f"{step.step} failed: {step.detail}\n{tail}", style="red"), (0, 1)))
@@ -167,22 +170,40 @@ def target(item: TargetReport, recipe: str | None = None) -> RenderableType:
     return Group(*parts, Text(""))
 
 
-def plans(recipe: Recipe, items: Sequence[TargetPlan]) -> RenderableType:
-    """Static estimates, one line for each target."""
-    table = _table("target", ">package", ">weights", ">KV cache", ">activations", "")
+def plans(recipe: Recipe, items: Sequence[TargetPlan], fits: Sequence[PlanFit]) -> RenderableType:
+    """Static estimates, one line for each target, and whether they fit each phone."""
+    table = _table("target", "package", ">weights", ">KV cache", ">activations", "")
     for item in items:
         refused = Text(f"refused: {item.refused}", style="bold red") if item.refused else Text("")
         table.add_row(
             Text(item.target, style="bold"),
-            *(size(b) for b in (item.file_bytes, item.weight_bytes, item.kv_bytes, item.activation_bytes)),
+            text.sizes(item.app_bytes),
+            *(size(b) for b in (item.weight_bytes, item.kv_bytes, item.activation_bytes)),
             refused,
         )
     note = (
         f"declared: from the checkpoint's config alone, for {recipe.context.max_tokens:,} tokens of context. "
         "A runtime may hold more: `edgewright run` measures it."
     )
+    notes = [note, *filter(None, [text.budget(recipe)])]
     head = Text(recipe.name, style="bold")
-    return Group(_padded(head, (1, 1, 0, 1)), table, _padded(Text(note, style="dim"), (0, 1)))
+    parts: list[RenderableType] = [_padded(head, (1, 1, 0, 1)), table]
+    if fits:
+        parts.append(_fits(fits))
+    return Group(*parts, *(_padded(Text(line, style="dim"), (0, 1)) for line in notes))
+
+
+def _fits(fits: Sequence[PlanFit]) -> RenderableType:
+    table = _table("phone", "target", ">least need", ">limit", ">longest context", "by estimate")
+    for item in fits:
+        word = verdict("fits" if item.verdict == "fits by estimate" else item.verdict)
+        longest = "" if item.longest_context is None else f"{item.longest_context:,} tokens"
+        row = (item.profile, item.target, size(item.needed_bytes), size(item.limit_bytes), longest)
+        table.add_row(*row, word)
+    reasons = dict.fromkeys(
+        f"{item.target} on {item.profile}: {item.reason}" for item in fits if item.verdict != "fits by estimate"
+    )
+    return Group(table, *(_padded(Text(reason), (0, 1)) for reason in reasons))
 
 
 def standing(found: Manifest, artifact: Path) -> RenderableType:
@@ -204,7 +225,8 @@ def manifest(found: Manifest, artifact: Path) -> RenderableType:
             ("checkpoint", checkpoint.source + (f" at {checkpoint.revision}" if checkpoint.revision else "")),
             ("weights", f"digest {found.weights_digest[:16]}"),
             ("made with", ", ".join(f"{name} {version}" for name, version in found.created_by.items())),
-            ("runtime", ", ".join(f"{key} {value}" for key, value in found.runtime.items())),
+            ("runtime", ", ".join(f"{key} {value}" for key, value in found.runtime.items() if key != "payload")),
+            ("in an app", text.sizes(app_bytes(Path(), found))),
         ]
     )
     weights = _table("bits", "group", "method", ">tensors", ">parameters", ">bytes")
@@ -228,7 +250,7 @@ def manifest(found: Manifest, artifact: Path) -> RenderableType:
     if found.figures:
         figures = _table("figure", ">value", "obtained")
         for figure in found.figures:
-            figures.add_row(figure.name, text.figure(figure), figure.obtained)
+            figures.add_row(figure.name, text.figure(figure), text.obtained(figure))
         parts.append(figures)
     return Group(*parts)
 
@@ -240,6 +262,7 @@ def quantization(found: QuantizationEvidence, worst: int) -> RenderableType:
         rows = [
             ("on", f"{text_.text}, {text_.tokens:,} tokens"),
             ("perplexity", f"{text_.perplexity:.3f}, of the checkpoint {text_.perplexity_original:.3f}"),
+            ("both", "in PyTorch, with dequantized weights; a run's report has the perplexity of the runtime"),
             ("divergence", f"{text_.mean_kl:.6f} nats on average"),
             ("same top token", f"{text_.top1_agreement:.2%}"),
         ]

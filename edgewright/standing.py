@@ -5,26 +5,26 @@ What must not live here: deciding a verdict (`runtime_tests`), and colours (`ren
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from artifacts import EdgewrightError, Judged, Manifest, ValidationRecord, Verdict, record_validation
+from artifacts import EdgewrightError, Manifest, ValidationRecord, record_validation
 from artifacts.manifest import RecipeEntry
+from artifacts.manifest import Standing as Word
 from edgewright import __version__, text
 from edgewright.report import TargetReport, host
 
 # A folder of quantized weights has a manifest too; targets are built from it, and nothing runs it.
 WEIGHTS = "checkpoint"
-_GOOD = ("passed", "fits")
+_GOOD = (None, "passed", "fits", "not for this platform")
 
 
 @dataclass(frozen=True)
 class Standing:
     """One sentence about an artifact, and the verdict that it is about."""
 
-    verdict: Verdict
+    verdict: Word
     words: str
 
 
@@ -36,18 +36,13 @@ def record(artifact: Path, validated: Manifest, found: TargetReport, recipe: Rec
     if found.verdict == "not validated":
         return found
     here = host()
-    checks = [(text.group(check), check) for check in found.checks]
-    checks += [(phone.profile, check) for phone in found.phones for check in phone.checks]
     made = ValidationRecord(
         verdict=found.verdict,
         created=found.created,
         host=f"{here.cpu}, {here.system}",
         edgewright=__version__,
         limits=recipe,
-        checks=tuple(
-            Judged(group=g, name=c.name, value=_finite(c.value), limit=c.limit, unit=c.unit, verdict=c.verdict)
-            for g, c in checks
-        ),
+        checks=(*found.checks, *(check for phone in found.phones for check in phone.checks)),
         failed_steps=tuple(f"{step.step}: {step.detail}" for step in found.failed_steps),
     )
     try:
@@ -80,7 +75,8 @@ def reasons(found: TargetReport) -> list[str]:
     """Every check and step for which a target failed, one line each; empty when it did not."""
     if found.verdict != "failed":
         return []
-    failing = {"parity", "quality", *(phone.profile for phone in found.phones if not phone.passed)}
+    failing = {check.group for check in found.checks}
+    failing |= {check.group for phone in found.phones if phone.verdict == "failed" for check in phone.checks}
     lines = [
         f"{row.group}: {row.name} {row.figure}" + (f", limit {row.limit}" if row.limit else "") + f": {row.verdict}"
         for row in text.rows(found)
@@ -95,8 +91,4 @@ def _failed(item: ValidationRecord) -> Iterator[str]:
         if check.verdict not in _GOOD:
             limit = "" if check.limit is None else f" (limit {text.quantity(check.limit, check.unit)})"
             figure = text.quantity(check.value, check.unit)
-            yield f"{check.group}: {text.check_name(check.name)} {figure}{limit}: {check.verdict}"
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+            yield f"{check.group}: {check.label} {figure}{limit}: {check.verdict}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from compiler.models.decoder import DecoderSpec
 from compiler.quantize.packed import PackedWeights
 from compiler.slots import Schemes, Slot
 
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -41,14 +41,26 @@ class Job:
     options: Any
 
 
+def bare(job: Job) -> Job:
+    """The job without its weights: neither they nor what reads them travel between processes."""
+    nothing: Any = None
+    return replace(job, weights=nothing)
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes, from the geometry alone."""
+    """Bytes, from the geometry alone, for a prompt that fills the context.
+
+    app_bytes: what an app ships of the files, on each platform that runs them. copied_bytes: of the weights, what the
+    runtime holds in anonymous memory; the others stay mapped from their file.
+    """
 
     file_bytes: int
     weight_bytes: int
     kv_bytes: int
     activation_bytes: int
+    app_bytes: dict[str, int]
+    copied_bytes: int = 0
 
 
 class Target(Protocol):
@@ -73,6 +85,12 @@ class Target(Protocol):
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
     """Copy the tokenizer and generation files that a checkpoint folder has."""
-    for name in _TOKENIZER_FILES:
+    for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+
+
+def shipped_files(folder: Path, *left_out: str) -> list[str]:
+    """What an app ships of a built package, for `runtime.payload`: all but the README and what is named, sorted."""
+    found = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return [path.as_posix() for path in found if path.parts[0] not in ("README.md", *left_out)]

@@ -35,6 +35,7 @@ NO_COMPILER = (
     "no C++ compiler (g++) was found: MLX's compiled CPU kernels are off, mx.compile runs op by op; results are the "
     "same, times are not. Install g++ to have them"
 )
+METAL_ON_CPU = "MLX's CPU kernels, accumulating as Metal's do"
 _PREFILL_STEP = 512
 _BLOCK_VALUES = 1 << 22
 _HALF_ROUNDING = 2.0**-10  # of a product of rounded scale and zero point: half a unit in the last place, twice
@@ -57,6 +58,8 @@ class Settings(BaseModel):
 class MlxRunner:
     """See `Runner`. `warnings`: what of this machine a report has to say, known before anything is loaded."""
 
+    stand_in: str | None = None
+
     def __init__(self, artifact: Path, runtime: Mapping[str, JsonValue]) -> None:
         try:
             self._settings = Settings.model_validate(dict(runtime))
@@ -67,6 +70,7 @@ class MlxRunner:
         self._artifact = artifact
         self._exact = False
         self._model: Any = None
+        self._tokenizer: Any = None
         self._cache: list[Any] = []
         self.warnings: tuple[str, ...] = () if has_compiled_kernels() else (NO_COMPILER,)
 
@@ -76,16 +80,20 @@ class MlxRunner:
         mx.clear_cache()
         try:
             has_tokenizer = (self._artifact / "tokenizer_config.json").exists()
-            self._model = mlx_lm.load(str(self._artifact))[0] if has_tokenizer else load_model(self._artifact)[0]
+            if has_tokenizer:
+                self._model, self._tokenizer = mlx_lm.load(str(self._artifact))[:2]
+            else:
+                self._model = load_model(self._artifact)[0]
         except (ValueError, FileNotFoundError, KeyError, RuntimeError) as error:
             raise EdgewrightError(f"{self._artifact}: mlx-lm cannot load it: {error}") from error
-        self._exact = exact
+        self._exact, self.stand_in = exact, None
         if exact:
             self._model.set_dtype(mx.float32)
             restore_zero_points(self._model)
             mx.eval(self._model.parameters())
         elif not mx.metal.is_available():
             replace_half_kernels(self._model)
+            self.stand_in = METAL_ON_CPU
         self._empty()
 
     def logits(self, ids: Ids) -> Logits:
@@ -107,6 +115,16 @@ class MlxRunner:
     def decode(self, token: int) -> Logits:
         """[V] after one more token."""
         return _numpy(self._model(self._tokens(np.array([token])), cache=self._cache)[0, 0])
+
+    def generate(self, text: str, tokens: int) -> dict[str, Any] | None:
+        """What `mlx_lm.stream_generate` makes of a text, in the runner's cache; None without a tokenizer."""
+        if self._tokenizer is None:
+            return None
+        self._empty()
+        bos = self._tokenizer.bos_token
+        ids = self._tokenizer.encode(text, add_special_tokens=bos is None or not text.startswith(bos))
+        said = mlx_lm.stream_generate(self._model, self._tokenizer, text, max_tokens=tokens, prompt_cache=self._cache)
+        return {"runtime": "mlx-lm", "ids": list(ids), "continuation": [r.token for r in said]}
 
     def _tokens(self, ids: Ids) -> mx.array:
         used, limit = self._cache[0].offset, self._settings.max_tokens

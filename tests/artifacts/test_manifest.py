@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
-from artifacts import EdgewrightError, Figure, read_manifest, require_intact, verify, write_manifest
+from artifacts import EdgewrightError, read_manifest, require_intact, verify, write_manifest
 from artifacts.manifest import checked_path, payload_file, sha256_file
 from tests.artifacts.conftest import DRAFT, record
 
@@ -172,14 +171,6 @@ def test_a_folder_that_is_no_artifact(tmp_path: Path) -> None:
         read_manifest(tmp_path)
     with pytest.raises(EdgewrightError, match="no such artifact folder"):
         read_manifest(tmp_path / "nowhere")
-
-
-def test_a_modelled_figure_never_appears_without_its_band() -> None:
-    with pytest.raises(ValidationError, match="band"):
-        Figure(name="decode", value=12.0, unit="tok/s", obtained="modelled")
-    assert Figure(name="decode", value=12.0, unit="tok/s", obtained="modelled", band=(9.0, 15.0)).band == (9.0, 15.0)
-    with pytest.raises(ValidationError, match="finite"):
-        Figure(name="kl", value=float("nan"), unit="nat", obtained="measured")
 
 
 def test_numbers_that_json_has_no_word_for_are_refused(artifact: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from artifacts import EdgewrightError, read_manifest, silent
 from compiler import pipeline
 from compiler.checkpoint import Checkpoint
-from compiler.quantize import method_options
+from compiler.quantize.methods import method_options
 from compiler.targets import target_options
 from recipes.schema import Recipe, recipe_model
 from tests.compiler.conftest import MINISTRAL3, random_tensors, save

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from artifacts import GateFailed, MissingTool
+from artifacts import GateFailed, MissingTool, checked, ran_here
 from compiler.quantize.evidence import QuantizationEvidence, TensorEvidence
-from edgewright import api, cli, render
+from edgewright import api, cli, render, text
 from edgewright.report import FailedStep, Report, TargetReport
 from recipes.load import shipped
 
@@ -65,7 +65,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 def test_the_public_names_are_what_they_say():
     loaded, output, _ = _loads("from edgewright import Recipe, plan\nprint(plan(Recipe.load('ministral-3-3b-int4')))")
-    assert "TargetPlan(target='onnx'" in output
+    assert "TargetPlan(target='coreml'" in output
     assert not loaded & HEAVY
 
 
@@ -75,8 +75,9 @@ def test_a_plan_of_the_real_3b_needs_no_weights_and_no_framework():
     assert not loaded & HEAVY
     target = json.loads(output)["targets"][0]
     assert target["refused"] is None
-    assert 1.90e9 < target["file_bytes"] <= 1.95e9
-    assert target["kv_bytes"] == 2 * 106_496 * 4096  # FACTS: 106,496 B a token in fp16; the cache is float32
+    assert 1.80e9 < target["file_bytes"] <= 1.85e9
+    assert target["app_bytes"] == {"ios": target["file_bytes"]}
+    assert target["kv_bytes"] == 106_496 * 4096  # 106,496 B a token in fp16
 
 
 def test_a_plan_is_shown_as_a_table(edgewright):
@@ -99,7 +100,7 @@ def test_no_recipe_names_a_commit_that_nobody_fetched():
 
 
 def test_every_target_and_method_refuses_unknown_options():
-    from compiler.quantize import method_options
+    from compiler.quantize.methods import method_options
     from compiler.targets import target_options
 
     for options in (*target_options().values(), *method_options().values()):
@@ -375,6 +376,27 @@ def test_what_does_not_simply_fit_comes_with_its_reason(finished, capsys, verdic
     assert "android-4gb: It swaps too much." in out
 
 
+def test_a_limit_inside_of_the_interval_is_told_beside_a_verdict_that_passed(finished, capsys):
+    change = ran_here("perplexity_increase", 0.018, "change", interval=(0.009, 0.027))
+    check = checked(change, "quality", "perplexity, change", 0.02, "at most")
+    target = finished.report.targets[0]
+    checks = (*(item for item in target.checks if item.name != check.name), check)
+    render.show(render.target(target.model_copy(update={"checks": checks})))
+    out = " ".join(capsys.readouterr().out.split())
+    assert "perplexity, change +1.80 ± 0.90 % ≤ +2.00 % measured ✓ passed" in out
+    assert "quality: The limit lies inside of the 95 % interval" in out
+
+
+def test_a_target_is_headed_by_what_an_app_ships_and_says_what_stood_in(edgewright, finished, capsys):
+    target = finished.report.targets[0]
+    render.show(render.target(target))
+    out = capsys.readouterr().out
+    assert f"onnx   {text.size(target.app_bytes['android'])} in an app (android, ios)" in out
+    assert "emulated (android-4gb, iphone-12): this machine without a limit, memory by kind" in out
+    assert "peak memory at 64 tokens" in out
+    assert "in PyTorch with the same weights" in " ".join(out.split())
+
+
 def test_inspect_shows_what_an_artifact_is(edgewright, finished):
     code, out, _ = edgewright("inspect", str(finished.folder / "onnx"))
     assert code == 0
@@ -382,6 +404,20 @@ def test_inspect_shows_what_an_artifact_is(edgewright, finished):
         assert words in out
     _, out, _ = edgewright("inspect", str(finished.folder / "onnx"), "--json")
     assert json.loads(out)["recipe"]["name"] == "small"
+
+
+def test_the_two_perplexities_say_whose_they_are(edgewright, finished):
+    """PyTorch's with the quantized weights in one command, the runtime's in the other, and the text of both."""
+    code, out, _ = edgewright("quantize-report", str(finished.folder / "onnx"))
+    assert code == 0
+    assert "in PyTorch, with dequantized weights; a run's report has the perplexity of the runtime" in " ".join(
+        out.split()
+    )
+    page = (finished.folder / "report.md").read_text()
+    assert "tokens of held-out files of the Python standard library: perplexity" in page
+    assert "as it runs" in page and "in PyTorch with the same weights" in page
+    figures = {figure.name: figure.obtained for figure in finished.report.targets[0].figures}
+    assert (figures["perplexity"], figures["perplexity_reference"]) == ("measured", "declared")
 
 
 def test_verify_finds_every_change(edgewright, finished, tmp_path):

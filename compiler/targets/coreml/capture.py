@@ -63,7 +63,7 @@ def capture(
                 old.copy_(cache)
             return logits
 
-    count = length or 3
+    count = length or min(3, max_tokens)
     ids = torch.zeros((1, count), dtype=torch.int32)
     position = torch.zeros(1, dtype=torch.int32)
     caches = () if stateful else tuple(torch.zeros(shape, device="meta") for _ in names)

@@ -1,4 +1,4 @@
-"""README.md of a Core ML artifact: what is in it, and Swift code for exactly these functions, features and shapes."""
+"""Of a Core ML package's README: features, and Swift code for exactly these functions, features and shapes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from compiler.targets.base import Job
 
-_PAGE = Template("""# $name
+_PAGE = Template("""## What is called
 
-A text decoder for Core ML, made by Edgewright: `$model`, with the tokenizer files beside it as swift-transformers
-reads them (`AutoTokenizer.from(modelFolder:)` on this folder). $license_line
+`$model` is a text decoder, with the tokenizer files beside it as swift-transformers reads them
+(`AutoTokenizer.from(modelFolder:)` on this folder).
 
 | | |
 |---|---|
@@ -37,8 +37,11 @@ Add `$model` to the target, or compile it once on the device with `MLModel.compi
 $swift
 ```
 
-Checked on Linux by executing this package operation by operation (`edgewright validate`); `edgewright.json` lists every
-file, and `golden.safetensors` holds what the model must answer.
+## What was run, and what was not
+
+Edgewright executes this package on Linux, operation by operation, with an executor of its own, and compares every
+answer with PyTorch's. It was **not run by Core ML**, on no Mac and no phone; memory is counted from the program, and
+speed is unknown. The Swift above was not compiled.
 """)
 
 _STATEFUL = Template("""import CoreML
@@ -154,16 +157,14 @@ $choose
 }""")
 
 
-def readme(job: Job, runtime: dict[str, Any], license_: str, units: str) -> str:
+def swift_page(job: Job, runtime: dict[str, Any], units: str) -> str:
     """The page for one built package; runtime: what the manifest says of it."""
     spec = job.spec
     half = runtime["compute"] == "fp16"
     scalar = "Float16" if half else "Float32"
     counts = runtime["prompt_lengths"]
     values = {
-        "name": job.name,
         "model": runtime["model"],
-        "license_line": f"Licence: {license_}." if license_ else "Its licence is the checkpoint's.",
         "minimum": runtime["minimum"].replace("iOS", "iOS "),
         "max_tokens": job.max_tokens,
         "functions": ", ".join(f"`{name}`" for name in runtime["functions"]),
@@ -191,7 +192,7 @@ def readme(job: Job, runtime: dict[str, Any], license_: str, units: str) -> str:
         ),
     }
     swift = (_STATEFUL if runtime["cache"] == "state" else _EXPLICIT).substitute(values)
-    return _PAGE.substitute(values, swift=swift, features=_features(job, runtime, scalar))
+    return _PAGE.substitute(values, swift=swift, features=_features(job, runtime, scalar)).rstrip()
 
 
 def _choice(counts: list[int], decode: bool) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,12 @@ from typing import Any
 import numpy as np
 
 from artifacts import Progress
+from compiler.apart import apart
+from compiler.licence import licence_of
 from compiler.models.decoder import DecoderSpec
 from compiler.slots import HALF, Scheme, Schemes, Slot
-from compiler.targets.base import Estimate, Job, copy_tokenizer
+from compiler.targets.base import Estimate, Job, bare, copy_tokenizer, shipped_files
+from compiler.targets.card import tokens_section, write_card
 from compiler.targets.coreml.options import CoreMLOptions
 
 PACKAGE = "model.mlpackage"
@@ -60,15 +62,16 @@ class CoreMLTarget:
         activations = min(longest, max_tokens) * (widest + 2 * spec.hidden + max_tokens) * width + spec.vocab * width
         # the program itself: about 250 bytes for each of about 100 operations a layer and function
         program = 25_000 * (spec.layers + 4) * (2 if options.multifunction else 1)
-        return Estimate(weights + program, weights, kv if options.stateful else 2 * kv, activations)
+        total = weights + program
+        return Estimate(total, weights, kv if options.stateful else 2 * kv, activations, {"ios": total})
 
     def build(self, job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         """Write model.mlpackage, a README with its Swift usage, and the tokenizer files."""
-        from compiler.targets.coreml.convert import lengths, run
-        from compiler.targets.coreml.readme import readme
+        from compiler.targets.coreml.convert import lengths, make_package
+        from compiler.targets.coreml.readme import swift_page
 
         options: CoreMLOptions = job.options
-        license_ = license_of(job.tokenizer)
+        license_ = licence_of(job.tokenizer) or ""
         metadata = {
             "shortDescription": f"{job.name}: a text decoder with a key-value cache, made by Edgewright.",
             "author": "Edgewright",
@@ -79,7 +82,7 @@ class CoreMLTarget:
             "com.edgewright.compute_units": options.compute_units,
             "com.edgewright.max_tokens": str(job.max_tokens),
         }
-        run(job, folder / PACKAGE, metadata, user, progress)
+        apart(make_package, bare(job), job.weights.path, folder / PACKAGE, metadata, user, progress=progress)
         copy_tokenizer(job.tokenizer, folder)
         runtime = {
             "model": PACKAGE,
@@ -90,7 +93,7 @@ class CoreMLTarget:
             "head_dim": job.spec.head_dim,
             "logits": "last",
             "memory": "modelled",
-            "platforms": ["ios"],
+            "payload": {"ios": shipped_files(folder)},
             "cache": options.cache,
             "functions": _functions(options),
             "prompt_lengths": list(lengths(options, job.max_tokens)),
@@ -99,9 +102,8 @@ class CoreMLTarget:
             "minimum": options.minimum,
             "eos": list(job.spec.eos),
         }
-        (folder / "README.md").write_text(
-            readme(job, runtime, license_, _UNITS[options.compute_units]), encoding="utf-8"
-        )
+        sections = [tokens_section(job), swift_page(job, runtime, _UNITS[options.compute_units])]
+        write_card(job, folder, runtime="Core ML", library="coreml", tags=["coreml"], sections=sections)
         return runtime
 
     def traces(self, job: Job) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
@@ -153,13 +155,3 @@ def _refusals(spec: DecoderSpec, slots: list[Slot], schemes: Schemes, options: C
 
 def _ios17_holds(scheme: Scheme) -> bool:
     return scheme.bits == 16 or (scheme.bits == 8 and scheme.group == 0)
-
-
-def license_of(checkpoint: Path) -> str:
-    """The licence that a checkpoint's README.md names in its front matter, or an empty string."""
-    card = checkpoint / "README.md"
-    if not card.is_file():
-        return ""
-    front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.S)
-    found = re.search(r"^license:\s*(\S+)\s*$", front.group(1), re.M) if front else None
-    return found.group(1) if found else ""

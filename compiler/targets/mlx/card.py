@@ -1,19 +1,23 @@
-"""README.md of an MLX package: what the Hub reads, what each loader needs, and where one of them cannot load it."""
+"""Of an MLX package's README: what each loader needs, and where one of them cannot load it."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
-import yaml
-
-from artifacts import MANIFEST, EdgewrightError, read_manifest
-from compiler.slots import HALF
 from compiler.targets.base import Job
 
 # The registries of mlx-swift-lm that were read for this statement: LLMModelFactory.swift, Mistral3Text.swift.
 _SWIFT_COMMIT = "04d3184"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+_GENERATE = """```swift
+import MLXLLM
+import MLXLMCommon
+
+let container = try await LLMModelFactory.shared.loadContainer(
+    configuration: ModelConfiguration(directory: URL(filePath: "path/to/this/folder")))
+let session = ChatSession(container)
+print(try await session.respond(to: "Hello"))
+```
+
+This snippet was written from mlx-swift-lm's sources and was not compiled."""
 
 _REGISTER = """```swift
 import MLXLLM
@@ -24,33 +28,12 @@ await LLMTypeRegistry.shared.registerModelType("ministral3") { data in
 ```"""
 
 
-def model_card(job: Job, *, wrapped: bool) -> str:
-    """The card's text, with its metadata in front. wrapped: the decoder keeps the form of a larger model."""
-    base, revision = _origin(job)
-    license_name = _license(job.tokenizer / "README.md")
-    bits = sorted({job.schemes.get(s.name, HALF).bits for s in job.slots if s.kind != "norm"})
-    sizes = ", ".join(f"{b}-bit" for b in bits if b != 16) or "16-bit"
-    metadata: dict[str, object] = {
-        "license": license_name or "unknown",
-        "library_name": "mlx",
-        "pipeline_tag": "text-generation",
-    }
-    if base is not None:
-        metadata |= {"base_model": base, "base_model_relation": "quantized"}
-    metadata["tags"] = ["mlx", "edgewright", *(f"{b}-bit" for b in bits if b != 16)]
-    header = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
-    origin = f"[{base}](https://huggingface.co/{base}) at commit `{revision}`" if base else "a local checkpoint"
-    parts = [
-        f"---\n{header}---\n\n# {job.name}, MLX",
-        f"The text decoder of {origin}, {sizes} weights, float16 throughout, written by Edgewright. "
-        "`edgewright.json` holds the digest of every file, `golden.safetensors` what the package has to answer.",
-    ]
-    if license_name is None:
-        parts.append("The checkpoint states no licence that could be read; set `license` before publishing.")
-    parts += [_python(job), _swift(job, wrapped)]
+def sections(job: Job, *, wrapped: bool) -> list[str]:
+    """The README's own sections. wrapped: the decoder keeps the form of a larger model."""
+    found = [_python(job), _swift(job, wrapped)]
     if job.options.mlxfn_prefill is not None:
-        parts.append(_functions(job))
-    return "\n\n".join(parts) + "\n"
+        found.append(_functions(job))
+    return [*found, _RUN]
 
 
 def _python(job: Job) -> str:
@@ -73,18 +56,19 @@ def _swift(job: Job, wrapped: bool) -> str:
     )
     kind = job.spec.model_type
     if kind != "ministral3":
-        return f"{needs} `{kind}` is in its `LLMTypeRegistry` (read at commit `{_SWIFT_COMMIT}`)."
+        return f"{needs} `{kind}` is in its `LLMTypeRegistry` (read at commit `{_SWIFT_COMMIT}`).\n\n{_GENERATE}"
     if wrapped:
         return (
             f"{needs} This package has model type `mistral3` with a `ministral3` text configuration; mlx-swift-lm has "
             f"it in its `LLMTypeRegistry` as `Mistral3TextModel` (read at commit `{_SWIFT_COMMIT}`). Versions from "
             'before that class end in "Unsupported model type: mistral3".'
+            f"\n\n{_GENERATE}"
         )
     return (
         f"{needs}\n\n**mlx-swift-lm does not load this package as it is.** Its `LLMTypeRegistry` (read at commit "
         f'`{_SWIFT_COMMIT}`) lacks the model type `ministral3` and loading ends in "Unsupported model type: '
         'ministral3". It has the network, under the type `mistral3` of the published multimodal checkpoints; register '
-        f"it under this name before loading:\n\n{_REGISTER}"
+        f"it under this name before loading:\n\n{_REGISTER}\n\n{_GENERATE}"
     )
 
 
@@ -107,24 +91,9 @@ def _functions(job: Job) -> str:
     )
 
 
-def _origin(job: Job) -> tuple[str | None, str | None]:
-    """Hub id and commit of the checkpoint, from the manifest of the packed weights; None for a local folder."""
-    if not (job.weights.path / MANIFEST).is_file():
-        return None, None
-    entry = read_manifest(job.weights.path).checkpoint
-    return (entry.source, entry.revision) if entry.revision and _HUB_ID.fullmatch(entry.source) else (None, None)
-
-
-def _license(readme: Path) -> str | None:
-    """The licence in the metadata of a checkpoint's own card."""
-    if not readme.is_file():
-        return None
-    head = re.match(r"---\r?\n(.*?)\r?\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-    if head is None:
-        return None
-    try:
-        metadata = yaml.safe_load(head.group(1))
-    except yaml.YAMLError as error:
-        raise EdgewrightError(f"{readme}: its metadata is not YAML: {error}") from error
-    found = metadata.get("license") if isinstance(metadata, dict) else None
-    return found if isinstance(found, str) else None
+_RUN = (
+    "## What was run, and what was not\n\n"
+    "Edgewright runs this folder with mlx-lm on a CPU, in float32 and as shipped, and compares logits with PyTorch's. "
+    "It was **not run on an Apple device**, nor by mlx-swift; speed and memory there are unknown. The weights are "
+    "float16 throughout beside their codes."
+)

@@ -20,9 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts import EdgewrightError
-from compiler.checkpoint import Float32, row_blocks, to_float32
-from compiler.quantize.packed import Int8, PackedWeights, from_float32
+from compiler.codes import Float32, Int8
+from compiler.quantize.packed import PackedWeights
 from compiler.slots import Scheme, Slot
+from compiler.targets.mlx.geometry import stored
+from compiler.tensors import from_float32, row_blocks, to_float32
 
 MAX_SHARD_BYTES = 5 << 30
 _ITEM_BYTES = {"U32": 4, "F16": 2}
@@ -65,16 +67,17 @@ def _slot_tensors(slot: Slot, weights: PackedWeights, name: str) -> list[Tensor]
                 f"{name}.weight", "F16", shape, blocks(lambda a, b: to_half(weights.rows(slot.name, a, b), slot.name))
             )
         ]
-    groups = (slot.rows, scheme.groups(slot.columns))
+    count = stored(scheme, slot.columns).groups(slot.columns)
+    groups, repeated = (slot.rows, count), count // scheme.groups(slot.columns)
     words = (slot.rows, slot.columns * scheme.bits // 32)
 
     def scales(start: int, stop: int) -> Half:
-        return to_half(weights.scales(slot.name, start, stop), slot.name)
+        return np.repeat(to_half(weights.scales(slot.name, start, stop), slot.name), repeated, 1)
 
     def biases(start: int, stop: int) -> Half:
         zeros = weights.zeros(slot.name, start, stop)
         exact = weights.scales(slot.name, start, stop) * -unsigned_zeros(zeros, scheme.bits)
-        return to_half(bfloat16(exact) if edges else exact, slot.name)
+        return np.repeat(to_half(bfloat16(exact) if edges else exact, slot.name), repeated, 1)
 
     edges = not scheme.symmetric and is_edge_anchored(slot, weights)
     return [
@@ -182,4 +185,5 @@ def stored_bytes(slot: Slot, scheme: Scheme) -> int:
     """Bytes of a slot in a package."""
     if scheme.bits == 16:
         return slot.rows * slot.columns * 2
-    return slot.rows * (slot.columns * scheme.bits // 8 + scheme.groups(slot.columns) * 4)
+    groups = stored(scheme, slot.columns).groups(slot.columns)
+    return slot.rows * (slot.columns * scheme.bits // 8 + groups * 4)

@@ -10,17 +10,18 @@ from typing import Any
 from artifacts import Progress
 from compiler.checkpoint import read_config
 from compiler.models.decoder import DecoderSpec
-from compiler.slots import HALF, Scheme, Schemes, Slot
-from compiler.targets.base import Estimate, Job, copy_tokenizer
-from compiler.targets.mlx.card import model_card
+from compiler.slots import HALF, Schemes, Slot
+from compiler.targets.base import Estimate, Job, copy_tokenizer, shipped_files
+from compiler.targets.card import tokens_section, write_card
+from compiler.targets.mlx import card
 from compiler.targets.mlx.config import is_wrapped, package_config, tensor_prefix, unreadable
+from compiler.targets.mlx.geometry import kv_group, refusal
 from compiler.targets.mlx.options import MlxOptions
 from compiler.targets.mlx.shards import package_tensors, stored_bytes, write_shards
 
 FUNCTIONS = "decoder.mlxfn"
-_GROUPS = (32, 64, 128)
-_BITS = (4, 8)
 _NAMED = 3
+_PREFILL_STEP = 512
 
 
 class MlxTarget:
@@ -50,14 +51,18 @@ class MlxTarget:
     def estimate(
         self, spec: DecoderSpec, slots: list[Slot], schemes: Schemes, max_tokens: int, options: MlxOptions
     ) -> Estimate:
-        """Sizes in bytes; activations are those of a one-token step with its logits, in float16."""
+        """Sizes in bytes; activations are those of one of the pieces in which mlx-lm runs a prompt, in float16.
+
+        MLX reads weights into buffers of its own: nothing of them stays mapped.
+        """
         weights = sum(stored_bytes(slot, schemes.get(slot.name, HALF)) for slot in slots)
         values = 2 * spec.layers * spec.kv_width * max_tokens
         kv = values * 2
         if options.kv_bits < 16:
             kv = values * options.kv_bits // 8 + values // (kv_group(spec.head_dim) or 32) * 4
-        widest = max(spec.vocab, 2 * spec.intermediate, spec.qkv_width)
-        return Estimate(weights, weights, kv, (widest + 4 * spec.hidden) * 2)
+        widest = max(2 * spec.intermediate, spec.qkv_width) + 4 * spec.hidden
+        activations = (min(_PREFILL_STEP, max_tokens) * widest + spec.vocab) * 2
+        return Estimate(weights, weights, kv, activations, {"ios": weights}, weights)
 
     def build(self, job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         """Write weights, config.json, tokenizer and generation files, README.md and, if asked for, decoder.mlxfn."""
@@ -76,7 +81,6 @@ class MlxTarget:
         if not (folder / "generation_config.json").exists():
             _write_json(folder / "generation_config.json", _generation_config(job.spec))
         options: MlxOptions = job.options
-        (folder / "README.md").write_text(model_card(job, wrapped=is_wrapped(source)), encoding="utf-8")
         runtime: dict[str, Any] = {
             "loader": "mlx-lm",
             "requires": {"mlx": ">=0.32", "mlx-lm": ">=0.32"},
@@ -96,31 +100,9 @@ class MlxTarget:
             export_decoder(job, folder, folder / FUNCTIONS, options.mlxfn_prefill, tensor_prefix(source))
             runtime["functions"] = {"file": FUNCTIONS, "prefill_tokens": options.mlxfn_prefill}
             progress("tracing functions", 1, 1)
-        return runtime
-
-
-def refusal(slot: Slot, scheme: Scheme) -> str | None:
-    """Why MLX cannot hold a slot in this scheme, and the nearest that it can; None when it can."""
-    if scheme.bits == 16:
-        return None
-    if scheme.bits not in _BITS:
-        nearest = min(_BITS, key=lambda bits: abs(bits - scheme.bits))
-        return f"{scheme.bits} bits cannot be lowered to MLX; use {nearest}"
-    if scheme.group in _GROUPS and slot.columns % scheme.group == 0:
-        return None
-    wanted = f"groups of {scheme.group}" if scheme.group else "one scale per row"
-    fitting = [group for group in _GROUPS if slot.columns % group == 0]
-    if not fitting:
-        return f"{slot.columns} columns divide into none of MLX's groups of 32, 64 or 128; keep it at bits: 16"
-    nearest = min(fitting, key=lambda group: abs(group - (scheme.group or 128)))
-    if scheme.group in _GROUPS:
-        return f"groups of {scheme.group} do not divide {slot.columns} columns; use group: {nearest}"
-    return f"MLX has no {wanted}, only groups of 32, 64 and 128; use group: {nearest}"
-
-
-def kv_group(head_dim: int) -> int | None:
-    """The group in which a KV cache is quantized: MLX's default of 64 where it divides the head, else 32."""
-    return next((group for group in (64, 32) if head_dim % group == 0), None)
+        sections = [tokens_section(job), *card.sections(job, wrapped=is_wrapped(source))]
+        write_card(job, folder, runtime="MLX", library="mlx", tags=["mlx"], sections=sections)
+        return {**runtime, "payload": {"ios": shipped_files(folder)}}
 
 
 def checkpoint_config(job: Job) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ onnxruntime-genai feeds it. Knows nothing of files beside the graph's own weight
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +23,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from compiler.checkpoint import row_blocks
 from compiler.graph import Node, capture_decoder
 from compiler.quantize.kv import CacheScales
-from compiler.quantize.packed import Int8, PackedWeights
 from compiler.targets.onnx.external import ExternalData
+from compiler.targets.onnx.geometry import block_size, padded_head
+from compiler.targets.onnx.initializers import Initializers
 
 if TYPE_CHECKING:
     from compiler.targets.base import Job
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 _MS = "com.microsoft"
 _OPSETS = {"": 21, _MS: 1}
 _IR_VERSION = 10
-_INLINE_BYTES = 65536
 
 
 def needs_positions(job: Job) -> bool:
@@ -52,10 +51,8 @@ class Lowering:
         """cache: the INT8 scales of every layer's KV cache; None keeps it in float32."""
         self.job = job
         self.cache = cache
-        self.data = data
-        self.progress = progress
         self.nodes: list[onnx.NodeProto] = []
-        self.initializers: dict[str, TensorProto] = {}
+        self.tensors = Initializers(job.weights, data, progress)
         self._values: dict[Node, str | tuple[str, ...]] = {}
 
     def run(self) -> onnx.ModelProto:
@@ -84,19 +81,6 @@ class Lowering:
         self.nodes.append(helper.make_node(op, inputs, outputs, name=name, domain=domain, **attributes))
         return outputs[0]
 
-    def constant(self, name: str, value: NDArray[Any]) -> str:
-        if name not in self.initializers:
-            self.initializers[name] = onnx.numpy_helper.from_array(value, name)
-        return name
-
-    def floats(self, name: str, value: NDArray[np.float32]) -> str:
-        """A float32 tensor: in the graph when small, else in the external-data file."""
-        if value.nbytes <= _INLINE_BYTES:
-            return self.constant(name, value)
-        if name not in self.initializers:
-            self.initializers[name] = self.data.add(name, TensorProto.FLOAT, list(value.shape), [value])
-        return name
-
     def _model(self, outputs: list[str]) -> onnx.ModelProto:
         spec = self.job.spec
         info = helper.make_tensor_value_info
@@ -109,25 +93,28 @@ class Lowering:
             inputs.append(info("position_ids", TensorProto.INT64, ids))
         length = 1 if self.job.options.logits == "last" else "sequence"
         cached = TensorProto.FLOAT if self.cache is None else TensorProto.INT8
+        head = padded_head(spec.head_dim)
         results = [info(outputs[0], TensorProto.FLOAT, ["batch", length, spec.vocab])]
         for i in range(spec.layers):
             for j, kind in enumerate(("key", "value")):
-                shape: list[str | int | None] = ["batch", spec.kv_heads, "past", spec.head_dim]
+                shape: list[str | int | None] = ["batch", spec.kv_heads, "past", head]
                 inputs.append(info(f"past_key_values.{i}.{kind}", cached, shape))
-                shape = ["batch", spec.kv_heads, "total", spec.head_dim]
+                shape = ["batch", spec.kv_heads, "total", head]
                 results.append(info(outputs[1 + 2 * i + j], cached, shape))
-        graph = helper.make_graph(self.nodes, self.job.name, inputs, results, list(self.initializers.values()))
+        graph = helper.make_graph(self.nodes, self.job.name, inputs, results, list(self.tensors.made.values()))
         opsets = [helper.make_opsetid(domain, version) for domain, version in _OPSETS.items()]
         return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="edgewright")
 
     def _sequence_lengths(self) -> None:
         """What GroupQueryAttention wants: valid length - 1 of each row, and the total length, both int32."""
         self.node("Cast", ["attention_mask"], ["mask_i32"], to=TensorProto.INT32)
-        axis = self.constant("axis_1", np.asarray([1], np.int64))
+        axis = self.tensors.constant("axis_1", np.asarray([1], np.int64))
         self.node("ReduceSum", ["mask_i32", axis], ["valid_lengths"], keepdims=0)
-        self.node("Sub", ["valid_lengths", self.constant("one_i32", np.asarray(1, np.int32))], ["seqlens_k"])
+        one = self.tensors.constant("one_i32", np.asarray(1, np.int32))
+        self.node("Sub", ["valid_lengths", one], ["seqlens_k"])
         self.node("Shape", ["attention_mask"], ["mask_shape"])
-        self.node("Gather", ["mask_shape", self.constant("index_1", np.asarray(1, np.int64))], ["total_i64"])
+        index = self.tensors.constant("index_1", np.asarray(1, np.int64))
+        self.node("Gather", ["mask_shape", index], ["total_i64"])
         self.node("Cast", ["total_i64"], ["total_sequence_length"], to=TensorProto.INT32)
 
     # -- lowering ---------------------------------------------------------------------------------------------
@@ -153,86 +140,48 @@ class Lowering:
         name = "+".join(slots)
         out = "logits" if _is_output(node) else node.name
         if bits == 16:
-            weight = self._half(name, slots, sum(rows), columns)
+            weight = self.tensors.half(name, slots, sum(rows), columns)
             return self.node("FusedMatMul", [self.value(x), weight], [out], _MS, transB=1)
-        inputs = [self.value(x), *self._quantized(name, slots, rows, columns, bits, group, symmetric)]
+        tensors = self.tensors.quantized(name, slots, sum(rows), columns, bits, group, symmetric)
         return self.node(
             "MatMulNBits",
-            inputs,
+            [self.value(x), *tensors],
             [out],
             _MS,
             K=columns,
             N=sum(rows),
             bits=bits,
-            block_size=group,
+            block_size=block_size(columns, group),
             accuracy_level=self.job.options.accuracy_level,
         )
 
     def embedding(self, node: Node) -> str:
         ids, slot, rows, columns, bits, group, symmetric = node.args
         if bits == 16:
-            return self.node("Gather", [self._half(slot, [slot], rows, columns), self.value(ids)], [node.name])
-        packed, scales, *zeros = self._quantized(slot, [slot], [rows], columns, bits, group, symmetric)
-        flat = f"{slot}.rows"
-        shape = [rows, columns * bits // 8]
-        self.initializers[flat] = self.data.alias(flat, TensorProto.UINT8, shape, self.initializers[packed])
+            table = self.tensors.half(slot, [slot], rows, columns)
+            return self.node("Gather", [table, self.value(ids)], [node.name])
+        packed, scales, *zeros = self.tensors.quantized(slot, [slot], rows, columns, bits, group, symmetric)
+        flat = self.tensors.by_rows(f"{slot}.rows", packed, rows, columns * bits // 8)
         return self.node(
             "GatherBlockQuantized",
             [flat, self.value(ids), scales, *zeros],
             [node.name],
             _MS,
             bits=bits,
-            block_size=group,
+            block_size=block_size(columns, group),
             gather_axis=0,
             quantize_axis=1,
         )
 
-    def _half(self, name: str, slots: list[str], rows: int, columns: int) -> str:
-        """A matrix at 16 bits as float32: ONNX Runtime's CPU kernels would copy half-precision weights to it."""
-        if name not in self.initializers:
-            blocks = (block for slot in slots for block in self._blocks(slot, columns, self.job.weights.rows))
-            self.initializers[name] = self.data.add(name, TensorProto.FLOAT, [rows, columns], blocks)
-        return name
-
-    def _quantized(
-        self, name: str, slots: list[str], rows: list[int], columns: int, bits: int, group: int, symmetric: bool
-    ) -> list[str]:
-        """Initializers of one or more slots, concatenated by rows: packed codes, scales and, if any, zero points."""
-        packed, scales, zeros = f"{name}.q{bits}", f"{name}.scales", f"{name}.zeros"
-        if packed not in self.initializers:
-            weights, total, groups = self.job.weights, sum(rows), columns // group
-            blocks = (block for slot in slots for block in self._blocks(slot, columns, weights.packed))
-            shape = [total, groups, group * bits // 8]
-            self.initializers[packed] = self.data.add(packed, TensorProto.UINT8, shape, blocks)
-            blocks = (block for slot in slots for block in self._blocks(slot, columns, weights.scales, count=False))
-            self.initializers[scales] = self.data.add(scales, TensorProto.FLOAT, [total, groups], blocks)
-            if not symmetric:
-                points = [pack_zero_points(_zeros(weights, slot), bits) for slot in slots]
-                shape = [total, points[0].shape[1]]
-                self.initializers[zeros] = self.data.add(zeros, TensorProto.UINT8, shape, points)
-        return [packed, scales] if symmetric else [packed, scales, zeros]
-
-    def _blocks(
-        self, slot: str, columns: int, read: Callable[[str, int, int], NDArray[Any]], count: bool = True
-    ) -> Iterator[NDArray[Any]]:
-        rows = self.job.weights.shape(slot)[0]
-        for start, stop in row_blocks(rows, columns):
-            yield read(slot, start, stop)
-            if count:
-                self.progress((stop - start) * columns)
-
-    def _norm_weight(self, slot: str) -> str:
-        return self.floats(slot, self.job.weights.rows(slot))
-
     def rms_norm(self, node: Node) -> str:
         x, slot, _, eps = node.args
-        inputs = [self.value(x), self._norm_weight(slot)]
+        inputs = [self.value(x), self.tensors.norm(slot)]
         return self.node("SimplifiedLayerNormalization", inputs, [node.name], axis=-1, epsilon=eps, stash_type=1)
 
     def add_rms_norm(self, node: Node) -> tuple[str, str]:
         x, residual, slot, _, eps = node.args
         outputs = [f"{node.name}.normed", "", "", f"{node.name}.sum"]
-        inputs = [self.value(x), self.value(residual), self._norm_weight(slot)]
+        inputs = [self.value(x), self.value(residual), self.tensors.norm(slot)]
         self.node("SkipSimplifiedLayerNormalization", inputs, outputs, _MS, epsilon=eps)
         return outputs[0], outputs[3]
 
@@ -240,8 +189,9 @@ class Lowering:
         """Tables for every position of the cache, in float32 from float64 angles' float32 counterparts."""
         _, inv_freq, factor = node.args
         angle = np.arange(self.job.max_tokens, dtype=np.float32)[:, None] * np.asarray(inv_freq, np.float32)
-        self.floats("cos_cache", (np.cos(angle) * np.float32(factor)).astype(np.float32))
-        self.floats("sin_cache", (np.sin(angle) * np.float32(factor)).astype(np.float32))
+        filled = ((0, 0), (0, padded_head(2 * len(inv_freq)) // 2 - len(inv_freq)))
+        for name, function in (("cos_cache", np.cos), ("sin_cache", np.sin)):
+            self.tensors.floats(name, np.pad((function(angle) * np.float32(factor)).astype(np.float32), filled))
         return "cos_cache", "sin_cache"
 
     def attention(self, node: Node) -> tuple[str, str, str]:
@@ -250,20 +200,26 @@ class Lowering:
         if needs_positions(self.job):
             factor = self._query_factor(self.value(positions), heads, kv_heads, head_dim, beta, period)
             packed = self.node("Mul", [packed, factor], [f"{node.name}.scaled"])
+        size, out = padded_head(head_dim), node.name
+        if size != head_dim:
+            packed = self._resized(packed, heads + 2 * kv_heads, head_dim, size, f"{node.name}.padded")
+            out = f"{node.name}.wide"
         past = [self.value(key), self.value(value)]
         present = [name.replace("past_key_values", "present") for name in past]
         inputs = [packed, "", "", *past, "seqlens_k", "total_sequence_length", self.value(cos), self.value(sin)]
         quantized: dict[str, Any] = {}
         if self.cache is not None:
             scales = self.cache[int(past[0].split(".")[1])]
-            names = [self.floats(f"{past[0]}.scale", scales.key), self.floats(f"{past[1]}.scale", scales.value)]
-            inputs += ["", "", "", *names]
             kind = "PER_TENSOR" if scales.key.size == 1 else "PER_CHANNEL"
+            inputs += ["", "", ""]
+            for name, found in zip(past, (scales.key, scales.value), strict=True):
+                filled = found if found.size == 1 else _padded_scales(found, kv_heads, size)
+                inputs.append(self.tensors.floats(f"{name}.scale", filled))
             quantized = {"k_quant_type": kind, "v_quant_type": kind, "kv_cache_bit_width": 8}
         self.node(
             "GroupQueryAttention",
             inputs,
-            [node.name, *present],
+            [out, *present],
             _MS,
             num_heads=heads,
             kv_num_heads=kv_heads,
@@ -272,7 +228,26 @@ class Lowering:
             rotary_interleaved=0,
             **quantized,
         )
+        if size != head_dim:
+            self._resized(out, heads, size, head_dim, node.name)
         return node.name, present[0], present[1]
+
+    def _resized(self, x: str, heads: int, have: int, want: int, name: str) -> str:
+        """x [batch, seq, heads * have] with heads of another size: zeros behind each half of a head, or less of them.
+
+        By halves, because the rotation pairs them; zeros change neither scores nor what the values sum to.
+        """
+        split = self.tensors.constant(f"halves_{heads}x{have}", np.asarray([0, 0, 2 * heads, have // 2], np.int64))
+        halves = self.node("Reshape", [x, split], [f"{name}.halves"])
+        if want > have:
+            widths = self.tensors.constant(f"pad_{have}_{want}", np.asarray([0] * 7 + [(want - have) // 2], np.int64))
+            resized = self.node("Pad", [halves, widths], [f"{name}.resized"])
+        else:
+            bounds = [np.asarray([at], np.int64) for at in (0, want // 2, 3)]
+            ends = [self.tensors.constant(f"slice_{have}_{want}_{i}", at) for i, at in enumerate(bounds)]
+            resized = self.node("Slice", [halves, *ends], [f"{name}.resized"])
+        shape = self.tensors.constant(f"heads_{heads}x{want}", np.asarray([0, 0, heads * want], np.int64))
+        return self.node("Reshape", [resized, shape], [name])
 
     def _query_factor(self, positions: str, heads: int, kv_heads: int, head_dim: int, beta: float, period: int) -> str:
         """Llama 4's query scaling as a row [batch, seq, q + k + v widths] of factors, 1 on keys and values.
@@ -283,22 +258,24 @@ class Lowering:
             return "query_factor"
         mask = np.zeros((heads + 2 * kv_heads) * head_dim, np.float32)
         mask[: heads * head_dim] = beta
-        one = self.constant("one", np.asarray(1, np.float32))
-        axis = self.constant("axis_last", np.asarray([-1], np.int64))
+        one = self.tensors.constant("one", np.asarray(1, np.float32))
+        axis = self.tensors.constant("axis_last", np.asarray([-1], np.int64))
         self.node("Cast", [positions], ["positions_f32"], to=TensorProto.FLOAT)
-        self.node("Div", ["positions_f32", self.constant("period", np.asarray(period, np.float32))], ["periods"])
+        self.node(
+            "Div", ["positions_f32", self.tensors.constant("period", np.asarray(period, np.float32))], ["periods"]
+        )
         self.node("Floor", ["periods"], ["whole_periods"])
         self.node("Add", ["whole_periods", one], ["next_period"])
         self.node("Log", ["next_period"], ["log_period"])
         self.node("Unsqueeze", ["log_period", axis], ["log_column"])
-        self.node("Mul", ["log_column", self.floats("query_mask", mask)], ["query_gain"])
+        self.node("Mul", ["log_column", self.tensors.floats("query_mask", mask)], ["query_gain"])
         return self.node("Add", ["query_gain", one], ["query_factor"])
 
     def split(self, node: Node) -> tuple[str, ...]:
         x, size, axis = node.args
         count = len(node.meta["val"])
         outputs = [f"{node.name}.{i}" for i in range(count)]
-        sizes = self.constant(f"split_{size}x{count}", np.asarray([size] * count, np.int64))
+        sizes = self.tensors.constant(f"split_{size}x{count}", np.asarray([size] * count, np.int64))
         self.node("Split", [self.value(x), sizes], outputs, axis=axis)
         return tuple(outputs)
 
@@ -320,7 +297,7 @@ class Lowering:
         if (axis, start) != (1, -1):
             raise NotImplementedError(f"the ONNX target lowers no slice {node.args[1:]}")
         out: str = node.name
-        index = self.constant("last", np.asarray([-1], np.int64))
+        index = self.tensors.constant("last", np.asarray([-1], np.int64))
         self.nodes.append(helper.make_node("Gather", [self.value(x), index], [out], name="last_position", axis=1))
         return out
 
@@ -340,24 +317,15 @@ _TABLE: dict[str, Callable[[Lowering, Node], str | tuple[str, ...]]] = {
 }
 
 
+def _padded_scales(scale: NDArray[np.float32], kv_heads: int, size: int) -> NDArray[np.float32]:
+    """The scales of channels [kv_heads * head size] for heads of a larger size, whose zeros need none: 1."""
+    halves = scale.reshape(kv_heads, 2, -1)
+    filled = np.pad(halves, ((0, 0), (0, 0), (0, size // 2 - halves.shape[2])), constant_values=1)
+    return filled.reshape(-1)
+
+
 def _is_output(node: Node) -> bool:
     return any(user.op == "output" for user in node.users)
-
-
-def _zeros(weights: PackedWeights, slot: str) -> Int8:
-    zeros = weights.zeros(slot)
-    assert zeros is not None
-    return zeros
-
-
-def pack_zero_points(zeros: Int8, bits: int) -> NDArray[np.uint8]:
-    """Zero points [rows, groups] in MatMulNBits' layout: offset codes packed along the groups, rows byte-padded."""
-    offset = zeros.view(np.uint8) + np.uint8(1 << (bits - 1))
-    if bits == 8:
-        return offset
-    if offset.shape[1] % 2:
-        offset = np.pad(offset, ((0, 0), (0, 1)))
-    return (offset[:, 0::2] & np.uint8(15)) | (offset[:, 1::2] << np.uint8(4))
 
 
 def write_model(model: onnx.ModelProto, path: Path) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from artifacts import Progress
 from compiler.models.decoder import DecoderSpec
 from compiler.slots import HALF, Schemes, Slot
-from compiler.targets.base import Estimate, Job, copy_tokenizer
+from compiler.targets.base import Estimate, Job, copy_tokenizer, shipped_files
+from compiler.targets.card import tokens_section, write_card
+from compiler.targets.onnx import readme
+from compiler.targets.onnx.geometry import BLOCKS, block_size, padded_head
 from compiler.targets.onnx.options import OnnxOptions
 
-_GROUPS = (16, 32, 64, 128, 256)
+_PLATFORMS = ("android", "ios")
 
 
 class OnnxTarget:
@@ -30,30 +34,40 @@ class OnnxTarget:
         found = []
         for slot in slots:
             scheme = schemes.get(slot.name, HALF)
-            if scheme.bits != 16 and scheme.group not in _GROUPS:
-                wanted = "one scale per row" if scheme.group == 0 else f"group {scheme.group}"
+            if scheme.bits != 16 and block_size(slot.columns, scheme.group) is None:
                 found.append(
-                    f"onnx: {slot.name} has {wanted}; MatMulNBits takes groups of {', '.join(map(str, _GROUPS))}"
+                    f"onnx: {slot.name} has {slot.columns} columns and one scale per row; MatMulNBits takes groups of "
+                    f"{', '.join(map(str, BLOCKS))}, of which none divides them; keep it at bits: 16"
                 )
         return found
 
     def estimate(
         self, spec: DecoderSpec, slots: list[Slot], schemes: Schemes, max_tokens: int, options: OnnxOptions
     ) -> Estimate:
-        """Sizes in bytes; activations are those of a one-token step with its logits, in float32."""
-        weights = 0
+        """Sizes in bytes; activations are those of the whole prompt in one call, in float32."""
+        weights, copied = 0, 0.0
         for slot in slots:
             scheme = schemes.get(slot.name, HALF)
-            weights += (
-                slot.rows * slot.columns * 4 if scheme.bits == 16 else scheme.packed_bytes(slot.rows, slot.columns)
-            )
-        tables = max_tokens * spec.head_dim * 4
-        kv = 2 * spec.layers * spec.kv_width * max_tokens * options.kv_bits // 8
-        widest = max(spec.vocab, 2 * spec.intermediate, spec.qkv_width)
-        return Estimate(weights + tables, weights, kv, (widest + 4 * spec.hidden) * 4)
+            if scheme.bits == 16:
+                weights += slot.rows * slot.columns * 4
+            else:
+                scheme = replace(scheme, group=block_size(slot.columns, scheme.group) or scheme.group)
+                weights += scheme.packed_bytes(slot.rows, slot.columns)
+            if slot.kind == "linear" or (slot.kind == "embedding" and spec.tied):
+                # as its kernels pack them: codes with a float32 scale and a float32 sum for each group
+                groups = slot.rows * scheme.groups(slot.columns) if scheme.bits != 16 else 0
+                copied += slot.rows * slot.columns * (4 if scheme.bits == 16 else scheme.bits / 8) + 8 * groups
+        head = padded_head(spec.head_dim)
+        tables = max_tokens * head * 4
+        kv = 2 * spec.layers * spec.kv_heads * head * max_tokens * options.kv_bits // 8
+        widest = max(2 * spec.intermediate, spec.qkv_width) + 4 * spec.hidden
+        rows = max_tokens if options.logits == "all" else 1
+        activations = (max_tokens * widest + rows * spec.vocab) * 4
+        app = dict.fromkeys(_PLATFORMS, weights + tables)
+        return Estimate(weights + tables, weights, kv, activations, app, int(copied))
 
     def build(self, job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
-        """Write model.onnx, model.onnx.data, genai_config.json and the tokenizer files."""
+        """Write model.onnx, model.onnx.data, genai_config.json, README.md and the tokenizer files."""
         from compiler.targets.onnx.external import ExternalData
         from compiler.targets.onnx.lower import Lowering, needs_positions, write_model
 
@@ -80,6 +94,8 @@ class OnnxTarget:
         config = json.dumps(genai_config(job, positions), indent=2)
         (folder / "genai_config.json").write_text(config + "\n", encoding="utf-8")
         copy_tokenizer(job.tokenizer, folder)
+        sections = [tokens_section(job), *readme.sections(job, positions=positions)]
+        write_card(job, folder, runtime="ONNX Runtime", library="onnxruntime-genai", tags=["onnx"], sections=sections)
         spec = job.spec
         runtime: dict[str, Any] = {
             "model": "model.onnx",
@@ -87,11 +103,14 @@ class OnnxTarget:
             "vocab_size": spec.vocab,
             "layers": spec.layers,
             "kv_heads": spec.kv_heads,
-            "head_dim": spec.head_dim,
+            "head_dim": padded_head(spec.head_dim),
             "kv_bits": job.options.kv_bits,
             "logits": job.options.logits,
             "position_ids": positions,
             "eos": list(spec.eos),
+            "payload": dict.fromkeys(_PLATFORMS, shipped_files(folder)),
+            # no file of the package can make genai's tokenizer add a text's first token: the app has to ask for it
+            "genai_tokenizer_options": {"add_special_tokens": "true"},
         }
         if cache is not None:
             runtime["kv_error"] = {
@@ -120,7 +139,7 @@ def genai_config(job: Job, positions: bool) -> dict[str, Any]:
             "decoder": {
                 "filename": "model.onnx",
                 "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
-                "head_size": spec.head_dim,
+                "head_size": padded_head(spec.head_dim),
                 "hidden_size": spec.hidden,
                 "num_attention_heads": spec.heads,
                 "num_key_value_heads": spec.kv_heads,

@@ -18,7 +18,8 @@ from typing import Any
 from artifacts import Progress, scratch_folder
 from compiler.models.decoder import DecoderSpec
 from compiler.slots import HALF, Schemes, Slot
-from compiler.targets.base import Estimate, Job, copy_tokenizer
+from compiler.targets.base import Estimate, Job, copy_tokenizer, shipped_files
+from compiler.targets.card import tokens_section, write_card
 from compiler.targets.tvm import link, params, triples, weights, workers
 from compiler.targets.tvm.geometry import heads_of
 from compiler.targets.tvm.options import TvmOptions
@@ -82,7 +83,10 @@ class TvmTarget:
         libraries = (2 + len(options.triples) * len(options.features)) * _LIBRARY_BYTES
         kv = 2 * spec.layers * spec.kv_width * -(-max_tokens // 16) * 16 * 4
         wide = 2 * spec.intermediate + spec.qkv_width + 4 * spec.hidden
-        return Estimate(weights + tables + libraries, weights + tables, kv, (options.chunk * wide + spec.vocab) * 4)
+        activations = (options.chunk * wide + spec.vocab) * 4
+        app = weights + tables + len(options.features) * _LIBRARY_BYTES
+        platforms = [name for name in ("android", "ios") if any(name in triple for triple in options.triples)]
+        return Estimate(weights + tables + libraries, weights + tables, kv, activations, dict.fromkeys(platforms, app))
 
     def build(self, job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         """Write params.bin, the libraries, the C API and the files that build it; see the module's docstring."""
@@ -115,8 +119,8 @@ class TvmTarget:
         description = json.dumps(runtime, sort_keys=True)
         libraries = self._libraries(job, captured, tensors, machines, description, folder, progress)
         _copy_native(folder, job, machines, version("apache-tvm"))
-        copy_tokenizer(job.tokenizer, folder)
-        return {**runtime, "libraries": libraries, "tvm": version("apache-tvm"), "eos": list(job.spec.eos)}
+        found = {"libraries": libraries, "tvm": version("apache-tvm"), "eos": list(job.spec.eos)}
+        return {**runtime, **found, "payload": _payload(folder, machines)}
 
     def _libraries(
         self,
@@ -132,8 +136,9 @@ class TvmTarget:
         total, done = sum(len(m.variants) for m in machines), 0
         built = []
         with scratch_folder() as scratch:
-            progress("compiling kernels", 0, total)
-            objects = workers.compile_variants(job, captured, tensors, machines, description, scratch)
+            arguments = job, captured, tensors, machines, description, scratch
+            objects = workers.compile_variants(*arguments, progress)
+            progress("compiling kernels", total, total)
             for machine in machines:
                 (folder / machine.name).mkdir()
                 packed: list[Path] = []
@@ -153,10 +158,19 @@ class TvmTarget:
                         }
                     )
                     done += 1
-                    progress("compiling kernels", done, total)
+                    progress("linking", done, total)
                 if packed:
                     link.static_archive(folder / machine.name / "libmodel.a", packed, machine)
         return built
+
+
+def _payload(folder: Path, machines: list[Triple]) -> dict[str, list[str]]:
+    """What an app ships on each platform: parameters, tokenizer and the platform's own libraries."""
+    found = {}
+    for system in {machine.system for machine in machines} - {"linux"}:
+        others = [machine.name for machine in machines if machine.system != system]
+        found[system] = shipped_files(folder, "CMakeLists.txt", "include", "src", "example", *others)
+    return dict(sorted(found.items()))
 
 
 def _copy_native(folder: Path, job: Job, machines: list[Triple], version: str) -> None:
@@ -164,9 +178,15 @@ def _copy_native(folder: Path, job: Job, machines: list[Triple], version: str) -
     for name, to in (("edgewright.h", "include"), ("edgewright.cc", "src"), ("example.cc", "example")):
         (folder / to).mkdir(exist_ok=True)
         shutil.copyfile(_NATIVE / name, folder / to / name)
-    for name in ("CMakeLists.txt", "README.md"):
+    values = {"NAME": job.name, "TVM_VERSION": version, "TRIPLES": ", ".join(m.name for m in machines)}
+
+    def filled(name: str) -> str:
         text = (_NATIVE / name).read_text(encoding="utf-8")
-        values = {"NAME": job.name, "TVM_VERSION": version, "TRIPLES": ", ".join(m.name for m in machines)}
         for key, value in values.items():
             text = text.replace(f"@{key}@", value)
-        (folder / name).write_text(text, encoding="utf-8")
+        return text.rstrip() + "\n"
+
+    (folder / "CMakeLists.txt").write_text(filled("CMakeLists.txt"), encoding="utf-8")
+    copy_tokenizer(job.tokenizer, folder)
+    sections = [tokens_section(job), filled("README.md").rstrip()]
+    write_card(job, folder, runtime="TVM", library="tvm", tags=["tvm"], sections=sections)

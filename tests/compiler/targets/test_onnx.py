@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ import onnxruntime
 import pytest
 
 from artifacts import silent
+from compiler.models import decoder
 from compiler.slots import HALF, Scheme
 from compiler.targets import load_target
 from compiler.targets.base import Job
 from compiler.targets.onnx.external import ExternalData
-from compiler.targets.onnx.lower import pack_zero_points
+from compiler.targets.onnx.initializers import pack_zero_points
 from compiler.targets.onnx.options import OnnxOptions
-from tests.compiler.conftest import Quantizer, reference_logits
+from runtime_tests.runners.onnx import OnnxRunner
+from tests.compiler.conftest import MINISTRAL3, Quantizer, random_tensors, reference_logits, save
 
 TABLE = "model.embed_tokens"
 
@@ -27,7 +30,8 @@ def build(folder: Path, parts: Any, max_tokens: int = 256, **options: Any) -> Pa
     spec, slots, schemes, weights = parts
     folder.mkdir()
     job = Job("t", spec, slots, schemes, max_tokens, weights, folder, OnnxOptions(**options))
-    load_target("onnx").build(job, folder, silent)
+    runtime = load_target("onnx").build(job, folder, silent)
+    (folder / "runtime.json").write_text(json.dumps(runtime))
     return folder
 
 
@@ -53,6 +57,8 @@ SCHEMES = {
     "int4, odd number of groups, asymmetric": (Scheme(4, 32, False), {TABLE: HALF}),
     "int8": (Scheme(8, 32), {}),
     "int8, asymmetric": (Scheme(8, 16, False), {}),
+    "one scale per row": (Scheme(4, 0), {TABLE: Scheme(8, 0)}),
+    "one scale per row, asymmetric": (Scheme(4, 0, False), {TABLE: Scheme(8, 0, False)}),
     "half": (HALF, {}),
     "mixed": (Scheme(4, 32), {TABLE: Scheme(8, 64), "model.layers.1.self_attn.v_proj": Scheme(8, 32)}),
 }
@@ -146,10 +152,34 @@ def test_zero_points_fill_bytes_row_by_row() -> None:
     np.testing.assert_array_equal(pack_zero_points(zeros, 8), [[120, 135, 128]])
 
 
-def test_group_sizes_the_kernel_does_not_have_are_refused(ministral: Path, quantized: Quantizer) -> None:
-    spec, slots, schemes, _ = quantized(ministral, Scheme(4, 0))
+def test_columns_that_no_group_divides_are_refused_by_name() -> None:
+    spec = decoder.read_spec({**MINISTRAL3, "head_dim": 18})  # 4 x 18 columns into o_proj
+    slots = decoder.slots(spec)
+    schemes = {s.name: Scheme(4, 0) for s in slots if s.name.endswith("o_proj")}
     refusals = load_target("onnx").refusals(spec, slots, schemes, OnnxOptions())
-    assert refusals[0].startswith("onnx: model.embed_tokens has one scale per row; MatMulNBits takes groups of 16, 32")
+    assert [text.split(";")[0] for text in refusals] == [
+        f"onnx: model.layers.{i}.self_attn.o_proj has 72 columns and one scale per row" for i in (0, 1)
+    ]
+    assert all("keep it at bits: 16" in text for text in refusals)
+
+
+@pytest.mark.parametrize("head_dim", [18, 40, 100])
+@pytest.mark.parametrize("kv", [{}, {"kv_bits": 8}, {"kv_bits": 8, "kv_scales": "tensor"}], ids=str)
+def test_head_sizes_that_the_kernel_has_not_are_filled_up(
+    tmp_path: Path, quantized: Quantizer, head_dim: int, kv: dict[str, Any]
+) -> None:
+    """GroupQueryAttention rotates heads of multiples of 16; OpenLLaMA's has 100."""
+    config = {**MINISTRAL3, "head_dim": head_dim}
+    parts = quantized(save(tmp_path / "source", config, random_tensors(config)), HALF)
+    folder = build(tmp_path / "onnx", parts, accuracy_level=0, **kv)
+    runner = OnnxRunner(folder, json.loads((folder / "runtime.json").read_text()))
+    ids = np.random.default_rng(5).integers(0, 160, 60)
+    expected = reference_logits(parts[0], parts[3], ids[None])[0]
+    for exact in (True, False):
+        runner.load(exact=exact)
+        found = [runner.prefill(ids[:30]), *(runner.decode(int(token)) for token in ids[30:])]
+        worst = np.abs(np.stack(found) - expected[29:]).max()
+        assert worst <= 1e-4 if exact or not kv else 1e-4 < worst < 0.5
 
 
 def test_the_estimate_is_what_is_written(ministral: Path, quantized: Quantizer, tmp_path: Path) -> None:
@@ -161,3 +191,4 @@ def test_the_estimate_is_what_is_written(ministral: Path, quantized: Quantizer, 
     assert estimate.weight_bytes <= data + 65536
     written = data + sum(len(t.raw_data) for t in tensors)
     assert 0 <= written - estimate.file_bytes <= 64 * len(tensors)
+    assert estimate.app_bytes == {"android": estimate.file_bytes, "ios": estimate.file_bytes}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compiler.quantize.packed import Codes, dequantize, pack, unpack
+from compiler.codes import Codes, dequantize, pack, unpack
 from compiler.targets.tvm.geometry import Heads
 from compiler.targets.tvm.isa import AVX2, AVX512_VNNI, NEON_DOTPROD, NEON_I8MM
 from compiler.targets.tvm.kernels import attention, dot, exact, pointwise
