@@ -16,7 +16,7 @@ from .manifest import (
     verify,
     write_manifest,
 )
-from .paths import read_bounded, user_path
+from .paths import user_path
 from .progress import Progress, silent
 from .scratch import scratch_folder
 from .store import make_folder, record_validation, refuse_foreign, staged
@@ -37,7 +37,6 @@ __all__ = [
     "make_folder",
     "passes",
     "ran_here",
-    "read_bounded",
     "read_manifest",
     "record_validation",
     "refuse_foreign",

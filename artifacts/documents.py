@@ -33,6 +33,7 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
+    stat.S_IFLNK: "a link",
 }
 
 
@@ -41,11 +42,14 @@ class DocumentError(EdgewrightError):
 
 
 @contextmanager
-def open_regular(path: Path) -> Iterator[BinaryIO]:
-    """A regular file, links followed, open for reading without a buffer. Raises DocumentError for anything else."""
+def open_regular(path: Path, *, links: bool = True) -> Iterator[BinaryIO]:
+    """A regular file, open for reading without a buffer; `links` are followed. Raises DocumentError for anything else.
+
+    In an artifact no link is followed: it may have come from anybody, and lead to a file of the user's.
+    """
     try:
-        _refuse_special(path, os.stat(path).st_mode)  # before it is opened: opening a device can do something
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        _refuse_special(path, os.stat(path, follow_symlinks=links).st_mode)  # before: opening a device can do something
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if links else os.O_NOFOLLOW))
     except (OSError, ValueError) as error:  # ValueError: a NUL, or a character that no file name has
         raise DocumentError(f"{path}: cannot be read: {_reason(error)}") from error
     with open(descriptor, "rb", buffering=0) as file:
@@ -53,9 +57,9 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
+def read_bytes(path: Path, limit: int = MAX_BYTES, *, links: bool = True) -> bytes:
     """The content of a regular file of at most `limit` bytes. Raises DocumentError."""
-    with open_regular(path) as file:
+    with open_regular(path, links=links) as file:
         parts, left = [], limit + 1
         try:
             while left > 0 and (part := file.read(min(left, _CHUNK))):

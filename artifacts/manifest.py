@@ -20,9 +20,10 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from .documents import DocumentError, parse_json, read_bytes
 from .errors import EdgewrightError
 from .figures import Check, Figure
-from .paths import read_bounded, user_path
+from .paths import user_path
 from .progress import Progress, silent
 
 SCHEMA_VERSION: Final = 1
@@ -42,11 +43,6 @@ def checked_path(path: str) -> str:
     if path.casefold() == MANIFEST:
         raise ValueError(f"{MANIFEST} cannot list itself")
     return path
-
-
-def _finite(values: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    json.dumps(values, allow_nan=False)  # a ValueError for NaN and infinity, which JSON has no word for
-    return values
 
 
 RelativePath = Annotated[str, AfterValidator(checked_path)]
@@ -131,7 +127,7 @@ class ManifestDraft(_Strict):
     family: str
     checkpoint: CheckpointEntry
     quantization: tuple[QuantizationGroup, ...] = ()
-    runtime: Annotated[dict[str, JsonValue], AfterValidator(_finite)]
+    runtime: dict[str, JsonValue]
     figures: tuple[Figure, ...] = ()
     weights_digest: Sha256
 
@@ -242,11 +238,10 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder}: not an Edgewright artifact, it holds no {MANIFEST}; build one with `edgewright run`"
         )
     try:
-        text = read_bounded(path, _MAX_MANIFEST_BYTES).decode("utf-8")
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise EdgewrightError(f"{path}: corrupt JSON ({error}); {_REBUILD}") from error
-    version = data.get("schema_version") if isinstance(data, dict) else None
+        raw = read_bytes(path, _MAX_MANIFEST_BYTES, links=False)
+        version = parse_json(raw, str(path)).get("schema_version")
+    except DocumentError as error:
+        raise EdgewrightError(f"{error}; {_REBUILD}") from error
     if type(version) is not int:
         raise EdgewrightError(f"{path}: no schema_version; {_REBUILD}")
     if version > SCHEMA_VERSION:
@@ -254,7 +249,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path}: schema version {version} is newer than this Edgewright reads ({SCHEMA_VERSION}); upgrade it"
         )
     try:
-        return Manifest.model_validate_json(text, strict=True)
+        return Manifest.model_validate_json(raw, strict=True)
     except ValidationError as error:
         raise EdgewrightError(f"{path}: {_first_errors(error)}; {_REBUILD}") from error
 

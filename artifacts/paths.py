@@ -1,13 +1,9 @@
-"""Paths that users give and documents that nobody vouches for: what is checked before anything is opened.
-
-What lives here: the door for path arguments, and reading a file of bounded size. What must not: what a document
-means.
-"""
+"""Paths that users give: what is checked before anything is opened. Documents have a file of their own
+(``documents.py``)."""
 
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
 from .errors import EdgewrightError
@@ -44,28 +40,6 @@ def user_path(given: str | Path, what: str, *, room: int = 0) -> Path:
             f"{_NAME_BYTES}"
         )
     return Path(expanded)
-
-
-def read_bounded(path: Path, limit: int) -> bytes:
-    """The content of a regular file of at most ``limit`` bytes, links refused; EdgewrightError says what is wrong."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise EdgewrightError(f"{path}: not a regular file; put the file itself there")
-            with open(descriptor, "rb", closefd=False) as file:
-                content = file.read(limit + 1)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        if os.path.islink(path):
-            what = "a symbolic link, which is not followed; put the file itself there"
-        else:
-            what = f"cannot be read ({error.strerror}); check that it is there, and its rights"
-        raise EdgewrightError(f"{path}: {what}") from error
-    if len(content) > limit:
-        raise EdgewrightError(f"{path}: larger than {limit:,} bytes, which nothing of this kind is")
-    return content
 
 
 def _short(text: str) -> str:

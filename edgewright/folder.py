@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from artifacts import MANIFEST, EdgewrightError, Manifest, read_bounded, read_manifest
+from artifacts import MANIFEST, EdgewrightError, Manifest, read_manifest
+from artifacts.documents import DocumentError, read_bytes
 from artifacts.payload import app_bytes
 from edgewright.markdown import markdown
 from edgewright.report import (
@@ -30,8 +31,6 @@ from edgewright.report import (
 
 if TYPE_CHECKING:
     from compiler.pipeline import Quantized
-
-_MAX_REPORT_BYTES = 16 << 20
 
 
 class Ledger:
@@ -93,8 +92,8 @@ class Ledger:
 def _earlier_results(folder: Path) -> dict[str, TargetReport]:
     """What the report in a folder says of each target; nothing where there is none that can be read."""
     try:
-        report = Report.model_validate_json(read_bounded(folder / REPORT_JSON, _MAX_REPORT_BYTES))
-    except (EdgewrightError, ValidationError):
+        report = Report.model_validate_json(read_bytes(folder / REPORT_JSON))
+    except (DocumentError, ValidationError):
         return {}
     return {item.target: item for item in report.targets}
 

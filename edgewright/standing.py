@@ -64,7 +64,7 @@ def standings(manifest: Manifest, artifact: Path) -> Iterator[Standing]:
         )
     for item in sorted(manifest.validations, key=lambda record: record.created):
         by = f"the limits of recipe {item.limits.name}" if item.limits else "no recipe's limits"
-        groups = ", ".join(dict.fromkeys(check.group for check in item.checks)) or "nothing"
+        groups = ", ".join(dict.fromkeys(check.group for check in item.checks if check.verdict)) or "nothing"
         words = f"{item.verdict} on {item.created} by {by}; judged: {groups}"
         if item.verdict == "failed":
             words += f". Failed: {'; '.join([*_failed(item), *item.failed_steps]) or 'no check says why'}"

@@ -76,6 +76,7 @@ def child_environment() -> dict[str, str]:
         **{k: v for k, v in os.environ.items() if _KEPT.fullmatch(k) and not _CREDENTIAL.search(k)},
         "PYTHONPATH": os.pathsep.join([root, inherited] if inherited else [root]),
         "PYTHONSAFEPATH": "1",
+        "ORT_DISABLE_TELEMETRY": "1",  # without it onnxruntime keeps a device's id and a database in the user's home
         "PYTHONUNBUFFERED": "1",
     }
 

@@ -18,11 +18,11 @@ from artifacts import (
     EdgewrightError,
     Manifest,
     Progress,
-    read_bounded,
     read_manifest,
     require_intact,
     silent,
 )
+from artifacts.documents import read_bytes
 from artifacts.manifest import payload_file, sha256_file
 from compiler.slots import Scheme, Slot
 
@@ -133,7 +133,7 @@ def _read(folder: Path, manifest: Manifest) -> QuantizationEvidence:
     if all(file.path != FILE for file in manifest.files):
         raise EdgewrightError(f"{folder}: holds no {FILE}: build it again")
     try:
-        return QuantizationEvidence.model_validate_json(read_bounded(path, _MAX_BYTES))
+        return QuantizationEvidence.model_validate_json(read_bytes(path, _MAX_BYTES, links=False))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"

@@ -7,10 +7,9 @@ from typing import Literal
 
 import pytest
 
+from artifacts import Check, Figure
 from artifacts.manifest import (
     CheckpointEntry,
-    Figure,
-    Judged,
     ManifestDraft,
     QuantizationGroup,
     RecipeEntry,
@@ -41,7 +40,19 @@ def record(verdict: Literal["passed", "failed"], *, limits: bool = True) -> Vali
         host="a machine",
         edgewright="0.1.0",
         limits=DRAFT.recipe if limits else None,
-        checks=(Judged(group="parity", name="x", value=1.0, limit=2.0, unit="logit", verdict=verdict),),
+        checks=(
+            Check(
+                group="parity",
+                name="x",
+                label="max |Δlogit|",
+                value=1.0,
+                limit=2.0,
+                direction="at most",
+                unit="logit",
+                obtained="measured",
+                verdict=verdict,
+            ),
+        ),
     )
 
 

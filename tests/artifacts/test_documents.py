@@ -93,6 +93,14 @@ def test_json_that_readers_disagree_about_is_refused(text: bytes, reason: str) -
         parse_json(text, "x.json")
 
 
+def test_a_link_is_followed_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert read_bytes(tmp_path / "link") == read_bytes(tmp_path / "file", links=False) == b"12345"
+    with pytest.raises(DocumentError, match=f"{tmp_path}/link: cannot be read: it is a link, not a regular file"):
+        read_bytes(tmp_path / "link", links=False)
+
+
 _TREES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),

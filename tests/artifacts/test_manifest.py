@@ -96,7 +96,7 @@ def test_a_linked_folder_is_not_walked_into(artifact: Path, tmp_path: Path) -> N
 def test_a_linked_manifest_is_refused(artifact: Path, tmp_path: Path) -> None:
     (artifact / "edgewright.json").rename(tmp_path / "edgewright.json")
     (artifact / "edgewright.json").symlink_to(tmp_path / "edgewright.json")
-    with pytest.raises(EdgewrightError, match=r"edgewright\.json: a symbolic link, which is not followed"):
+    with pytest.raises(EdgewrightError, match=r"edgewright\.json: cannot be read: it is a link, not a regular file"):
         read_manifest(artifact)
 
 
@@ -177,7 +177,7 @@ def test_numbers_that_json_has_no_word_for_are_refused(artifact: Path) -> None:
     path = artifact / "edgewright.json"
     for word in ("NaN", "Infinity", "1e999"):
         path.write_text(path.read_text().replace('"max_tokens": 1024', f'"max_tokens": {word}'))
-        with pytest.raises(EdgewrightError, match=r"edgewright\.json: runtime: .*not JSON compliant"):
+        with pytest.raises(EdgewrightError, match=r"edgewright\.json: not valid JSON: "):
             read_manifest(artifact)
         path.write_text(path.read_text().replace(word, "1024"))
     assert verify(artifact) == []

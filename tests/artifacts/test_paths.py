@@ -1,14 +1,12 @@
-"""Paths that users give, and documents that nobody vouches for."""
+"""Paths that users give."""
 
 from __future__ import annotations
 
-import os
-import time
 from pathlib import Path
 
 import pytest
 
-from artifacts import EdgewrightError, read_bounded, user_path
+from artifacts import EdgewrightError, user_path
 
 
 @pytest.mark.parametrize(
@@ -46,22 +44,3 @@ def test_a_working_directory_that_is_gone_is_said(monkeypatch, tmp_path):
     (tmp_path / "gone").rmdir()
     with pytest.raises(EdgewrightError, match="--out: 'build': the working directory is gone"):
         user_path("build", "--out")
-
-
-def test_a_document_is_a_regular_file_of_bounded_size(tmp_path):
-    (tmp_path / "good").write_bytes(b"12345")
-    assert read_bounded(tmp_path / "good", 5) == b"12345"
-    (tmp_path / "link").symlink_to(tmp_path / "good")
-    os.mkfifo(tmp_path / "fifo")
-    started = time.monotonic()
-    for path, message in (
-        (tmp_path / "good", "larger than 4 bytes"),
-        (tmp_path / "link", "a symbolic link"),
-        (tmp_path / "fifo", "not a regular file"),
-        (tmp_path, "not a regular file"),
-        (Path("/dev/zero"), "not a regular file"),
-        (tmp_path / "none", "cannot be read"),
-    ):
-        with pytest.raises(EdgewrightError, match=f"{path}: {message}"):
-            read_bounded(path, 4)
-    assert time.monotonic() - started < 5

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from artifacts import GateFailed, MissingTool, checked, ran_here
+from compiler.golden import BUILT_IN
 from compiler.quantize.evidence import QuantizationEvidence, TensorEvidence
 from edgewright import api, cli, render, text
 from edgewright.report import FailedStep, Report, TargetReport
@@ -262,7 +263,7 @@ def test_quiet_says_which_gate_failed_and_by_how_much(edgewright, ran, monkeypat
     report = ran("failed")
     target = _with_phone_check(report.targets[0], value=5e8, limit=3e8, verdict="does not fit")
     check = target.checks[0].model_copy(update={"value": 0.5, "verdict": "failed"})
-    phone = target.phones[0].model_copy(update={"passed": False})
+    phone = target.phones[0].model_copy(update={"verdict": "failed"})
     step = FailedStep(step="speed", detail="the runtime ended with SIGSEGV\nand more", stderr_tail="")
     target = target.model_copy(
         update={"checks": (check, *target.checks[1:]), "phones": (phone,), "failed_steps": (step,), "verdict": "failed"}
@@ -276,7 +277,7 @@ def test_quiet_says_which_gate_failed_and_by_how_much(edgewright, ran, monkeypat
         assert (code, err) == (1, "")
         assert out.splitlines()[1:] == [
             "  onnx: parity: prefill, exact: max |Δlogit| 5.0e-01, limit ≤ 2.0e-04: failed",
-            "  onnx: android-4gb: peak memory 500 MB, limit ≤ 300 MB: does not fit",
+            "  onnx: android-4gb: peak memory at 64 tokens 500 MB, limit ≤ 300 MB: does not fit",
             "  onnx: speed: the runtime ended with SIGSEGV",
         ]
 
@@ -414,7 +415,7 @@ def test_the_two_perplexities_say_whose_they_are(edgewright, finished):
         out.split()
     )
     page = (finished.folder / "report.md").read_text()
-    assert "tokens of held-out files of the Python standard library: perplexity" in page
+    assert f"tokens of {BUILT_IN}: perplexity" in page
     assert "as it runs" in page and "in PyTorch with the same weights" in page
     figures = {figure.name: figure.obtained for figure in finished.report.targets[0].figures}
     assert (figures["perplexity"], figures["perplexity_reference"]) == ("measured", "declared")

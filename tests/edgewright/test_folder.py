@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from artifacts import MissingTool, read_manifest, record_validation, verify
-from artifacts.manifest import MANIFEST, Judged, ValidationRecord
+from artifacts import Check, MissingTool, read_manifest, record_validation, verify
+from artifacts.manifest import MANIFEST, ValidationRecord
 from edgewright import api, cli, folder, standing
 from edgewright.report import Report
 from tests.compiler.conftest import MINISTRAL3, random_tensors, save
@@ -34,8 +34,16 @@ def other_checkpoint(workplace, tmp_path) -> Path:
 def fail(artifact: Path) -> None:
     """Have the artifact's manifest say that it failed."""
     manifest = read_manifest(artifact)
-    check = Judged(
-        group="quality", name="perplexity_increase", value=0.05, limit=0.02, unit="fraction", verdict="failed"
+    check = Check(
+        group="quality",
+        name="perplexity_increase",
+        label="perplexity, change",
+        value=0.05,
+        limit=0.02,
+        direction="at most",
+        unit="change",
+        obtained="measured",
+        verdict="failed",
     )
     failed = ValidationRecord(
         verdict="failed",
@@ -57,7 +65,7 @@ def test_a_run_writes_its_verdict_into_the_manifest(finished):
     (found,) = manifest.validations
     assert manifest.verdict == found.verdict == finished.report.targets[0].verdict
     assert found.limits == manifest.recipe and found.created == finished.report.targets[0].created
-    assert {check.group for check in found.checks} == {"parity", "android-4gb", "iphone-12"}
+    assert {check.group for check in found.checks if check.verdict} == {"parity", "android-4gb", "iphone-12"}
     peak = next(check for check in found.checks if check.group == "android-4gb")
     assert (peak.limit, peak.unit, peak.verdict) == (300_000_000, "bytes", "fits")
     assert verify(finished.folder / "onnx") == []
@@ -121,7 +129,7 @@ def test_packages_of_an_earlier_recipe_are_stale_too(workplace, again):
 def test_a_damaged_manifest_beside_the_run_is_named_and_stops_nothing(workplace, again):
     (again / "onnx" / MANIFEST).write_text("{")
     report = api.run(workplace.recipe_file, out=again.parent, targets=["mlx"], validate=False)
-    assert "corrupt JSON" in report.stale[0].reason and report.targets[0].target == "mlx"
+    assert "not valid JSON" in report.stale[0].reason and report.targets[0].target == "mlx"
 
 
 def test_which_targets_are_built_beside_it_changes_nothing_in_a_package(workplace, again):
@@ -161,7 +169,8 @@ def test_a_validation_of_its_own_is_recorded_beside_the_recipes(again):
     report = api.validate(artifact, profiles=["iphone-12"])
     by_recipe, own = read_manifest(artifact).validations
     assert by_recipe.limits is not None and own.limits is None
-    assert own.created == report.created and {check.group for check in own.checks} == {"parity", "iphone-12"}
+    assert own.created == report.created
+    assert {check.group for check in own.checks if check.verdict} == {"parity", "iphone-12"}
     assert verify(artifact) == [] and report.warnings == ()
 
 
@@ -189,7 +198,7 @@ def test_the_manifest_in_words(again, finished):
     fail(artifact)
     assert sentences(artifact) == [
         "failed: failed on 2030-01-02T03:04:05+00:00 by the limits of recipe small; judged: quality. "
-        "Failed: quality: perplexity, change 5.00 % (limit 2.00 %): failed"
+        "Failed: quality: perplexity, change +5.00 % (limit +2.00 %): failed"
     ]
     edited = json.loads((artifact / MANIFEST).read_text())
     (artifact / MANIFEST).write_text(json.dumps({**edited, "validations": []}))

@@ -52,3 +52,4 @@ def test_what_a_runtime_is_set_up_with_reaches_it(monkeypatch: pytest.MonkeyPatc
     assert {name: environment.get(name) for name in NEEDED} == dict.fromkeys(NEEDED, "7")
     assert environment["PYTHONPATH"].split(":") == [str(Path(__file__).parents[2]), "/mine"]
     assert {"PATH", "HOME"} <= set(environment)
+    assert environment["ORT_DISABLE_TELEMETRY"] == "1"
