@@ -113,7 +113,8 @@ class Made:
 
 def narrow(vocab: int) -> DecoderSpec:
     """One layer, 16 wide, of a vocabulary that may be anything."""
-    spec = decoder.read_spec({**MINISTRAL3, "vocab_size": vocab})
+    special = {"bos_token_id": min(1, vocab - 1), "eos_token_id": min(2, vocab - 1)}
+    spec = decoder.read_spec({**MINISTRAL3, **special, "vocab_size": vocab})
     return replace(spec, layers=1, hidden=16, intermediate=16, heads=1, kv_heads=1, head_dim=16)
 
 
@@ -149,7 +150,7 @@ def test_a_vocabulary_whose_logits_fit_nowhere_keeps_its_listed_ones(tmp_path: P
     assert found.full_logits.shape == (0, 900_000) and found.full_index.shape == (0, 2)
 
 
-@given(vocab=st.integers(1, 2**31 - 1), max_tokens=st.integers(2, 2**24), layers=st.integers(1, 200))
+@given(vocab=st.integers(1, 2**24), max_tokens=st.integers(2, 2**24), layers=st.integers(1, 200))
 def test_positions_fit_and_suffice(vocab: int, max_tokens: int, layers: int) -> None:
     spec = replace(narrow(vocab), layers=layers, hidden=4096, intermediate=16384)
     count, length = golden._shape(spec, max_tokens)

@@ -14,7 +14,7 @@ import pytest
 from artifacts import EdgewrightError, read_manifest, silent, verify
 from compiler import keys, pipeline
 from compiler.checkpoint import Checkpoint
-from compiler.quantize import method_options
+from compiler.quantize.methods import method_options
 from compiler.targets import target_options
 from recipes.schema import Recipe, recipe_model
 from runtime_tests.golden import Golden, read_golden

@@ -19,7 +19,7 @@ from hypothesis import given
 from artifacts import silent
 from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
-from compiler.quantize import rtn
+from compiler.quantize.methods import rtn
 from compiler.quantize.packed import PackedWeights
 from compiler.quantize.stream import quantize_checkpoint
 from compiler.targets import load_target, target_options
