@@ -264,5 +264,5 @@ def test_own_text_needs_a_tokenizer_that_is_the_models(tmp_path: Path) -> None:
     with pytest.raises(EdgewrightError, match=r"tokenizer\.json: gives token \d+; the model knows 32 tokens"):
         golden.held_out(tmp_path / "a.txt", TINY, replace(spec, vocab=32), 256)
     (tmp_path / "tokenizer.json").write_text('{"model": 5}')
-    with pytest.raises(EdgewrightError, match=r"tokenizer\.json: cannot be read as a tokenizer"):
+    with pytest.raises(EdgewrightError, match=r"tokenizer\.json: is not a tokenizer that can be read"):
         golden.held_out(None, tmp_path, spec, 256)

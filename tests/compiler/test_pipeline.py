@@ -73,7 +73,10 @@ def test_groups_say_what_was_stored(ministral: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("used", "message"),
     [
-        (recipe({"match": "*", "bits": 4, "group": "channel"}), "onnx: model.embed_tokens has one scale per row"),
+        (
+            recipe({"match": "*", "bits": 4, "group": 32, "symmetric": False}, targets={"tvm": {}}),
+            "tvm: model.embed_tokens has zero points",
+        ),
         (recipe({"match": "*", "bits": 4, "group": 64}), "'model.layers.0.mlp.down_proj' has 96 columns"),
         (recipe(max_tokens=512), "context.max_tokens is 512, the checkpoint knows 256 positions"),
     ],
