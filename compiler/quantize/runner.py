@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,9 @@ from recipes.schema import Calibration, Rule
 
 if TYPE_CHECKING:
     from compiler.quantize.calibrated.files import SegmentFile
+
+
+_THREADS = 2  # what cheap machines of continuous integration have
 
 
 def calibrates(assignment: Assignment) -> bool:
@@ -67,7 +71,8 @@ def run(
     table = _Table(checkpoint, slots)
     of_name = {s.name: s for s in slots}
     task = text_decoder.task(spec, of_name, table, half_dtypes, treatments, tokens)
-    files = run_calibrated(task, work, progress)
+    with _fixed_threads():
+        files = run_calibrated(task, work, progress)
     writer = PackedWriter(folder, slots, assignment.schemes, half_dtypes)
     tensors, layers = _assemble(files, writer, checkpoint, slots, assignment, progress)
     writer.close(config)
@@ -82,6 +87,19 @@ class _Table:
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> Any:
         return self._checkpoint.rows(self._tensors[name], start, stop)
+
+
+@contextmanager
+def _fixed_threads() -> Iterator[None]:
+    """The same number of threads on every machine: a factorization rounds otherwise with another, and so do codes."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(_THREADS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _calibrated(rule: Rule) -> bool:
