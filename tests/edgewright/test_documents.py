@@ -1,4 +1,4 @@
-"""What lies in a checkpoint's folder, through the public doors: said in a sentence, before any work, and never hung on."""
+"""What lies in a checkpoint's folder, through the public doors: said in a sentence, before any work, without a wait."""
 
 from __future__ import annotations
 
