@@ -71,11 +71,10 @@ def snapshot(folder: Path, without: str = "") -> Snapshot:
     while waiting:
         place = waiting.pop()
         try:
-            entries = list(os.scandir(place))
+            entries = [(entry, entry.stat(follow_symlinks=False)) for entry in os.scandir(place)]
         except OSError:  # deeper than a path can be
             continue
-        for entry in entries:
-            info = entry.stat(follow_symlinks=False)
+        for entry, info in entries:
             if entry.name == without:
                 continue
             if entry.is_symlink():
