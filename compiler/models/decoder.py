@@ -7,18 +7,22 @@ is written in the edge dialect and holds no weights; `slots` names them all. Rot
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import JsonValue
+
 from compiler.checkpoint import CheckpointError
-from compiler.slots import HALF, Schemes, Slot
+from compiler.models.base import Component, Entry, Heads, Model, Port, scheme_arguments
+from compiler.slots import Schemes, Slot
 
 if TYPE_CHECKING:
     import torch
 
-MODEL_TYPES = ("llama", "mistral", "ministral3")
 WRAPPERS = ("mistral3",)
+MODEL_TYPES = ("llama", "mistral", "ministral3", *WRAPPERS)
 _PREFIXES = ("model.", "language_model.model.", "model.language_model.")
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 _NOT_OF_ROPE = ("llama_4_scaling_beta", "max_position_embeddings")  # Ministral-3 keeps them in rope_parameters
@@ -204,47 +208,88 @@ def head_slot(spec: DecoderSpec) -> str:
     return "model.embed_tokens" if spec.tied else "lm_head"
 
 
-Output = Literal["all", "last", "hidden", "states"]
+def read(config: Mapping[str, Any], tensors: Collection[str] | None, max_tokens: int) -> Model:
+    """The model of a checkpoint: one component, its cache as states. See `base.Family`."""
+    spec = read_spec(dict(config))
+    if max_tokens > spec.max_positions:
+        raise CheckpointError(
+            f"context.max_tokens is {max_tokens}, the checkpoint knows {spec.max_positions} positions"
+        )
+    ids = tuple(Port(name, "int64", ("batch", "tokens")) for name in ("input_ids", "positions"))
+    last, every = (Port("logits", "float32", ("batch", n, spec.vocab)) for n in (1, "tokens"))
+    hidden = Port("hidden", "float32", ("batch", "tokens", spec.hidden))
+    one, many = ({"batch": (1, 1), "tokens": (1, most)} for most in (1, max_tokens))
+    cache = (1, spec.kv_heads, max_tokens, spec.head_dim)
+    layers = [f"model.layers.{i}." for i in range(spec.layers)]
+    decoder = Component(
+        name="decoder",
+        slots=tuple(slots(spec, tensors)),
+        entries=(
+            Entry("prefill", ids, (last,), many),
+            Entry("decode", ids, (last,), one),
+            Entry("score", ids, (every,), many, shipped=False),
+            Entry("hidden", ids, (hidden,), many, shipped=False),
+        ),
+        module=partial(module, spec),
+        live=partial(live, spec),
+        states=tuple(
+            Port(f"{kind}_cache_{i}", "float32", cache) for i in range(spec.layers) for kind in ("key", "value")
+        ),
+        fused=tuple(tuple(names) for names in fused_projections(spec)),
+        cuts=(*layers, "model.norm"),
+        attention=Heads(spec.heads, spec.kv_heads, spec.head_dim),
+    )
+    constants: dict[str, JsonValue] = {
+        "max_tokens": max_tokens,
+        "vocab_size": spec.vocab,
+        "bos": spec.bos,
+        "eos": list(spec.eos),
+        "original_positions": spec.original_positions,
+    }
+    return Model("decoder", (decoder,), "text", constants, config)
 
 
-def build(spec: DecoderSpec, schemes: Schemes, output: Output = "all") -> torch.nn.Module:
+def live(spec: DecoderSpec, entry: Entry, sizes: Mapping[str, int]) -> int:
+    """Values alive at once: the residual stream twice and the wider of attention and MLP, and the logits."""
+    tokens = sizes["batch"] * sizes["tokens"]
+    wide = max(2 * spec.intermediate, spec.qkv_width + spec.query_width) + 4 * spec.hidden
+    rows = {"score": tokens, "hidden": 0}.get(entry.name, sizes["batch"])
+    return tokens * wide + rows * spec.vocab
+
+
+def module(spec: DecoderSpec, entry: Entry, schemes: Schemes) -> torch.nn.Module:
     """The decoder as a module of edge ops, without parameters.
 
-    forward(ids int64 [batch, seq], positions int64 [batch, seq], caches: layers x (key, value), each
-    [batch, kv_heads, max_tokens, head_dim]) -> (out, caches); out is float32 logits [batch, seq, vocab] ("all"),
-    [batch, 1, vocab] ("last"), or the normalized states [batch, seq, hidden] before the head ("hidden"; "states" gives
-    no caches back, for one pass over whole sequences).
+    forward(input_ids int64 [batch, tokens], positions int64 [batch, tokens], *caches) -> (out, *caches); a cache is
+    [batch, kv_heads, max_tokens, head_dim], key and value of every layer in turn. out by the entry's name: logits
+    float32 [batch, 1, vocab] of the last position (prefill, decode), [batch, tokens, vocab] (score), or the normalized
+    states [batch, tokens, hidden] before the head (hidden).
     schemes: by slot name; members of a fused projection whose schemes differ stay apart.
     """
     import torch
 
     from compiler.dialect import edge
 
-    rows = {s.name: s.rows for s in slots(spec)}
-    columns = {s.name: s.columns for s in slots(spec)}
+    sizes = {s.name: (s.rows, s.columns) for s in slots(spec)}
     inv_freq, attention_factor = rotary_frequencies(spec)
 
-    def scheme(name: str) -> tuple[int, int, bool]:
-        found = schemes.get(name, HALF)
-        return found.bits, found.group, found.symmetric
-
     def linear(x: torch.Tensor, *names: str) -> torch.Tensor:
-        if len({scheme(n) for n in names}) > 1:
+        found = {scheme_arguments(schemes, n) for n in names}
+        if len(found) > 1:
             return torch.cat([linear(x, n) for n in names], -1)
-        first = names[0]
-        out: torch.Tensor = edge.linear(x, list(names), [rows[n] for n in names], columns[first], *scheme(first))
+        out: torch.Tensor = edge.linear(x, list(names), [sizes[n][0] for n in names], sizes[names[0]][1], *found.pop())
         return out
 
     class Decoder(torch.nn.Module):
         def forward(
-            self, ids: torch.Tensor, positions: torch.Tensor, caches: list[tuple[torch.Tensor, torch.Tensor]]
-        ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+            self, input_ids: torch.Tensor, positions: torch.Tensor, *caches: torch.Tensor
+        ) -> tuple[torch.Tensor, ...]:
             table = "model.embed_tokens"
-            x = edge.embedding(ids, table, spec.vocab, spec.hidden, *scheme(table))
+            x = edge.embedding(input_ids, table, spec.vocab, spec.hidden, *scheme_arguments(schemes, table))
             cos, sin = edge.rotary(positions, inv_freq, attention_factor)
             residual = None
-            new_caches = []
-            for i, (key, value) in enumerate(caches):
+            written: list[torch.Tensor] = []
+            for i in range(spec.layers):
                 p = f"model.layers.{i}."
                 if residual is None:
                     h, residual = edge.rms_norm(x, p + "input_layernorm", spec.hidden, spec.eps), x
@@ -256,8 +301,8 @@ def build(spec: DecoderSpec, schemes: Schemes, output: Output = "all") -> torch.
                     cos,
                     sin,
                     positions,
-                    key,
-                    value,
+                    caches[2 * i],
+                    caches[2 * i + 1],
                     spec.heads,
                     spec.kv_heads,
                     spec.head_dim,
@@ -265,24 +310,17 @@ def build(spec: DecoderSpec, schemes: Schemes, output: Output = "all") -> torch.
                     spec.query_beta,
                     spec.query_period,
                 )
-                if output != "states":
-                    new_caches.append((key, value))
+                written += [key, value]
                 x = linear(x, p + "self_attn.o_proj")
                 h, residual = edge.add_rms_norm(x, residual, p + "post_attention_layernorm", spec.hidden, spec.eps)
                 gate, up = linear(h, p + "mlp.gate_proj", p + "mlp.up_proj").split(spec.intermediate, -1)
                 x = linear(torch.nn.functional.silu(gate) * up, p + "mlp.down_proj")
             assert residual is not None
             x, _ = edge.add_rms_norm(x, residual, "model.norm", spec.hidden, spec.eps)
-            if output == "last":
+            if entry.name == "hidden":
+                return x, *written
+            if entry.name != "score":
                 x = x[:, -1:]
-            return x if output in ("hidden", "states") else linear(x, head_slot(spec)), new_caches
+            return linear(x, head_slot(spec)), *written
 
     return Decoder()
-
-
-def empty_caches(spec: DecoderSpec, max_tokens: int, batch: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Zeroed float32 caches [batch, kv_heads, max_tokens, head_dim] for every layer."""
-    import torch
-
-    shape = (batch, spec.kv_heads, max_tokens, spec.head_dim)
-    return [(torch.zeros(shape), torch.zeros(shape)) for _ in range(spec.layers)]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import JsonValue
+
 from artifacts import Progress
-from compiler.models.decoder import DecoderSpec
+from artifacts.formats import interface
+from compiler.models.base import Component, Entry, Model, Port
 from compiler.quantize.packed import PackedWeights
-from compiler.slots import Schemes, Slot
+from compiler.slots import Schemes
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -26,49 +29,97 @@ _TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Job:
-    """What a target is asked to lower: a decoder's geometry, its quantized weights, and where they came from.
-
-    tokenizer: the folder whose tokenizer and generation files travel with the artifact.
-    """
+    """What a target is asked about: a model, the schemes of its slots, and the target's own options."""
 
     name: str
-    spec: DecoderSpec
-    slots: list[Slot]
+    model: Model
     schemes: Schemes
-    max_tokens: int
-    weights: PackedWeights
-    tokenizer: Path
     options: Any
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Bytes, from the geometry alone."""
+class BuildJob(Job):
+    """A job to carry out. source: the checkpoint folder whose tokenizer and generation files travel along."""
 
+    weights: PackedWeights
+    source: Path
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of one component, from its geometry alone.
+
+    state_bytes: what a session keeps between calls. activation_bytes: values alive at once in the widest place of the
+    largest call that this target makes (`Component.live`), in the width it computes in.
+    """
+
+    component: str
     file_bytes: int
     weight_bytes: int
-    kv_bytes: int
+    state_bytes: int
     activation_bytes: int
 
 
-class Target(Protocol):
-    """One runtime. `build` writes the payload into an empty folder and returns what the runtime's runner needs.
+@dataclass(frozen=True)
+class Built:
+    """What a target says of the package it wrote.
 
-    A target whose programs a converter makes may also have `traces(job)`, an iterator over (function, inputs, values by
-    name), so that a failed parity can be traced to an operation.
+    runtime: what its session needs, by the model of `artifacts/formats/runtime.py`. narrowed: dimensions of which the
+    package takes less than the model's entry does, by component, entry and dimension.
+    """
+
+    runtime: Mapping[str, JsonValue]
+    narrowed: Mapping[tuple[str, str, str], interface.Dimension] = field(default_factory=dict)
+
+
+class Target(Protocol):
+    """One runtime. Knows entries, ports and slots, never a family.
 
     tolerances: limits of the artifact's own runtime test, which travel with its golden vectors.
     """
 
     tolerances: Mapping[str, float]
 
-    def refusals(self, spec: DecoderSpec, slots: list[Slot], schemes: Schemes, options: Any) -> list[str]: ...
+    def refusals(self, job: Job) -> list[str]:
+        """Why the target cannot build the job, a sentence for each reason that names the tensor or key. Imports no
+        framework."""
 
-    def estimate(
-        self, spec: DecoderSpec, slots: list[Slot], schemes: Schemes, max_tokens: int, options: Any
-    ) -> Estimate: ...
+    def estimate(self, job: Job) -> list[Estimate]:
+        """For each component. Imports no framework."""
 
-    def build(self, job: Job, folder: Path, progress: Progress) -> dict[str, Any]: ...
+    def check(self, job: Job) -> None:
+        """Capture every entry. Raises EdgewrightError naming each op that has no lowering; no weight is read."""
+
+    def build(self, job: BuildJob, folder: Path, progress: Progress) -> Built:
+        """Write the payload into an empty folder."""
+
+    def traces(self, job: BuildJob) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+        """(function, inputs, every value by name) of short calls, where a converter's programs are compared op by op
+        after a failed parity; nothing where there is no such program."""
+
+
+def described(model: Model, narrowed: Mapping[tuple[str, str, str], interface.Dimension]) -> list[interface.Component]:
+    """The components of a model as a manifest states them."""
+
+    def port(found: Port) -> interface.Port:
+        return interface.Port(name=found.name, dtype=found.dtype, shape=found.shape)
+
+    def entry(component: Component, found: Entry) -> interface.Entry:
+        dimensions = {
+            name: narrowed.get((component.name, found.name, name)) or interface.Dimension(low=low, high=high)
+            for name, (low, high) in found.dimensions.items()
+        }
+        inputs, outputs = ([port(p) for p in ports] for ports in (found.inputs, found.outputs))
+        return interface.Entry(name=found.name, inputs=tuple(inputs), outputs=tuple(outputs), dimensions=dimensions)
+
+    return [
+        interface.Component(
+            name=component.name,
+            entries=tuple(entry(component, found) for found in component.shipped),
+            states=tuple(port(state) for state in component.states),
+        )
+        for component in model.components
+    ]
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
