@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from artifacts import Progress
-from compiler.models.decoder import DecoderSpec
-from compiler.slots import HALF, Schemes, Slot
-from compiler.targets.base import Estimate, Job, copy_tokenizer
-from compiler.targets.onnx.options import OnnxOptions
+from artifacts.formats import onnx as formats
+from compiler.models.base import Component
+from compiler.slots import HALF, Slot
+from compiler.targets.base import BuildJob, Built, Estimate, Job, copy_tokenizer
+from compiler.targets.onnx.packaging import has_packaging, packaging_of
 
 _GROUPS = (16, 32, 64, 128, 256)
 
 
 class OnnxTarget:
-    """Lowers a decoder to MatMulNBits and GroupQueryAttention over memory-mapped weights."""
+    """Lowers every entry to ONNX Runtime's fused kernels over memory-mapped weights."""
 
     tolerances: Mapping[str, float] = {
         "exact_max_abs_logit": 2e-4,
@@ -25,39 +26,50 @@ class OnnxTarget:
         "shipped_min_top1": 0.97,
     }
 
-    def refusals(self, spec: DecoderSpec, slots: list[Slot], schemes: Schemes, options: OnnxOptions) -> list[str]:
-        """What of a recipe this target cannot express, one sentence each."""
+    def refusals(self, job: Job) -> list[str]:
+        """What of a job this target cannot express, one sentence each."""
         found = []
-        for slot in slots:
-            scheme = schemes.get(slot.name, HALF)
-            if scheme.bits != 16 and scheme.group not in _GROUPS:
+        for slot in job.model.slots:
+            scheme = job.schemes.get(slot.name, HALF)
+            if scheme.bits != 16 and slot.kind != "convolution" and scheme.group not in _GROUPS:
                 wanted = "one scale per row" if scheme.group == 0 else f"group {scheme.group}"
                 found.append(
                     f"onnx: {slot.name} has {wanted}; MatMulNBits takes groups of {', '.join(map(str, _GROUPS))}"
                 )
+        if job.options.kv_bits == 8 and not has_packaging(job.model.driver):
+            found.append(f"onnx: kv_bits: 8 is not known for a model that is driven as {job.model.driver!r}; leave it out")
         return found
 
-    def estimate(
-        self, spec: DecoderSpec, slots: list[Slot], schemes: Schemes, max_tokens: int, options: OnnxOptions
-    ) -> Estimate:
-        """Sizes in bytes; activations are those of a one-token step with its logits, in float32."""
-        weights = 0
-        for slot in slots:
-            scheme = schemes.get(slot.name, HALF)
-            weights += (
-                slot.rows * slot.columns * 4 if scheme.bits == 16 else scheme.packed_bytes(slot.rows, slot.columns)
-            )
-        tables = max_tokens * spec.head_dim * 4
-        kv = 2 * spec.layers * spec.kv_width * max_tokens * options.kv_bits // 8
-        widest = max(spec.vocab, 2 * spec.intermediate, spec.qkv_width)
-        return Estimate(weights + tables, weights, kv, (widest + 4 * spec.hidden) * 4)
+    def estimate(self, job: Job) -> list[Estimate]:
+        """Sizes in bytes; activations are those of the largest call, in float32."""
+        return [self._estimate(job, component) for component in job.model.components]
 
-    def build(self, job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
-        """Write model.onnx, model.onnx.data, genai_config.json and the tokenizer files."""
+    def _estimate(self, job: Job, component: Component) -> Estimate:
+        weights = sum(_weight_bytes(job, slot) for slot in component.slots)
+        states = sum(math.prod(state.sized({})) * 4 for state in component.states)
+        tables = 0
+        if component.attention is not None:
+            states = states * job.options.kv_bits // 32
+            tables = max(state.sized({})[2] for state in component.states) * component.attention.head_dim * 4
+        live = max(component.live(entry, entry.largest()) for entry in component.shipped)
+        return Estimate(component.name, weights + tables, weights, states, live * 4)
+
+    def check(self, job: Job) -> None:
+        """Lower every graph of the package, without weights."""
+        from compiler.targets.onnx.layout import lower
+
+        for plan in packaging_of(job.model.driver).plans(job, None):
+            lower(job, plan)
+
+    def build(self, job: BuildJob, folder: Path, progress: Progress) -> Built:
+        """Write graphs, their external data, the tokenizer's files and what the model's ecosystem wants."""
         from compiler.targets.onnx.external import ExternalData
-        from compiler.targets.onnx.lower import Lowering, needs_positions, write_model
+        from compiler.targets.onnx.layout import lower
+        from compiler.targets.onnx.weights import bind, write_model
+        from compiler.targets.tensors import SlotReader
 
-        total = sum(s.rows * s.columns for s in job.slots if s.kind != "norm")
+        packaging = packaging_of(job.model.driver)
+        total = sum(slot.rows * slot.columns for slot in job.model.slots if not slot.is_vector)
         done = 0
 
         def advance(count: int) -> None:
@@ -67,70 +79,42 @@ class OnnxTarget:
 
         cache = None
         if job.options.kv_bits == 8:
-            from compiler.quantize import kv
-
             progress("measuring the cache", 0, 1)
-            cache = kv.measure(job.spec, job.schemes, job.weights, job.tokenizer, job.options.kv_scales)
-        data = ExternalData(folder / "model.onnx.data")
-        model = Lowering(job, data, advance, cache).run()
-        data.close()
-        write_model(model, folder / "model.onnx")
-        positions = needs_positions(job)
-        config = json.dumps(genai_config(job, positions), indent=2)
-        (folder / "genai_config.json").write_text(config + "\n", encoding="utf-8")
-        copy_tokenizer(job.tokenizer, folder)
-        spec = job.spec
-        runtime: dict[str, Any] = {
-            "model": "model.onnx",
-            "max_tokens": job.max_tokens,
-            "vocab_size": spec.vocab,
-            "layers": spec.layers,
-            "kv_heads": spec.kv_heads,
-            "head_dim": spec.head_dim,
-            "kv_bits": job.options.kv_bits,
-            "logits": job.options.logits,
-            "position_ids": positions,
-            "eos": list(spec.eos),
-        }
+            cache = packaging.measured(job)
+        reader = SlotReader(job.weights, advance)
+        data: dict[str, ExternalData] = {}
+        graphs = []
+        for plan in packaging.plans(job, cache):
+            lowered = lower(job, plan)
+            if plan.data not in data:
+                data[plan.data] = ExternalData(folder / plan.data)
+            bind(lowered.model.graph, lowered.weights, data[plan.data], reader, plan.inline)
+            write_model(lowered.model, folder / plan.file)
+            graphs.append(lowered.record)
+        for file in data.values():
+            file.close()
+        packaging.write(job, folder, graphs)
+        copy_tokenizer(job.source, folder)
+        error = None
         if cache is not None:
-            runtime["kv_error"] = {
-                "scales": job.options.kv_scales,
-                "worst_key_snr_db": round(min(c.key_snr_db for c in cache), 2),
-                "worst_value_snr_db": round(min(c.value_snr_db for c in cache), 2),
-            }
-        return runtime
+            error = formats.CacheError(
+                scales=job.options.kv_scales,
+                worst_key_snr_db=round(min(c.key_snr_db for c in cache), 2),
+                worst_value_snr_db=round(min(c.value_snr_db for c in cache), 2),
+            )
+        return Built(formats.Runtime(graphs=tuple(graphs), kv_error=error).model_dump(mode="json"))
+
+    def traces(self, job: BuildJob) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+        """None: ONNX Runtime runs the graph as it is written."""
+        return iter(())
 
 
-def genai_config(job: Job, positions: bool) -> dict[str, Any]:
-    """onnxruntime-genai's description of the package (its `genai_config.json`, model type "mistral")."""
-    spec = job.spec
-    inputs = {"input_ids": "input_ids", "attention_mask": "attention_mask"}
-    if positions:
-        inputs["position_ids"] = "position_ids"
-    inputs |= {"past_key_names": "past_key_values.%d.key", "past_value_names": "past_key_values.%d.value"}
-    return {
-        "model": {
-            "type": "mistral",
-            "bos_token_id": spec.bos if spec.bos is not None else 0,
-            "eos_token_id": list(spec.eos),
-            "pad_token_id": spec.eos[0] if spec.eos else 0,
-            "vocab_size": spec.vocab,
-            "context_length": job.max_tokens,
-            "decoder": {
-                "filename": "model.onnx",
-                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
-                "head_size": spec.head_dim,
-                "hidden_size": spec.hidden,
-                "num_attention_heads": spec.heads,
-                "num_key_value_heads": spec.kv_heads,
-                "num_hidden_layers": spec.layers,
-                "inputs": inputs,
-                "outputs": {
-                    "logits": "logits",
-                    "present_key_names": "present.%d.key",
-                    "present_value_names": "present.%d.value",
-                },
-            },
-        },
-        "search": {"do_sample": False, "max_length": job.max_tokens, "past_present_share_buffer": True},
-    }
+def _weight_bytes(job: Job, slot: Slot) -> int:
+    """Of a slot in the package: values in float32, or codes, scales and zero points."""
+    scheme = job.schemes.get(slot.name, HALF)
+    if scheme.bits == 16:
+        return slot.rows * slot.columns * 4
+    zeros = 0  # DequantizeLinear, which stands before a convolution, wants them of symmetric codes too
+    if slot.kind == "convolution" and scheme.symmetric:
+        zeros = slot.rows * scheme.groups(slot.columns) * scheme.bits // 8
+    return scheme.packed_bytes(slot.rows, slot.columns) + zeros
