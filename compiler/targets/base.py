@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -102,7 +102,7 @@ def described(model: Model, narrowed: Mapping[tuple[str, str, str], interface.Di
     """The components of a model as a manifest states them."""
 
     def port(found: Port) -> interface.Port:
-        return interface.Port(name=found.name, dtype=found.dtype, shape=found.shape)
+        return interface.Port(**asdict(found))
 
     def entry(component: Component, found: Entry) -> interface.Entry:
         dimensions = {
