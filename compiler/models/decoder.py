@@ -247,6 +247,7 @@ def read(config: Mapping[str, Any], tensors: Collection[str] | None, max_tokens:
         "vocab_size": spec.vocab,
         "bos": spec.bos,
         "eos": list(spec.eos),
+        "max_positions": spec.max_positions,
         "original_positions": spec.original_positions,
     }
     return Model("decoder", (decoder,), "text", constants, config)

@@ -49,7 +49,8 @@ class BuildJob(Job):
 class Estimate:
     """Bytes of one component, from its geometry alone.
 
-    state_bytes: what a session keeps between calls. activation_bytes: values alive at once in the widest place of the
+    state_bytes: what a session keeps between calls. copied_bytes: of weights, what the runtime copies into anonymous
+    memory; the rest stays mapped from its file. activation_bytes: values alive at once in the widest place of the
     largest call that this target makes (`Component.live`), in the width it computes in.
     """
 
@@ -58,6 +59,7 @@ class Estimate:
     weight_bytes: int
     state_bytes: int
     activation_bytes: int
+    copied_bytes: int = 0
 
 
 @dataclass(frozen=True)
