@@ -18,11 +18,17 @@ class _Strict(BaseModel):
 
 
 class Port(_Strict):
-    """A tensor by name; a dimension is a number or the name of one that the entry bounds."""
+    """A tensor by name; a dimension is a number or the name of one that the entry bounds.
+
+    below: of whole numbers, what every value is less than; counts: values go on counting from the last call's, along
+    the last dimension, as positions do.
+    """
 
     name: Name
     dtype: Literal["float32", "int64", "int32", "uint8"]
     shape: tuple[Count | Name, ...]
+    below: Count | None = None
+    counts: bool = False
 
     def sized(self, sizes: dict[str, int]) -> tuple[int, ...]:
         """The shape with every named dimension replaced by its size."""

@@ -26,11 +26,17 @@ Dtype = Literal["float32", "int64", "int32", "uint8"]
 
 @dataclass(frozen=True)
 class Port:
-    """A named tensor that enters or leaves a component; a dimension is a number, or a name with bounds in the entry."""
+    """A named tensor that enters or leaves a component; a dimension is a number, or a name with bounds in the entry.
+
+    below: of whole numbers, what every value is less than; counts: values go on counting from the last call's, along
+    the last dimension, as positions do.
+    """
 
     name: str
     dtype: Dtype
     shape: tuple[int | str, ...]
+    below: int | None = None
+    counts: bool = False
 
     def sized(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape with every named dimension replaced by its size."""

@@ -215,7 +215,10 @@ def read(config: Mapping[str, Any], tensors: Collection[str] | None, max_tokens:
         raise CheckpointError(
             f"context.max_tokens is {max_tokens}, the checkpoint knows {spec.max_positions} positions"
         )
-    ids = tuple(Port(name, "int64", ("batch", "tokens")) for name in ("input_ids", "positions"))
+    ids = (
+        Port("input_ids", "int64", ("batch", "tokens"), below=spec.vocab),
+        Port("positions", "int64", ("batch", "tokens"), below=max_tokens, counts=True),
+    )
     last, every = (Port("logits", "float32", ("batch", n, spec.vocab)) for n in (1, "tokens"))
     hidden = Port("hidden", "float32", ("batch", "tokens", spec.hidden))
     one, many = ({"batch": (1, 1), "tokens": (1, most)} for most in (1, max_tokens))
@@ -244,6 +247,7 @@ def read(config: Mapping[str, Any], tensors: Collection[str] | None, max_tokens:
         "vocab_size": spec.vocab,
         "bos": spec.bos,
         "eos": list(spec.eos),
+        "max_positions": spec.max_positions,
         "original_positions": spec.original_positions,
     }
     return Model("decoder", (decoder,), "text", constants, config)

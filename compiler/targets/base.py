@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,7 +49,8 @@ class BuildJob(Job):
 class Estimate:
     """Bytes of one component, from its geometry alone.
 
-    state_bytes: what a session keeps between calls. activation_bytes: values alive at once in the widest place of the
+    state_bytes: what a session keeps between calls. copied_bytes: of weights, what the runtime copies into anonymous
+    memory; the rest stays mapped from its file. activation_bytes: values alive at once in the widest place of the
     largest call that this target makes (`Component.live`), in the width it computes in.
     """
 
@@ -58,6 +59,7 @@ class Estimate:
     weight_bytes: int
     state_bytes: int
     activation_bytes: int
+    copied_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def described(model: Model, narrowed: Mapping[tuple[str, str, str], interface.Di
     """The components of a model as a manifest states them."""
 
     def port(found: Port) -> interface.Port:
-        return interface.Port(name=found.name, dtype=found.dtype, shape=found.shape)
+        return interface.Port(**asdict(found))
 
     def entry(component: Component, found: Entry) -> interface.Entry:
         dimensions = {

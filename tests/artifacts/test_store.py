@@ -52,7 +52,7 @@ def test_on_an_error_the_earlier_artifact_stays(artifact: Path, error: BaseExcep
 
 
 def test_a_build_without_a_manifest_is_not_put_in_place(tmp_path: Path) -> None:
-    with pytest.raises(EdgewrightError, match="without writing edgewright.json"):
+    with pytest.raises(EdgewrightError, match=r"without writing edgewright\.json"):
         with staged(tmp_path / "onnx") as partial:
             (partial / "model.onnx").write_bytes(b"graph")
     assert listing(tmp_path) == []

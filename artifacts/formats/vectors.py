@@ -1,0 +1,160 @@
+"""vectors.safetensors: what every entry of every component has to answer, whatever the model is for.
+
+A list of calls, made in order from states of zeros: inputs are the seed of a generator that is specified here, outputs
+lie in the file at sampled places. Tensors are named `<call>.<output port>`, float32 or the port's dtype; the metadata
+holds `version` and `calls`, JSON of `Calls`.
+
+The generator of call c and input port p (counted from 0) is numpy's PCG64 seeded with [seed, c, p]: standard normal
+for float32; uniform from 0 up to `below` (256 for uint8) for whole numbers; a port that counts goes on from what the
+component's earlier calls counted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from artifacts.errors import EdgewrightError
+from artifacts.formats.interface import Component, Count, Entry, Name, Port
+
+VECTORS = "vectors.safetensors"
+MAX_BYTES = 1_000_000
+SAMPLES = 2048
+
+Array = NDArray[Any]
+
+
+class Call(BaseModel):
+    """One call: every named dimension of the entry at a size."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    component: Name
+    entry: Name
+    sizes: dict[Name, Count] = {}
+
+
+class Calls(BaseModel):
+    """All calls of a file. tolerance: of an output's largest error, relative to its largest value, in exact mode."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    version: Literal[1] = 1
+    seed: int = Field(ge=0, lt=1 << 32)
+    calls: tuple[Call, ...] = Field(min_length=1, max_length=1000)
+    tolerance: float = Field(gt=0, le=1)
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """A file's calls with the sampled outputs of each by port name, flattened."""
+
+    plan: Calls
+    outputs: tuple[Mapping[str, Array], ...]
+
+
+def planned(components: tuple[Component, ...], seed: int, tolerance: float, rounds: int = 2) -> Calls:
+    """Two rounds over the entries of each component in order, dimensions small and different from round to round."""
+    calls = [
+        Call(component=component.name, entry=entry.name, sizes=_sizes(entry, turn))
+        for component in components
+        for turn in range(rounds)
+        for entry in component.entries
+    ]
+    return Calls(seed=seed, calls=tuple(calls), tolerance=tolerance)
+
+
+def _sizes(entry: Entry, turn: int) -> dict[str, int]:
+    found = {}
+    for at, (name, bound) in enumerate(entry.dimensions.items()):
+        wanted = max(bound.low, min(bound.high, 5 - turn + at))
+        found[name] = min(bound.sizes, key=lambda n: abs(n - wanted)) if bound.sizes else wanted
+    return found
+
+
+def inputs(plan: Calls, components: tuple[Component, ...]) -> Iterator[tuple[Call, dict[str, Array]]]:
+    """Every call with its input arrays by port name. Raises ValueError for a call that the components do not have."""
+    by_name = {component.name: component for component in components}
+    counted: dict[tuple[str, str], int] = {}
+    for at, call in enumerate(plan.calls):
+        if call.component not in by_name:
+            raise ValueError(f"call {at}: no component {call.component!r}")
+        try:
+            entry = by_name[call.component].entry(call.entry)
+            arrays = {}
+            for index, port in enumerate(entry.inputs):
+                key = (call.component, port.name)
+                shape = port.sized(call.sizes)
+                arrays[port.name] = _generated(port, shape, [plan.seed, at, index], counted.get(key, 0))
+                if port.counts:
+                    counted[key] = counted.get(key, 0) + shape[-1]
+        except KeyError as error:
+            raise ValueError(f"call {at}: {error}") from None
+        yield call, arrays
+
+
+def _generated(port: Port, shape: tuple[int, ...], seed: list[int], first: int) -> Array:
+    if port.counts:
+        return np.broadcast_to(np.arange(first, first + shape[-1], dtype=port.dtype), shape).copy()
+    random = np.random.default_rng(seed)
+    if port.dtype == "float32":
+        return random.standard_normal(shape, np.float32)
+    return random.integers(0, 256 if port.dtype == "uint8" else port.below or 2, shape, port.dtype)
+
+
+def sampled(values: Array) -> Array:
+    """At most SAMPLES values of an array, spread evenly over it in memory order."""
+    flat = np.ascontiguousarray(values).reshape(-1)
+    return flat[np.unique(np.linspace(0, flat.size - 1, SAMPLES).astype(np.int64))] if flat.size > SAMPLES else flat
+
+
+def content(plan: Calls, outputs: list[Mapping[str, Array]]) -> tuple[dict[str, Array], dict[str, str]]:
+    """Tensors and metadata of a file, from the whole outputs of every call."""
+    tensors = {f"{at}.{name}": sampled(values) for at, found in enumerate(outputs) for name, values in found.items()}
+    return tensors, {"calls": plan.model_dump_json()}
+
+
+def read(path: Path, components: tuple[Component, ...]) -> Vectors:
+    """Read and check a file against the interface that it is for; EdgewrightError says what is wrong with it."""
+    from safetensors import SafetensorError, safe_open
+
+    again = "build the artifact again"
+    try:
+        if (size := os.stat(path).st_size) > MAX_BYTES:
+            raise EdgewrightError(f"{path}: {size} bytes; entry vectors take {MAX_BYTES} at most; {again}")
+        with safe_open(path, framework="numpy") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            tensors: dict[str, Array] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        plan = Calls.model_validate(json.loads(metadata.get("calls", "null")))
+        outputs = []
+        for at, (call, _) in enumerate(inputs(plan, components)):
+            entry = next(c for c in components if c.name == call.component).entry(call.entry)
+            found = {port.name: tensors.pop(f"{at}.{port.name}") for port in entry.outputs}
+            for port in entry.outputs:
+                count = min(SAMPLES, math.prod(port.sized(call.sizes)))
+                values = found[port.name]
+                if values.shape != (count,) or values.dtype != np.dtype(port.dtype):
+                    raise ValueError(
+                        f"{at}.{port.name}: {values.dtype} {values.shape}, expected {port.dtype} [{count}]"
+                    )
+                if values.dtype.kind == "f" and not np.isfinite(values).all():
+                    raise ValueError(f"{at}.{port.name}: holds NaN or infinity")
+            outputs.append(found)
+        if tensors:
+            raise ValueError(f"unknown tensors {', '.join(sorted(tensors)[:3])}")
+    except (OSError, SafetensorError) as error:
+        raise EdgewrightError(f"{path}: cannot be read as safetensors ({error}); {again}") from error
+    except KeyError as error:
+        raise EdgewrightError(f"{path}: no tensor {error}; {again}") from error
+    except (ValueError, ValidationError, RecursionError) as error:
+        raise EdgewrightError(f"{path}: {error}; {again}") from error
+    return Vectors(plan, tuple(outputs))
