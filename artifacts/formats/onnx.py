@@ -53,7 +53,7 @@ class Graph(_Strict):
 
     file: RelativePath
     component: Name
-    entries: tuple[Name, ...]
+    entries: tuple[Name, ...] = Field(min_length=1)
     inputs: dict[Name, str]
     outputs: dict[Name, str]
     states: dict[Name, State]

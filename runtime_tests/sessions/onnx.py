@@ -59,7 +59,7 @@ class _Open:
 
 
 class OnnxSession:
-    """Every graph of the package is loaded once, in one of its forms, so that a large model is never in memory twice."""
+    """Every graph of the package is loaded in one of its forms, so that a large model is never in memory twice."""
 
     warnings: tuple[str, ...] = ()
 
@@ -72,12 +72,8 @@ class OnnxSession:
         self._files = {graph.file: payload_file(artifact, graph.file) for graph in self._graphs}
         self._components = {component.name: component for component in manifest.components}
         for graph in self._graphs:
-            known = self._components.get(graph.component)
-            if known is None or not {*graph.entries} <= {entry.name for entry in known.entries}:
-                raise EdgewrightError(
-                    f"{self._where}: runtime: {graph.file} answers {graph.component}.{', '.join(graph.entries)}, "
-                    "which is not among its components"
-                )
+            if (known := self._components.get(graph.component)) is None or not _fits(graph, known):
+                raise EdgewrightError(f"{self._where}: runtime: {graph.file} is not of the components that it states")
         self._open: dict[str, _Open] = {}
         self._states: dict[tuple[str, str], _Buffer] = {}
         self._spare: dict[tuple[str, str], _Buffer] = {}
@@ -105,20 +101,20 @@ class OnnxSession:
         known = self._components[component].entry(graph.entries[0] if score else entry)
         sizes = call_sizes(f"{component}.{entry}", known, arrays)
         opened = self._opened(graph, score=score and graph.tokens == "last")
-        feeds = {name: arrays[port] for port, name in graph.inputs.items()}
+        feeds = {name: np.ascontiguousarray(arrays[port]) for port, name in graph.inputs.items()}
         if graph.cache is not None:
             total = _total(graph.cache, arrays[graph.cache.positions])
             if graph.cache.mask is not None:
                 feeds[graph.cache.mask] = np.ones((len(arrays[graph.cache.positions]), total), np.int64)
-        # onnxruntime reads the arrays themselves: they must outlive the run
-        bound = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()}
-        for name, value in bound.items():
-            opened.binding.bind_ortvalue_input(name, value)
-        self._bind_states(graph, opened)
+        for name, array in feeds.items():
+            # not a copy: `feeds` keeps the arrays until the run is over
+            opened.binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+        self._bind_states(graph, opened.binding, shared=False)
         every = score or graph.tokens == "all"
         for port in known.outputs:
-            shape = (port.shape[0], formats.TOKENS, *port.shape[2:]) if every else port.shape
-            self._bind_output(opened, graph.outputs[port.name], port.model_copy(update={"shape": shape}), sizes)
+            wide = port.model_copy(update={"shape": (port.shape[0], formats.TOKENS, *port.shape[2:])})
+            shape = (wide if every else port).sized(sizes)
+            self._bind_output(opened, graph.outputs[port.name], shape, port.dtype)
         opened.session.run_with_iobinding(opened.binding)
         self._swap_states(graph)
         found = {}
@@ -134,20 +130,22 @@ class OnnxSession:
 
     def _graph(self, component: str, entry: str) -> formats.Graph:
         for graph in self._graphs:
-            if graph.component == component and (entry in graph.entries or entry == formats.SCORE and graph.tokens):
+            if graph.component == component and (entry in graph.entries or (entry == formats.SCORE and graph.tokens)):
                 return graph
         raise EdgewrightError(f"{self._where}: the package has no {component}.{entry}")
 
     # -- buffers ----------------------------------------------------------------------------------------------------
 
-    def _bind_states(self, graph: formats.Graph, opened: _Open) -> None:
+    def _bind_states(self, graph: formats.Graph, binding: Any, *, shared: bool) -> None:
+        """Bind the states that are read and written in one buffer, which stays the same, or those that are swapped."""
         for name, state in graph.states.items():
             key = graph.component, name
+            if state.shared != shared:
+                continue
             if state.input is not None:
-                opened.binding.bind_ortvalue_input(state.input, self._states[key].value)
+                binding.bind_ortvalue_input(state.input, self._states[key].value)
             if state.output is not None:
-                written = self._states if state.shared else self._spare
-                opened.binding.bind_ortvalue_output(state.output, written[key].value)
+                binding.bind_ortvalue_output(state.output, (self._states if shared else self._spare)[key].value)
 
     def _swap_states(self, graph: formats.Graph) -> None:
         for name, state in graph.states.items():
@@ -156,12 +154,11 @@ class OnnxSession:
                 self._states[key], self._spare[key] = self._spare[key], self._states[key]
 
     @staticmethod
-    def _bind_output(opened: _Open, name: str, port: interface.Port, sizes: dict[str, int]) -> None:
-        """Bind memory for an output; that of the last call, where it has the shape."""
-        shape = port.sized(sizes)
+    def _bind_output(opened: _Open, name: str, shape: tuple[int, ...], dtype: str) -> None:
+        """Bind memory for an output; that of the last call stays, where it has the shape."""
         if name not in opened.outputs or opened.outputs[name].array.shape != shape:
             opened.outputs.pop(name, None)
-            opened.outputs[name] = _Buffer(shape, port.dtype)
+            opened.outputs[name] = _Buffer(shape, dtype)
             opened.binding.bind_ortvalue_output(name, opened.outputs[name].value)
 
     # -- loading ----------------------------------------------------------------------------------------------------
@@ -184,42 +181,53 @@ class OnnxSession:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         self._check(graph, session)
-        self._open[graph.file] = _Open(session, session.io_binding(), score)
-        return self._open[graph.file]
+        self._open[graph.file] = opened = _Open(session, session.io_binding(), score)
+        self._bind_states(graph, opened.binding, shared=True)
+        return opened
 
     def _check(self, graph: formats.Graph, session: Any) -> None:
         """Compare a loaded graph with the manifest, and allocate the states that it has."""
-        component = self._components[graph.component]
+        file = self._files[graph.file]
         inputs, outputs = ({t.name: t for t in tensors} for tensors in (session.get_inputs(), session.get_outputs()))
-        states = {name: (state.input, state.output) for name, state in graph.states.items()}
-        mask = {graph.cache.mask} if graph.cache is not None else set()
-        wanted = {*graph.inputs.values(), *mask, *(read for read, _ in states.values())} - {None}
-        given = {*graph.outputs.values(), *(written for _, written in states.values())} - {None}
+        mask = graph.cache.mask if graph.cache is not None else None
+        wanted = {*graph.inputs.values(), *(state.input or "" for state in graph.states.values()), mask or ""} - {""}
+        given = {*graph.outputs.values(), *(state.output or "" for state in graph.states.values())} - {""}
         if wanted != set(inputs) or not given <= set(outputs):
             differing = sorted((wanted ^ set(inputs)) | (given - set(outputs)))
-            raise EdgewrightError(f"{self._files[graph.file]}: {', '.join(differing)} are not as in {MANIFEST}")
-        for state in component.states:
-            shape, key = state.sized({}), (graph.component, state.name)
-            for name, tensors in zip(states.get(state.name, (None, None)), (inputs, outputs), strict=True):
-                if name is None:
-                    continue
-                tensor = tensors[name]
-                fits = len(tensor.shape) == len(shape) and all(
-                    have == want for have, want in zip(tensor.shape, shape, strict=True) if isinstance(have, int)
-                )
-                if tensor.type not in _TYPES or not fits:
+            raise EdgewrightError(f"{file}: {', '.join(differing)} are not as in {MANIFEST}")
+        shapes = {state.name: state.sized({}) for state in self._components[graph.component].states}
+        for name, state in graph.states.items():
+            shape, key = shapes[name], (graph.component, name)
+            found = [tensors[at] for at, tensors in ((state.input, inputs), (state.output, outputs)) if at is not None]
+            for tensor in found:
+                fits = len(tensor.shape) == len(shape) and tensor.type in _TYPES
+                if not fits or any(isinstance(h, int) and h != w for h, w in zip(tensor.shape, shape, strict=True)):
                     raise EdgewrightError(
-                        f"{self._files[graph.file]}: {name} is {tensor.type} {tensor.shape}, not as in {MANIFEST}"
+                        f"{file}: {tensor.name} is {tensor.type} {tensor.shape}, not as in {MANIFEST}"
                     )
-                if key not in self._states:
-                    self._states[key] = _Buffer(shape, _TYPES[tensor.type])
-                if name in outputs and not graph.states[state.name].shared and key not in self._spare:
-                    self._spare[key] = _Buffer(shape, _TYPES[tensor.type])
+            swapped = state.output is not None and not state.shared
+            for buffers in (self._states, self._spare) if swapped else (self._states,):
+                if key not in buffers:
+                    buffers[key] = _Buffer(shape, _TYPES[found[0].type])
+
+
+def _fits(graph: formats.Graph, component: interface.Component) -> bool:
+    """Whether a graph's ports and states are those of its entries."""
+    entries = {entry.name: entry for entry in component.entries}
+    states = {state.name for state in component.states}
+    asked = {graph.cache.positions} if graph.cache is not None else set()
+    return (
+        {*graph.entries} <= set(entries)
+        and {*graph.states} <= states
+        and all(state.input or state.output for state in graph.states.values())
+        and all({*graph.inputs} | asked <= {port.name for port in entries[name].inputs} for name in graph.entries)
+        and all({*graph.outputs} == {port.name for port in entries[name].outputs} for name in graph.entries)
+    )
 
 
 def _total(cache: formats.Cache, positions: NDArray[np.int64]) -> int:
     """The length of the sequence after a call; EdgewrightError where the cache has no such positions."""
-    past, count = int(positions[0, 0]), positions.shape[1]
+    past, count = int(positions[0, 0]), int(positions.shape[1])
     if (positions != np.arange(past, past + count)).any():
         raise EdgewrightError(f"{cache.positions} do not count on by one from {past}")
     if past < 0 or past + count > cache.most:

@@ -18,6 +18,7 @@ from artifacts.formats import onnx as formats
 from compiler.quantize.kv import CacheScales
 from compiler.targets.onnx.lower import MICROSOFT, TABLE, Lowering, Values, arguments
 
+
 class Attention:
     """The lowerings of `rotary` and `attention` for one graph.
 
@@ -49,7 +50,8 @@ class Attention:
     def _rotary(self, low: Lowering, node: ir.Node) -> Values:
         """Tables for every position of the cache, of angles in float32 as the dialect has them."""
         readers = {use.node: use.idx for value in node.outputs for use in value.uses()}
-        if any(reader.op_type != "attention" or at not in (1, 2) for reader, at in readers.items()):
+        elsewhere = [reader for reader, at in readers.items() if reader.op_type != "attention" or at not in (1, 2)]
+        if elsewhere or any(value.is_graph_output() for value in node.outputs):
             raise low.refuse("edge.rotary is lowered for edge.attention only")
         a = arguments(node)
         frequencies, factor = np.asarray(a["inv_freq"], np.float32), np.float32(a["attention_factor"])
@@ -58,7 +60,9 @@ class Attention:
         def tables() -> Values:
             angle = np.arange(length, dtype=np.float32)[:, None] * frequencies
             name = f"rotary_{len(self._made)}"
-            found = {kind: (turn(angle) * factor).astype(np.float32) for kind, turn in (("cos", np.cos), ("sin", np.sin))}
+            found = {
+                kind: (turn(angle) * factor).astype(np.float32) for kind, turn in (("cos", np.cos), ("sin", np.sin))
+            }
             return tuple(low.constant(f"{name}.{kind}", table) for kind, table in found.items())
 
         return self._once(("rotary", frequencies.tobytes(), float(factor), length), tables)
@@ -71,7 +75,7 @@ class Attention:
             qkv = low.op("Mul", [qkv, self._query_factor(low, positions, a)])[0]
         self._positions[positions] = min(_cache_length(node), self._positions.get(positions, 1 << 62))
         lengths = self._once(("lengths", positions), lambda: self._lengths(low, positions))
-        inputs = [qkv, None, None, key, value, *lengths]
+        inputs: list[ir.Value | None] = [qkv, None, None, key, value, *lengths]
         rotates = _rotates(cos, sin)
         if rotates:
             inputs += [cos, sin]
@@ -80,7 +84,7 @@ class Attention:
             scales = self._cache[self._count]
             names = [f"attention_{self._count}.{kind}_scale" for kind in ("key", "value")]
             found = [low.constant(name, s) for name, s in zip(names, (scales.key, scales.value), strict=True)]
-            inputs += [None] * (12 - len(inputs)) + found
+            inputs = [*inputs, *[None] * (12 - len(inputs)), *found]
             kind = "PER_TENSOR" if scales.key.size == 1 else "PER_CHANNEL"
             quantized = {"k_quant_type": kind, "v_quant_type": kind, "kv_cache_bit_width": 8}
         self._count += 1
@@ -102,8 +106,8 @@ class Attention:
         axis = low.constant("axis_1", np.asarray([1], np.int64))
         one = low.constant("one_i32", np.asarray(1, np.int32))
         if self._mask is None:
-            (valid,) = low.op("Cast", low.op("ReduceMax", [positions, axis], keepdims=0), to=ir.DataType.INT32)
-            return valid, *low.op("Add", [*low.op("ReduceMax", [valid], keepdims=0), one])
+            last = low.op("Cast", low.op("ReduceMax", [positions, axis], keepdims=0), to=ir.DataType.INT32)
+            return *last, *low.op("Add", [*low.op("ReduceMax", last, keepdims=0), one])
         mask = ir.val(self._mask, ir.DataType.INT64, ["batch", "total"])
         low.graph.inputs.append(mask)
         valid = low.op("ReduceSum", [*low.op("Cast", [mask], to=ir.DataType.INT32), axis], keepdims=0)
@@ -138,7 +142,7 @@ def _cache_length(node: ir.Node) -> int:
     """Positions that the cache of an edge attention has room for."""
     key = node.inputs[4]
     assert key is not None and key.shape is not None
-    return int(key.shape[2])
+    return key.shape.numpy()[2]
 
 
 def _rotates(cos: ir.Value, sin: ir.Value) -> bool:

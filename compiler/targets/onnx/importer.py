@@ -1,4 +1,4 @@
-"""From a captured program to an ONNX graph: PyTorch's own exporter, with the edge ops as nodes of a domain of their own.
+"""From a captured program to an ONNX graph: PyTorch's exporter, with the edge ops as nodes of their own domain.
 
 Every aten op is the exporter's business; what it has no function for is refused here by name. Knows no kernel of
 ONNX Runtime and no weight.
@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import onnx
 import onnx_ir as ir
 import torch
 from onnx.defs import OpSchema
@@ -156,6 +155,3 @@ def _stripped(model: ir.Model) -> ir.Model:
     model.graph.metadata_props.clear()
     model.metadata_props.clear()
     return model
-
-
-__all__ = ["EDGE", "OPSET", "import_program"]

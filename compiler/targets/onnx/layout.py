@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass
 
 from artifacts.formats import onnx as formats
 from compiler.graph import capture
-from compiler.models.base import Component, Entry
+from compiler.models.base import Component, Entry, Port
 from compiler.targets.base import Job
 from compiler.targets.onnx.attention import Attention
 from compiler.targets.onnx.importer import import_program
 from compiler.targets.onnx.lower import Lowering
 from compiler.targets.onnx.weights import Weight
+
+Values = dict[str, ir.Value]
 
 
 @dataclass(frozen=True)
@@ -52,51 +55,35 @@ def lower(job: Job, plan: Plan) -> Lowered:
     component, entry = plan.component, plan.entry
     where = f"{component.name}.{entry.name}"
     model = import_program(capture(component, entry, job.schemes), plan.attention.table, where)
-    graph = model.graph
-    graph.name = job.name
-    inputs = dict(zip((port.name for port in (*entry.inputs, *component.states)), graph.inputs, strict=True))
+    model.graph.name = job.name
+    inputs = _by_port((*entry.inputs, *component.states), list(model.graph.inputs))
     low = Lowering(model, component.slots, job.options, where)
     low.run(plan.attention.table)
+    outputs = _by_port((*entry.outputs, *component.states), list(model.graph.outputs))
     cache = plan.attention.asked({value: name for name, value in inputs.items()})
-    outputs = dict(zip((port.name for port in (*entry.outputs, *component.states)), graph.outputs, strict=True))
-    for state in component.states:
-        if outputs[state.name] is inputs[state.name]:
-            del outputs[state.name]  # the entry leaves it as it is
+    _drop_unused(model.graph, component, inputs, outputs)
     shared = {name for name in inputs if name in outputs and _in_place(inputs[name], outputs[name])}
-    outputs = dict(zip(outputs, _apart(graph, list(outputs.values())), strict=True))
-    graph.outputs[:] = outputs.values()
-    for name in [name for name, value in inputs.items() if not value.uses()]:
-        graph.inputs.remove(inputs.pop(name))
-    fixed = {name: low for name, (low, high) in entry.dimensions.items() if low == high}
-    for port in (*entry.inputs, *component.states):
-        if port.name in inputs:
-            inputs[port.name].name = plan.inputs.get(port.name, port.name)
-            inputs[port.name].shape = ir.Shape([fixed.get(size, size) for size in port.shape])
-    for port in (*entry.outputs, *component.states):
-        if port.name in outputs:
-            following = f"{port.name}.next" if port in component.states else port.name
-            outputs[port.name].name = plan.outputs.get(port.name, following)
-            outputs[port.name].shape = ir.Shape([fixed.get(size, size) for size in port.shape])
-    tokens = _tokens(plan, graph)
+    _name(plan, inputs, outputs)
+    tokens = _tokens(plan, model.graph)
     if plan.finish is not None:
-        plan.finish(graph)
-    NameFixPass()(model)
+        plan.finish(model.graph)
+    NameFixPass()(model)  # a port may be called like a value inside
     for value in low.unused:
         value.name = ""
-    states = {state.name for state in component.states}
+    states = [state.name for state in component.states]
     record = formats.Graph(
         file=plan.file,
         component=component.name,
         entries=plan.serves,
-        inputs={name: _named(value) for name, value in inputs.items() if name not in states},
-        outputs={name: _named(value) for name, value in outputs.items() if name not in states},
+        inputs={name: value.name or "" for name, value in inputs.items() if name not in states},
+        outputs={name: value.name or "" for name, value in outputs.items() if name not in states},
         states={
             name: formats.State(
-                input=_named(inputs[name]) if name in inputs else None,
-                output=_named(outputs[name]) if name in outputs else None,
+                input=inputs[name].name if name in inputs else None,
+                output=outputs[name].name if name in outputs else None,
                 shared=name in shared,
             )
-            for name in (state.name for state in component.states)
+            for name in states
             if name in inputs or name in outputs
         },
         cache=cache,
@@ -105,35 +92,42 @@ def lower(job: Job, plan: Plan) -> Lowered:
     return Lowered(model, low.weights, record)
 
 
-def _named(value: ir.Value) -> str:
-    assert value.name is not None
-    return value.name
+def _by_port(ports: tuple[Port, ...], values: list[ir.Value]) -> Values:
+    return dict(zip((port.name for port in ports), values, strict=True))
+
+
+def _drop_unused(graph: ir.Graph, component: Component, inputs: Values, outputs: Values) -> None:
+    """Take states that an entry leaves as they are from the outputs, and what is not read from the inputs."""
+    for state in component.states:
+        copy = outputs[state.name].producer()
+        if copy is not None and copy.op_type == "Identity" and copy.inputs[0] is inputs[state.name]:
+            graph.outputs.remove(outputs.pop(state.name))
+            graph.remove(copy, safe=True)
+    for name in [name for name, value in inputs.items() if not value.uses()]:
+        graph.inputs.remove(inputs.pop(name))
 
 
 def _in_place(read: ir.Value, written: ir.Value) -> bool:
     """Whether a state is read and written by one attention only, which does so in one buffer."""
-    node = written.producer()
-    return (
-        node is not None
-        and node.op_type == "GroupQueryAttention"
-        and [(use.node, use.idx) for use in read.uses()] == [(node, written.index() + 2)]
-    )
+    node, index = written.producer(), written.index()
+    if node is None or index is None or node.op_type != "GroupQueryAttention":
+        return False
+    return [(use.node, use.idx) for use in read.uses()] == [(node, index + 2)]
 
 
-def _apart(graph: ir.Graph, outputs: list[ir.Value]) -> list[ir.Value]:
-    """Outputs of which none is an input, an initializer or there twice, which ONNX does not allow: copies of those."""
-    found: list[ir.Value] = []
-    for value in outputs:
-        if value.producer() is None or value in found:
-            copy = ir.node("Identity", [value], name=f"{value.name}/copy")
-            copy.outputs[0].dtype = value.dtype
-            graph.append(copy)
-            value = copy.outputs[0]
-        found.append(value)
-    return found
+def _name(plan: Plan, inputs: Values, outputs: Values) -> None:
+    """Names and shapes of inputs and outputs, by their ports."""
+    entry, states = plan.entry, plan.component.states
+    fixed: dict[int | str, int] = {name: low for name, (low, high) in entry.dimensions.items() if low == high}
+    following = {state.name: f"{state.name}.next" for state in states} | dict(plan.outputs)
+    for ports, values, names in ((entry.inputs, inputs, plan.inputs), (entry.outputs, outputs, following)):
+        for port in (*ports, *states):
+            if port.name in values:
+                values[port.name].name = names.get(port.name, port.name)
+                values[port.name].shape = ir.Shape([fixed.get(size, size) for size in port.shape])
 
 
-def _tokens(plan: Plan, graph: ir.Graph) -> str | None:
+def _tokens(plan: Plan, graph: ir.Graph) -> Literal["last", "all"] | None:
     """Marks the node that keeps the last token, where a component can be asked for all of them: see `formats.Graph`."""
     if plan.entry.name == formats.SCORE:
         return "all"

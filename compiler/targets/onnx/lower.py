@@ -114,7 +114,7 @@ class Lowering:
         """An initializer by name, made once."""
         if name not in self.graph.initializers:
             tensor = ir.tensor(value, name=name)
-            self.graph.register_initializer(ir.val(name, tensor.dtype, tensor.shape, const_value=tensor))
+            self.graph.register_initializer(ir.val(name, tensor.dtype, value.shape, const_value=tensor))
         return self.graph.initializers[name]
 
     def weight(
@@ -182,9 +182,15 @@ def _embedding(low: Lowering, node: ir.Node) -> Values:
     # a tied head reads the same bytes in another shape: a Reshape of it would be folded into a copy in memory
     codes = low.weight(f"{name}.rows", ir.DataType.UINT8, [rows, columns * bits // 8], "codes", slots)
     scales, *zeros = _grouped(low, name, slots, a)
-    axes = {"gather_axis": 0, "quantize_axis": 1}
-    inputs = [codes, _x(node), scales, *zeros]
-    return low.op("GatherBlockQuantized", inputs, MICROSOFT, bits=bits, block_size=a["group"], **axes)
+    return low.op(
+        "GatherBlockQuantized",
+        [codes, _x(node), scales, *zeros],
+        MICROSOFT,
+        bits=bits,
+        block_size=a["group"],
+        gather_axis=0,
+        quantize_axis=1,
+    )
 
 
 def _convolution(low: Lowering, node: ir.Node) -> Values:

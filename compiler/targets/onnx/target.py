@@ -37,7 +37,9 @@ class OnnxTarget:
                     f"onnx: {slot.name} has {wanted}; MatMulNBits takes groups of {', '.join(map(str, _GROUPS))}"
                 )
         if job.options.kv_bits == 8 and not has_packaging(job.model.driver):
-            found.append(f"onnx: kv_bits: 8 is not known for a model that is driven as {job.model.driver!r}; leave it out")
+            found.append(
+                f"onnx: kv_bits: 8 is not known for a model that is driven as {job.model.driver!r}; leave it out"
+            )
         return found
 
     def estimate(self, job: Job) -> list[Estimate]:
@@ -116,5 +118,5 @@ def _weight_bytes(job: Job, slot: Slot) -> int:
         return slot.rows * slot.columns * 4
     zeros = 0  # DequantizeLinear, which stands before a convolution, wants them of symmetric codes too
     if slot.kind == "convolution" and scheme.symmetric:
-        zeros = slot.rows * scheme.groups(slot.columns) * scheme.bits // 8
+        zeros = -(-slot.rows * scheme.groups(slot.columns) * scheme.bits // 8)
     return scheme.packed_bytes(slot.rows, slot.columns) + zeros

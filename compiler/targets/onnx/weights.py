@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -44,7 +45,9 @@ class Weight:
         return self.part, tuple(slot.name for slot in self.slots)
 
 
-def bind(graph: ir.Graph, weights: Mapping[ir.Value, Weight], data: ExternalData, reader: SlotReader, inline: bool) -> None:
+def bind(
+    graph: ir.Graph, weights: Mapping[ir.Value, Weight], data: ExternalData, reader: SlotReader, inline: bool
+) -> None:
     """Give every initializer of a graph its value, in their order: from slots, those in `weights`; large constants
     move to the data file.
 
@@ -52,14 +55,14 @@ def bind(graph: ir.Graph, weights: Mapping[ir.Value, Weight], data: ExternalData
     """
     for name, value in graph.initializers.items():
         assert value.dtype is not None and value.shape is not None
-        shape = [int(size) for size in value.shape]
+        shape = value.shape.numpy()
         weight = weights.get(value)
         if weight is None:
             assert value.const_value is not None
             if value.const_value.nbytes > _INLINE_BYTES:
                 content = value.const_value.numpy()
-                key = ("constant", hashlib.sha256(content.tobytes()).hexdigest())
-                value.const_value = data.add(key, name, value.dtype, shape, lambda content=content: iter([content]))
+                key = "constant", hashlib.sha256(content.tobytes()).hexdigest()
+                value.const_value = data.add(key, name, value.dtype, shape, partial(iter, (content,)))
             continue
         vector = all(slot.is_vector for slot in weight.slots)
         if inline and vector and 4 * sum(slot.columns for slot in weight.slots) <= _INLINE_BYTES:
@@ -80,7 +83,7 @@ def _blocks(weight: Weight, count: int, reader: SlotReader) -> Blocks:
     found = reader.zeros(weight.slots)
     zeros = np.zeros(count, np.int8) if found is None else found  # DequantizeLinear has no default for offset codes
     packed = pack_zero_points(zeros if weight.part == "row_zeros" else zeros.reshape(1, -1), weight.bits)
-    return lambda: iter([packed])
+    return partial(iter, (packed,))
 
 
 def pack_zero_points(zeros: Int8, bits: int) -> NDArray[np.uint8]:

@@ -59,10 +59,11 @@ def plans(job: Job, cache: Sequence[CacheScales] | None) -> list[Plan]:
                 if cache is not None:
                     value.dtype = ir.DataType.INT8
             else:
-                length = 1 if job.options.logits == "last" else "sequence"
-                value.shape = ir.Shape(["batch", length, value.shape[2]])
-        first = ["input_ids", _MASK, _POSITIONS]
-        graph.inputs.sort(key=lambda value: first.index(value.name) if value.name in first else len(first))
+                rows = 1 if job.options.logits == "last" else "sequence"
+                value.shape = ir.Shape(["batch", rows, value.shape[2]])
+        mask = next(value for value in graph.inputs if value.name == _MASK)
+        graph.inputs.remove(mask)
+        graph.inputs.insert(1, mask)
 
     return [
         Plan(
@@ -92,11 +93,10 @@ def measured(job: BuildJob) -> list[CacheScales]:
         spec = read_spec(dict(job.model.config))
         ids = calibration_tokens(Calibration(tokens=count), None, job.source, spec).reshape(1, -1)
     else:
-        ids = np.random.default_rng(0).integers(0, constants["vocab_size"], (1, count))
+        ids = np.random.default_rng(0).integers(0, constants["vocab_size"], (1, count), np.int32)
     inputs = {"input_ids": ids.astype(np.int64), "positions": np.arange(ids.shape[1])[None]}
-    return kv.measure(
-        decoder, decoder.entry("prefill"), job.schemes, job.weights, inputs, ids.shape[1], job.options.kv_scales
-    )
+    entry, length = decoder.entry("prefill"), ids.shape[1]
+    return kv.measure(decoder, entry, job.schemes, job.weights, inputs, length, job.options.kv_scales)
 
 
 def write(job: BuildJob, folder: Path, graphs: Sequence[formats.Graph]) -> None:

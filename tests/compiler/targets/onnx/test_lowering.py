@@ -1,0 +1,253 @@
+"""The lowering of single ops in the generic layout, run by onnxruntime against the dialect's reference."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from artifacts import EdgewrightError
+from compiler.dialect import edge
+from compiler.models.base import Component, Entry, Heads, Model, Port
+from compiler.slots import Scheme, Slot
+from compiler.targets import load_target
+
+from .packages import TOLERANCE, Reference, build, make_job, opened
+
+HEADS, KV_HEADS, HEAD_DIM, LENGTH = 4, 2, 16, 64
+WIDTH = (HEADS + 2 * KV_HEADS) * HEAD_DIM
+SCHEME = (4, 16, True)
+
+
+class Body(torch.nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        return self.function(*tensors)
+
+
+def body(function: Callable[..., Any], entry: Entry, schemes: Any) -> torch.nn.Module:
+    return Body(function)
+
+
+def one(
+    function: Callable[..., Any],
+    slots: tuple[Slot, ...],
+    inputs: tuple[Port, ...],
+    outputs: tuple[Port, ...],
+    states: tuple[Port, ...] = (),
+    attention: Heads | None = None,
+    dimensions: Any = None,
+) -> Model:
+    """A model of one component "part" with the entry "run"."""
+    entry = Entry("run", inputs, outputs, dimensions or {})
+    part = Component("part", slots, (entry,), partial(body, function), lambda *_: 1, states, attention=attention)
+    return Model("test", (part,), "none", {}, {})
+
+
+def frequencies(base: float) -> list[float]:
+    return [base ** (-2 * i / HEAD_DIM) for i in range(HEAD_DIM // 2)]
+
+
+def attentions(*layers: tuple[list[float], float], beta: float = 0.0) -> Model:
+    """Attention after attention, each with frequencies and a factor of its own."""
+
+    def function(x: torch.Tensor, positions: torch.Tensor, *caches: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        written: list[torch.Tensor] = []
+        for at, (inverse, factor) in enumerate(layers):
+            cos, sin = edge.rotary(positions, inverse, factor)
+            qkv = edge.linear(x, [f"in.{at}"], [WIDTH], HEADS * HEAD_DIM, *SCHEME)
+            pair = caches[2 * at : 2 * at + 2]
+            x, key, value = edge.attention(
+                qkv, cos, sin, positions, *pair, HEADS, KV_HEADS, HEAD_DIM, HEAD_DIM**-0.5, beta, 16
+            )
+            written += [key, value]
+        return x, *written
+
+    tokens = (1, "tokens", HEADS * HEAD_DIM)
+    return one(
+        function,
+        tuple(Slot(f"in.{at}", f"in.{at}.weight", WIDTH, HEADS * HEAD_DIM, "linear") for at in range(len(layers))),
+        (Port("x", "float32", tokens), Port("positions", "int64", (1, "tokens"), LENGTH, True)),
+        (Port("y", "float32", tokens),),
+        tuple(Port(f"cache_{at}", "float32", (1, KV_HEADS, LENGTH, HEAD_DIM)) for at in range(2 * len(layers))),
+        Heads(HEADS, KV_HEADS, HEAD_DIM),
+        {"tokens": (1, LENGTH)},
+    )
+
+
+def test_layers_may_turn_by_other_frequencies_or_not_at_all(tmp_path: Path) -> None:
+    zeros = [0.0] * (HEAD_DIM // 2)
+    model = attentions((frequencies(100.0), 1.5), (zeros, 1.0), (frequencies(1e4), 1.0), (frequencies(100.0), 1.5))
+    job = make_job(model, tmp_path / "weights", Scheme(*SCHEME), accuracy_level=0)
+    package = build(job, tmp_path / "package")
+    graph = onnx.load(package / "part.run.onnx", load_external_data=False).graph
+    turning = [
+        a.i for n in graph.node if n.op_type == "GroupQueryAttention" for a in n.attribute if a.name == "do_rotary"
+    ]
+    assert turning == [1, 0, 1, 1]
+    assert sum("rotary" in t.name for t in graph.initializer) == 2 * 2
+    _same_answers(job, package, (10, 1, 1, 7, 1))
+
+
+def test_queries_are_scaled_by_their_positions(tmp_path: Path) -> None:
+    job = make_job(attentions((frequencies(100.0), 1.0), beta=0.5), tmp_path / "weights", Scheme(*SCHEME))
+    _same_answers(job, build(job, tmp_path / "package"), (20, 1, 30))
+
+
+def _same_answers(job: Any, package: Path, lengths: tuple[int, ...]) -> None:
+    session, reference = opened(package), Reference(job)
+    random, done = np.random.default_rng(3), 0
+    for count in lengths:
+        x = random.standard_normal((1, count, HEADS * HEAD_DIM)).astype(np.float32)
+        given = {"x": x, "positions": np.arange(done, done + count)[None]}
+        expected = reference.call("part", "run", **given)["y"]
+        np.testing.assert_allclose(session.call("part", "run", **given)["y"], expected, atol=TOLERANCE)
+        done += count
+
+
+def test_a_cache_has_an_end_and_positions_count_on(tmp_path: Path) -> None:
+    job = make_job(attentions((frequencies(100.0), 1.0)), tmp_path / "weights", Scheme(*SCHEME))
+    session = opened(build(job, tmp_path / "package"))
+    x = np.zeros((1, 2, HEADS * HEAD_DIM), np.float32)
+    with pytest.raises(EdgewrightError, match=f"2 tokens after {LENGTH - 1} do not fit the context of {LENGTH}"):
+        session.call("part", "run", x=x, positions=np.array([[LENGTH - 1, LENGTH]]))
+    with pytest.raises(EdgewrightError, match="positions do not count on by one from 3"):
+        session.call("part", "run", x=x, positions=np.array([[3, 5]]))
+
+
+def test_a_bias_joins_a_quantized_matmul_and_is_an_addition_elsewhere(tmp_path: Path) -> None:
+    columns, rows = 32, 48
+
+    def function(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        quantized = edge.bias(edge.linear(x, ["a"], [rows], columns, *SCHEME), ["one", "two"], [rows - 8, 8], -1)
+        plain = edge.linear(x, ["b"], [rows], columns, 16, 0, True)
+        return quantized, edge.bias(edge.bias(plain, ["tokens"], [5], 1), ["one", "two"], [rows - 8, 8], 2)
+
+    outputs = tuple(Port(name, "float32", (1, 5, rows)) for name in ("quantized", "plain"))
+    slots = [Slot(name, name, rows, columns, "linear") for name in "ab"]
+    slots += [Slot(name, name, 1, count, "bias") for name, count in (("one", rows - 8), ("two", 8), ("tokens", 5))]
+    model = one(function, tuple(slots), (Port("x", "float32", (1, 5, columns)),), outputs)
+    job = make_job(model, tmp_path / "weights", Scheme(*SCHEME), {"b": Scheme(16, 0)}, accuracy_level=0)
+    package = build(job, tmp_path / "package")
+    kinds = [node.op_type for node in onnx.load(package / "part.run.onnx", load_external_data=False).graph.node]
+    assert kinds == ["MatMulNBits", "FusedMatMul", "Add", "Add"]
+    x = np.random.default_rng(0).standard_normal((1, 5, columns)).astype(np.float32)
+    expected, found = Reference(job).call("part", "run", x=x), opened(package).call("part", "run", x=x)
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("kernel", [(3,), (2, 3)])
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_convolutions_of_any_rank_with_steps_gaps_and_groups(
+    tmp_path: Path, kernel: tuple[int, ...], bits: int
+) -> None:
+    outputs, inputs, groups, size = 8, 32, 2, 11
+    columns = inputs // groups * int(np.prod(kernel))
+    rank = len(kernel)
+    shape = [outputs, inputs // groups, *kernel]
+    settings = ([2] * rank, [1] * rank, [2] * rank, groups)
+
+    def function(x: torch.Tensor) -> tuple[torch.Tensor]:
+        return (edge.convolution(x, "w", shape, bits, 16 if bits < 16 else 0, True, *settings),)
+
+    sizes = [(size + 2 - 2 * (k - 1) - 1) // 2 + 1 for k in kernel]
+    model = one(
+        function,
+        (Slot("w", "w", outputs, columns, "convolution", kernel),),
+        (Port("x", "float32", (1, inputs, *[size] * rank)),),
+        (Port("y", "float32", (1, outputs, *sizes)),),
+    )
+    job = make_job(model, tmp_path / "weights", Scheme(bits, 16 if bits < 16 else 0))
+    x = np.random.default_rng(0).standard_normal((1, inputs, *[size] * rank)).astype(np.float32)
+    found = opened(build(job, tmp_path / "package")).call("part", "run", x=x)["y"]
+    np.testing.assert_allclose(found, Reference(job).call("part", "run", x=x)["y"], atol=TOLERANCE)
+
+
+def test_ports_may_be_called_like_values_inside_and_leave_a_graph_twice(tmp_path: Path) -> None:
+    """A state that an entry leaves as it is is no output; one value under two names is."""
+
+    def function(linear: torch.Tensor, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        new = torch.tanh(edge.linear(linear, ["w"], [32], 32, *SCHEME) + states[0])
+        return new, linear, new, states[1], new + states[2]
+
+    ports = {name: Port(name, "float32", (1, 32)) for name in ("linear", "tanh", "add", "moves", "stays", "val_0")}
+    model = one(
+        function,
+        (Slot("w", "w", 32, 32, "linear"),),
+        (ports["linear"],),
+        (ports["tanh"], ports["add"]),
+        (ports["moves"], ports["stays"], ports["val_0"]),
+    )
+    job = make_job(model, tmp_path / "weights", Scheme(*SCHEME), accuracy_level=0)
+    package = build(job, tmp_path / "package")
+    names = {value.name for value in onnx.load(package / "part.run.onnx", load_external_data=False).graph.input}
+    assert names == {"linear", "moves", "val_0"}
+    session, reference = opened(package), Reference(job)
+    for seed in range(3):
+        given = {"linear": np.random.default_rng(seed).standard_normal((1, 32)).astype(np.float32)}
+        expected = reference.call("part", "run", **given)
+        for name, values in session.call("part", "run", **given).items():
+            np.testing.assert_allclose(values, expected[name], atol=TOLERANCE)
+
+
+def test_every_op_without_a_lowering_is_named(tmp_path: Path) -> None:
+    library = torch.library.Library("test_onnx_unknown", "FRAGMENT")
+    for name in ("first", "second"):
+        library.define(f"{name}(Tensor x) -> (Tensor, Tensor)")
+        torch.library.register_fake(f"test_onnx_unknown::{name}", lambda x: (x.clone(), x.clone()), lib=library)
+
+    def function(x: torch.Tensor) -> tuple[torch.Tensor]:
+        y = edge.linear(x, ["w"], [32], 32, *SCHEME)
+        a, b = torch.ops.test_onnx_unknown.first(y)
+        c, d = torch.ops.test_onnx_unknown.second(torch.linalg.det(a[None] * b)[0] + b)
+        return (c + d,)
+
+    port = Port("x", "float32", (32, 32))
+    model = one(function, (Slot("w", "w", 32, 32, "linear"),), (port,), (port,))
+    job = make_job(model, tmp_path / "weights", Scheme(*SCHEME))
+    wanted = r"onnx: part\.run: no lowering for test_onnx_unknown\.first\.default, test_onnx_unknown\.second\.default"
+    with pytest.raises(EdgewrightError, match=wanted):
+        load_target("onnx").check(job)
+
+
+def test_rotary_angles_for_anything_but_attention_are_refused(tmp_path: Path) -> None:
+    def function(positions: torch.Tensor) -> tuple[torch.Tensor]:
+        return (edge.rotary(positions, frequencies(10.0), 1.0)[0] * 2,)
+
+    ports = Port("positions", "int64", (1, 4)), Port("y", "float32", (1, 4, HEAD_DIM // 2))
+    job = make_job(one(function, (), ports[:1], ports[1:]), tmp_path / "weights", Scheme(*SCHEME))
+    with pytest.raises(EdgewrightError, match=r"onnx: part\.run: edge\.rotary is lowered for edge\.attention only"):
+        load_target("onnx").check(job)
+
+
+def test_the_exporter_says_nothing_of_its_own(tmp_path: Path) -> None:
+    """Not of torchvision, which nothing here needs, nor of what PyTorch will change."""
+    code = """
+import sys
+sys.path[:0] = [".", "tests/plugins"]
+from pathlib import Path
+from compiler.models.base import read_model
+from compiler.slots import Scheme
+from compiler.targets import load_target
+from tests.compiler.targets.onnx.packages import make_job
+config = {"model_type": "toy_renderer", "image_size": 8, "hidden_size": 32, "channels": 32}
+load_target("onnx").check(make_job(read_model(config, None, 2), Path(sys.argv[1]), Scheme(4, 32)))
+"""
+    root = Path(__file__).parents[4]
+    command = [sys.executable, "-c", code, str(tmp_path / "weights")]
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert ended.stdout == ended.stderr == ""

@@ -1,0 +1,213 @@
+"""The text packaging in plain onnxruntime, on inputs that it was not traced with, against the dialect's reference."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+
+from artifacts import silent
+from compiler import dialect
+from compiler.models.base import Model, read_model
+from compiler.slots import HALF, Scheme
+from compiler.targets import load_target
+from compiler.targets.base import BuildJob
+from compiler.targets.onnx.external import ExternalData
+from compiler.targets.onnx.options import OnnxOptions
+from compiler.targets.onnx.weights import pack_zero_points
+from tests.compiler.conftest import MINISTRAL3
+
+from .packages import make_job
+
+TABLE = "model.embed_tokens"
+
+
+def ministral(max_tokens: int = 256, **changes: Any) -> Model:
+    return read_model({**MINISTRAL3, **changes}, None, max_tokens)
+
+
+def build(folder: Path, job: BuildJob, **options: Any) -> Path:
+    """The package with other options than the job's."""
+    folder.mkdir()
+    load_target("onnx").build(replace(job, options=OnnxOptions(**options)), folder, silent)
+    return folder
+
+
+def run(folder: Path, ids: np.ndarray[Any, Any], past: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    feed: dict[str, Any] = dict(past or {})
+    before = 0
+    for value in session.get_inputs():
+        if value.name.startswith("past"):
+            feed.setdefault(value.name, np.zeros((len(ids), value.shape[1], 0, value.shape[3]), np.float32))
+            before = feed[value.name].shape[2]
+    total = before + ids.shape[1]
+    feed |= {"input_ids": ids, "attention_mask": np.ones((len(ids), total), np.int64)}
+    if any(v.name == "position_ids" for v in session.get_inputs()):
+        feed["position_ids"] = np.broadcast_to(np.arange(before, total), ids.shape).copy()
+    names = [v.name for v in session.get_outputs()]
+    return dict(zip(names, session.run(names, feed), strict=True))
+
+
+def reference(job: BuildJob, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Logits [batch, seq, vocab] of the dialect's own semantics."""
+    (decoder,) = job.model.components
+    batch, length = ids.shape
+    shapes = [state.sized({}) for state in decoder.states]
+    caches = [torch.zeros(batch, shape[1], length, shape[3]) for shape in shapes]
+    positions = torch.arange(length).expand(batch, length)
+    with torch.no_grad(), dialect.weights(job.weights):
+        module = decoder.module(decoder.entry("score"), job.schemes)
+        return np.asarray(module(torch.from_numpy(ids), positions, *caches)[0])
+
+
+SCHEMES = {
+    "int4": (Scheme(4, 32), {}),
+    "int4, asymmetric": (Scheme(4, 32, False), {}),
+    "int4, odd number of groups, asymmetric": (Scheme(4, 32, False), {TABLE: HALF}),
+    "int8": (Scheme(8, 32), {}),
+    "int8, asymmetric": (Scheme(8, 16, False), {}),
+    "half": (HALF, {}),
+    "mixed": (Scheme(4, 32), {TABLE: Scheme(8, 64), "model.layers.1.self_attn.v_proj": Scheme(8, 32)}),
+}
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("logits", ["all", "last"])
+def test_logits_equal_the_reference(tmp_path: Path, name: str, logits: str) -> None:
+    """100 tokens: six times the original positions; exact activations."""
+    job = make_job(ministral(), tmp_path / "weights", *SCHEMES[name])
+    folder = build(tmp_path / "onnx", job, logits=logits, accuracy_level=0)
+    ids = np.random.default_rng(5).integers(0, 160, (2, 100))
+    found, expected = run(folder, ids)["logits"], reference(job, ids)
+    np.testing.assert_allclose(found, expected if logits == "all" else expected[:, -1:], atol=1e-4)
+
+
+def test_an_untied_head_is_a_matrix_of_its_own(tmp_path: Path) -> None:
+    job = make_job(ministral(tie_word_embeddings=False), tmp_path / "weights", Scheme(4, 32))
+    folder = build(tmp_path / "onnx", job, logits="all", accuracy_level=0)
+    ids = np.random.default_rng(5).integers(0, 160, (1, 20))
+    np.testing.assert_allclose(run(folder, ids)["logits"], reference(job, ids), atol=1e-4)
+    names = {t.name for t in onnx.load(folder / "model.onnx", load_external_data=False).graph.initializer}
+    assert "lm_head.q4" in names and f"{TABLE}.rows" in names and f"{TABLE}.q4" not in names
+
+
+def test_cached_steps_equal_one_prefill(tmp_path: Path) -> None:
+    job = make_job(ministral(), tmp_path / "weights", Scheme(4, 32))
+    folder = build(tmp_path / "onnx", job, accuracy_level=0)
+    ids = np.random.default_rng(5).integers(0, 160, (1, 60))
+    expected = reference(job, ids)[0]
+    past: dict[str, Any] = {}
+    for start, stop in [(0, 30), (30, 37), *((i, i + 1) for i in range(37, 60))]:
+        out = run(folder, ids[:, start:stop], past)
+        past = {k.replace("present", "past_key_values"): v for k, v in out.items() if k != "logits"}
+        np.testing.assert_allclose(out["logits"][0, 0], expected[stop - 1], atol=1e-4)
+
+
+def test_one_flipped_nibble_is_seen(tmp_path: Path) -> None:
+    folder = build(tmp_path / "onnx", make_job(ministral(), tmp_path / "w", Scheme(4, 32)), logits="all")
+    ids = np.random.default_rng(5).integers(0, 160, (1, 30))
+    before = run(folder, ids)["logits"]
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    tensor = next(t for t in model.graph.initializer if t.name == "model.layers.0.mlp.down_proj.q4")
+    offset = next(int(e.value) for e in tensor.external_data if e.key == "offset")
+    data = bytearray((folder / "model.onnx.data").read_bytes())
+    data[offset + 100] ^= 0x80
+    (folder / "model.onnx.data").write_bytes(data)
+    assert np.abs(run(folder, ids)["logits"] - before).max() > 1e-3
+
+
+def test_large_tensors_start_pages_and_small_ones_vector_registers(tmp_path: Path) -> None:
+    data = ExternalData(tmp_path / "data")
+    blocks = [np.full(count, at, np.uint8) for at, count in enumerate((3, 100, 1 << 20, 5, 1 << 20))]
+    tensors = [
+        data.add(at, str(at), ir.DataType.UINT8, [block.size], lambda block=block: iter([block]))
+        for at, block in enumerate(blocks)
+    ]
+    again = data.add(2, "again", ir.DataType.UINT8, [1 << 10, 1 << 10], lambda: iter([]))
+    data.close()
+    assert [t.offset for t in tensors] == [0, 64, 16384, 16384 + (1 << 20), 2 * 16384 + (1 << 20)]
+    assert (again.offset, again.length) == (16384, 1 << 20)
+    content = np.fromfile(tmp_path / "data", np.uint8)
+    for tensor, block in zip(tensors, blocks, strict=True):
+        np.testing.assert_array_equal(content[tensor.offset or 0 :][: block.size], block)
+
+
+def test_the_graph_is_the_runtimes_own_kernels(tmp_path: Path) -> None:
+    """A tied table is stored once, q, k and v are one matrix, and users find the names that they know."""
+    folder = build(tmp_path / "onnx", make_job(ministral(), tmp_path / "w", Scheme(4, 32)))
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    places = {t.name: {e.key: e.value for e in t.external_data} for t in graph.initializer if t.external_data}
+    assert places[f"{TABLE}.q4"] == places[f"{TABLE}.rows"]
+    assert all(int(p["offset"]) % 64 == 0 for p in places.values())
+    attention = "model.layers.0.self_attn."
+    assert "+".join(f"{attention}{m}_proj" for m in "qkv") + ".q4" in places
+    kinds = [n.op_type for n in graph.node]
+    assert {kind: kinds.count(kind) for kind in kinds if kinds.count(kind) > 1 and kind not in ("Cast", "Add")} == {
+        "MatMulNBits": 2 * 4 + 1,
+        "GroupQueryAttention": 2,
+        "SkipSimplifiedLayerNormalization": 4,
+        "QuickGelu": 2,
+        "Split": 2,
+        "Mul": 2 * 2 + 1,
+    }
+    sizes = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in graph.input}
+    assert list(sizes)[:3] == ["input_ids", "attention_mask", "position_ids"]
+    assert sizes["attention_mask"] == ["batch", "total"] and sizes["input_ids"] == ["batch", "sequence"]
+    assert sizes["past_key_values.1.value"] == ["batch", 2, "past", 32]
+    results = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in graph.output}
+    assert results["logits"] == ["batch", 1, 160] and results["present.0.key"] == ["batch", 2, "total", 32]
+
+
+def test_no_path_of_this_machine_is_in_a_graph(tmp_path: Path) -> None:
+    folder = build(tmp_path / "onnx", make_job(ministral(), tmp_path / "w", Scheme(4, 32)))
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    assert b".py" not in (folder / "model.onnx").read_bytes()
+    assert (model.producer_name, len(model.graph.value_info)) == ("edgewright", 0)
+    assert {(o.domain, o.version) for o in model.opset_import} == {("", 21), ("com.microsoft", 1)}
+
+
+def test_queries_are_scaled_only_where_it_can_matter(tmp_path: Path) -> None:
+    """Within the first 16 positions the scaling is one: no position_ids are asked for."""
+    job = make_job(ministral(max_tokens=16), tmp_path / "weights", Scheme(4, 32))
+    folder = build(tmp_path / "onnx", job, logits="all", accuracy_level=0)
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    assert "position_ids" not in {v.name for v in session.get_inputs()}
+    assert "position_ids" not in json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]["inputs"]
+    ids = np.random.default_rng(5).integers(0, 160, (1, 16))
+    np.testing.assert_allclose(run(folder, ids)["logits"], reference(job, ids), atol=1e-4)
+
+
+def test_zero_points_fill_bytes_row_by_row() -> None:
+    zeros = np.asarray([[-8, 7, 0]], np.int8)
+    np.testing.assert_array_equal(pack_zero_points(zeros, 4), [[0xF0, 0x08]])
+    np.testing.assert_array_equal(pack_zero_points(zeros, 8), [[120, 135, 128]])
+
+
+def test_group_sizes_the_kernel_does_not_have_are_refused(tmp_path: Path) -> None:
+    refusals = load_target("onnx").refusals(make_job(ministral(), tmp_path / "weights", Scheme(4, 0)))
+    assert refusals[0].startswith("onnx: model.embed_tokens has one scale per row; MatMulNBits takes groups of 16, 32")
+
+
+def test_the_estimate_is_what_is_written(tmp_path: Path) -> None:
+    job = make_job(ministral(), tmp_path / "weights", Scheme(4, 32), {TABLE: Scheme(8, 64)})
+    (estimate,) = load_target("onnx").estimate(job)
+    folder = build(tmp_path / "onnx", job)
+    tensors = onnx.load(folder / "model.onnx", load_external_data=False).graph.initializer
+    data = (folder / "model.onnx.data").stat().st_size
+    assert estimate.weight_bytes <= data + 65536
+    written = data + sum(len(t.raw_data) for t in tensors)
+    assert 0 <= written - estimate.file_bytes <= 64 * len(tensors)
+    # key and value, layers, heads, positions, head_dim, float32; a quarter of it as INT8
+    assert estimate.state_bytes == 2 * 2 * 2 * 256 * 32 * 4
+    (small,) = load_target("onnx").estimate(replace(job, options=OnnxOptions(kv_bits=8)))
+    assert small.state_bytes * 4 == estimate.state_bytes
