@@ -195,7 +195,7 @@ class PackedWriter:
         for slot in self._slots.values():
             scheme = self._schemes.get(slot.name, HALF)
             if scheme.bits == 16:
-                shape = (slot.columns,) if slot.kind == "norm" else (slot.rows, slot.columns)
+                shape = (slot.columns,) if slot.is_vector else (slot.rows, slot.columns)
                 dtype = half_dtypes[slot.name]
                 (words if dtype == "F32" else halves).append((slot.name + ".weight", dtype, shape))
                 continue

@@ -99,7 +99,7 @@ def _package(content: dict[str, Any], spec: DecoderSpec, schemes: dict[str, Sche
 def _matrix_sizes(spec: DecoderSpec) -> Iterator[int]:
     from compiler.models import decoder
 
-    return (s.rows * s.columns for s in decoder.slots(spec) if s.kind != "norm")
+    return (s.rows * s.columns for s in decoder.slots(spec) if not s.is_vector)
 
 
 def convert(

@@ -48,7 +48,7 @@ class CoreMLTarget:
         weights = 0
         for slot in slots:
             scheme = schemes.get(slot.name, HALF)
-            if slot.kind == "norm":
+            if slot.is_vector:
                 weights += slot.columns * 4
             elif scheme.bits == 16:
                 weights += slot.rows * slot.columns * width

@@ -28,7 +28,7 @@ def model_card(job: Job, *, wrapped: bool) -> str:
     """The card's text, with its metadata in front. wrapped: the decoder keeps the form of a larger model."""
     base, revision = _origin(job)
     license_name = _license(job.tokenizer / "README.md")
-    bits = sorted({job.schemes.get(s.name, HALF).bits for s in job.slots if s.kind != "norm"})
+    bits = sorted({job.schemes.get(s.name, HALF).bits for s in job.slots if not s.is_vector})
     sizes = ", ".join(f"{b}-bit" for b in bits if b != 16) or "16-bit"
     metadata: dict[str, object] = {
         "license": license_name or "unknown",

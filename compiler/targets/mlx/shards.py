@@ -57,8 +57,8 @@ def _slot_tensors(slot: Slot, weights: PackedWeights, name: str) -> list[Tensor]
 
     scheme = weights.scheme(slot.name)
     if scheme.bits == 16:
-        shape = (slot.columns,) if slot.kind == "norm" else (slot.rows, slot.columns)
-        if slot.kind == "norm":
+        shape = (slot.columns,) if slot.is_vector else (slot.rows, slot.columns)
+        if slot.is_vector:
             return [Tensor(f"{name}.weight", "F16", shape, lambda: iter([to_half(weights.rows(slot.name), slot.name)]))]
         return [
             Tensor(

@@ -57,7 +57,7 @@ class OnnxTarget:
         from compiler.targets.onnx.external import ExternalData
         from compiler.targets.onnx.lower import Lowering, needs_positions, write_model
 
-        total = sum(s.rows * s.columns for s in job.slots if s.kind != "norm")
+        total = sum(s.rows * s.columns for s in job.slots if not s.is_vector)
         done = 0
 
         def advance(count: int) -> None:

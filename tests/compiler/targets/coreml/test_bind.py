@@ -113,7 +113,7 @@ def test_norms_of_one_and_others_both_survive(tmp_path: Path, quantized: Quantiz
     with contextlib.ExitStack() as scratch:
         found = conversion.convert(spec, schemes, 32, CoreMLOptions(), weights, True, scratch)
         content = found.weight_file.read_bytes()
-    gains = [s for s in slots if s.kind == "norm" and s.name != "model.norm"]
+    gains = [s for s in slots if s.is_vector and s.name != "model.norm"]
     for slot in gains:
         assert weights.rows(slot.name).astype(np.float32).tobytes() in content, slot.name
 
