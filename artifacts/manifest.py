@@ -21,6 +21,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from .errors import EdgewrightError
+from .formats.interface import Component, Driver
 from .progress import Progress, silent
 
 SCHEMA_VERSION: Final = 1
@@ -123,6 +124,8 @@ class ManifestDraft(_Strict):
     family: str
     checkpoint: CheckpointEntry
     quantization: tuple[QuantizationGroup, ...] = ()
+    components: tuple[Component, ...] = ()
+    driver: Driver | None = None
     runtime: dict[str, JsonValue]
     figures: tuple[Figure, ...] = ()
     weights_digest: Sha256

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from artifacts import silent
+from artifacts import Manifest, silent
+from artifacts.manifest import CheckpointEntry, ManifestDraft, RecipeEntry, write_manifest
 from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
 from compiler.models.base import read_model
@@ -20,7 +21,8 @@ from compiler.quantize import rtn
 from compiler.quantize.packed import PackedWeights
 from compiler.quantize.stream import quantize_checkpoint
 from compiler.slots import Scheme
-from compiler.targets.base import BuildJob
+from compiler.targets import load_target
+from compiler.targets.base import BuildJob, described
 
 YARN = {
     "rope_type": "yarn",
@@ -78,13 +80,15 @@ def ministral(tmp_path: Path) -> Path:
 
 
 def write_toy(folder: Path) -> Path:
-    """A checkpoint of the family in `tests/plugins`: two components with a state, random float32 weights."""
+    """A checkpoint of the family in `tests/plugins`: two components with a state, random weights."""
     from compiler.models.base import read_model
 
     config = {"model_type": "toy_renderer", "image_size": 16, "hidden_size": 64, "channels": 32}
     generator = torch.Generator().manual_seed(0)
     tensors = {
-        slot.tensor: torch.randn(slot.shape, generator=generator) / (1 if slot.is_vector else slot.columns**0.5)
+        slot.tensor: (
+            torch.randn(slot.shape, generator=generator) / (1 if slot.is_vector else slot.columns**0.5)
+        ).bfloat16()
         for slot in read_model(config, None, 2).slots
     }
     return save(folder, config, tensors)
@@ -136,6 +140,61 @@ def jobs(tmp_path: Path) -> Jobs:
         return BuildJob(name, model, schemes, options, PackedWeights(folder), source)
 
     return make
+
+
+def packed(job: BuildJob, target: str, folder: Path) -> Manifest:
+    """The package of a job in a new folder, with its manifest."""
+    folder.mkdir()
+    found = load_target(target)
+    assert found.refusals(job) == []
+    found.check(job)
+    built = found.build(job, folder, silent)
+    draft = ManifestDraft(
+        created_by={},
+        recipe=RecipeEntry(name=job.name, digest="0" * 64),
+        target=target,
+        family=job.model.family,
+        checkpoint=CheckpointEntry(source="here"),
+        components=tuple(described(job.model, built.narrowed)),
+        runtime=dict(built.runtime),
+        weights_digest="0" * 64,
+    )
+    return write_manifest(folder, draft)
+
+
+def assert_toy_equals_reference(
+    job: BuildJob, target: str, folder: Path, *, exact: bool, tolerance: float, flip: str = ""
+) -> None:
+    """Build the toy for a target and call both components for some steps; relative to the largest value.
+
+    flip: a quantized slot, one of whose nibbles is another after the build than before it.
+    """
+    from runtime_tests.sessions import make_session
+
+    session = make_session(folder, packed(job, target, folder))
+    if flip:
+        info = job.weights.tensors.info(f"{flip}.weight_packed")
+        with info.file.open("r+b") as file:
+            file.seek(info.start)
+            byte = file.read(1)[0]
+            file.seek(info.start)
+            file.write(bytes([byte ^ 0x80]))
+    session.load(exact=exact)
+    reference, random = Reference(job), np.random.default_rng(0)
+
+    def same(component: str, entry: str, **arrays: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        found, expected = (side.call(component, entry, **arrays) for side in (session, reference))
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, atol=tolerance * np.abs(value).max(), rtol=0)
+        return next(iter(expected.values()))
+
+    for turn in range(4):
+        if turn == 3:
+            session.reset()
+            reference.reset()
+        features = same("cell", "step", image=random.standard_normal((1, 3, 16, 16), np.float32))
+        same("head", "render", features=features)
 
 
 class Reference:
