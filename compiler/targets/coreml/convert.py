@@ -1,26 +1,20 @@
-"""The conversion itself, run in a process of its own: `python -m compiler.targets.coreml.convert order.json`.
+"""The conversion itself: from a decoder and its packed weights to a complete .mlpackage.
 
-Alone because coremltools iterates over sets of strings, so that only a fixed PYTHONHASHSEED gives the same program
-twice, and because what it leaves in memory is gone with it. It reads an order (the geometry, the schemes, where the
-packed weights are), writes a complete .mlpackage, and reports on stdout, one JSON object per line: {"progress":
-[stage, done, total]}, {"error": message}, or {"result": {…}} last.
+To be called through `compiler.apart`: coremltools iterates over sets of strings, so that only a fixed PYTHONHASHSEED
+gives the same program twice, and what it leaves in memory is gone with its process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import json
-import os
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts import EdgewrightError, Progress
+from artifacts import Progress
 from compiler.models.decoder import DecoderSpec
-from compiler.slots import Scheme
+from compiler.slots import Schemes
 from compiler.targets.coreml.options import CoreMLOptions
 
 if TYPE_CHECKING:
@@ -28,23 +22,7 @@ if TYPE_CHECKING:
     from compiler.targets.base import Job
     from compiler.targets.coreml.bind import Converted
 
-HASH_SEED = "0"
 PREFILL, DECODE, ONLY = "prefill", "decode", "main"
-
-
-def order(job: Job, package: Path, metadata: dict[str, str], user: dict[str, str]) -> dict[str, Any]:
-    """What the process must know, as JSON values. metadata, user: see `package.describe`."""
-    return {
-        "name": job.name,
-        "spec": asdict(job.spec),
-        "schemes": {name: asdict(scheme) for name, scheme in job.schemes.items()},
-        "max_tokens": job.max_tokens,
-        "weights": str(job.weights.path),
-        "options": job.options.model_dump(mode="json"),
-        "package": str(package),
-        "metadata": metadata,
-        "user": user,
-    }
 
 
 def lengths(options: CoreMLOptions, max_tokens: int) -> tuple[int, ...]:
@@ -55,45 +33,34 @@ def lengths(options: CoreMLOptions, max_tokens: int) -> tuple[int, ...]:
     return fitting if options.multifunction else tuple(sorted({1, *fitting}))
 
 
-def main(path: Path) -> None:
-    """Carry out the order in a JSON file."""
-    if os.environ.get("PYTHONHASHSEED") != HASH_SEED:
-        raise EdgewrightError(f"the conversion must run with PYTHONHASHSEED={HASH_SEED}: its result depends on it")
-    content = json.loads(path.read_text(encoding="utf-8"))
-    spec = content["spec"] | {"eos": tuple(content["spec"]["eos"])}
-    schemes = {name: Scheme(**scheme) for name, scheme in content["schemes"].items()}
-    options = CoreMLOptions.model_validate(content["options"])
-    with contextlib.redirect_stdout(sys.stderr):  # stdout carries events only
-        _package(content, DecoderSpec(**spec), schemes, options)
-
-
-def _package(content: dict[str, Any], spec: DecoderSpec, schemes: dict[str, Scheme], options: CoreMLOptions) -> None:
+def make_package(
+    job: Job, packed: Path, folder: Path, metadata: dict[str, str], user: dict[str, str], progress: Progress
+) -> None:
+    """Write the package of a job into `folder`. packed: its quantized weights; metadata, user: `package.describe`."""
     from compiler.quantize.packed import PackedWeights
     from compiler.targets.coreml.bind import bind
     from compiler.targets.coreml.package import WEIGHTS, describe, merge_functions, write_package
 
-    weights = PackedWeights(Path(content["weights"]))
-    folder = Path(content["package"])
+    weights = PackedWeights(packed)
     (folder / WEIGHTS).parent.mkdir(parents=True)
-    wanted = {PREFILL: False, DECODE: True} if options.multifunction else {ONLY: False}
+    wanted = {PREFILL: False, DECODE: True} if job.options.multifunction else {ONLY: False}
     with contextlib.ExitStack() as scratch:
         converted = {}
         for done, (name, one) in enumerate(wanted.items()):
-            _emit({"progress": ["converting", done, len(wanted)]})
-            converted[name] = convert(spec, schemes, content["max_tokens"], options, weights, one, scratch)
-        total = sum(_matrix_sizes(spec))
+            progress("converting", done, len(wanted))
+            converted[name] = convert(job.spec, job.schemes, job.max_tokens, job.options, weights, one, scratch)
+        total = sum(_matrix_sizes(job.spec))
         written = 0
 
         def advance(count: int) -> None:
             nonlocal written
             written += count
-            _emit({"progress": ["writing weights", min(written, total), total]})
+            progress("writing weights", min(written, total), total)
 
         bind(converted, weights, folder / WEIGHTS, advance)
         model = merge_functions({name: c.spec for name, c in converted.items()}, next(iter(wanted)))
-    describe(model, FEATURES, content["metadata"], content["user"])
+    describe(model, FEATURES, metadata, user)
     write_package(folder, model)
-    _emit({"result": {}})
 
 
 def _matrix_sizes(spec: DecoderSpec) -> Iterator[int]:
@@ -104,7 +71,7 @@ def _matrix_sizes(spec: DecoderSpec) -> Iterator[int]:
 
 def convert(
     spec: DecoderSpec,
-    schemes: dict[str, Scheme],
+    schemes: Schemes,
     max_tokens: int,
     options: CoreMLOptions,
     weights: PackedWeights,
@@ -172,57 +139,3 @@ FEATURES = {
     "new_key_cache": "key_cache after this call: the next call's input.",
     "new_value_cache": "value_cache after this call: the next call's input.",
 }
-
-
-def _emit(event: dict[str, Any]) -> None:
-    print(json.dumps(event), file=sys.__stdout__, flush=True)
-
-
-def run(job: Job, package: Path, metadata: dict[str, str], user: dict[str, str], progress: Progress) -> None:
-    """Convert in a child process and forward its progress. Raises EdgewrightError with what it said."""
-    import subprocess
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="edgewright-coreml-") as scratch:
-        path = Path(scratch) / "order.json"
-        path.write_text(json.dumps(order(job, package, metadata, user)), encoding="utf-8")
-        log = Path(scratch) / "log"
-        search = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = os.environ | {
-            "PYTHONHASHSEED": HASH_SEED,
-            "PYTHONPATH": os.pathsep.join(search),
-            "TMPDIR": scratch,
-            "TQDM_DISABLE": "1",
-        }
-        command = [sys.executable, "-m", "compiler.targets.coreml.convert", str(path)]
-        with log.open("wb") as errors:
-            child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True)
-            try:
-                message = _follow(child, progress)
-            finally:
-                child.kill()
-                child.wait()
-        if message is not None:
-            tail = "" if message else log.read_text(encoding="utf-8", errors="replace")[-2000:]
-            raise EdgewrightError(message or f"coreml: the conversion ended unexpectedly:\n{tail}")
-
-
-def _follow(child: Any, progress: Callable[[str, int, int], None]) -> str | None:
-    """None after a result; else the error, empty when the process said none."""
-    for line in child.stdout:
-        event = json.loads(line)
-        if "progress" in event:
-            progress(*event["progress"])
-        if "error" in event:
-            return str(event["error"])
-        if "result" in event:
-            return None
-    return ""
-
-
-if __name__ == "__main__":
-    try:
-        main(Path(sys.argv[1]))
-    except EdgewrightError as error:
-        _emit({"error": str(error)})
-        sys.exit(error.exit_code)

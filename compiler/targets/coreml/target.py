@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from artifacts import Progress
+from compiler.apart import apart
 from compiler.models.decoder import DecoderSpec
 from compiler.slots import HALF, Scheme, Schemes, Slot
-from compiler.targets.base import Estimate, Job, copy_tokenizer
+from compiler.targets.base import Estimate, Job, bare, copy_tokenizer
 from compiler.targets.coreml.options import CoreMLOptions
 
 PACKAGE = "model.mlpackage"
@@ -64,7 +65,7 @@ class CoreMLTarget:
 
     def build(self, job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         """Write model.mlpackage, a README with its Swift usage, and the tokenizer files."""
-        from compiler.targets.coreml.convert import lengths, run
+        from compiler.targets.coreml.convert import lengths, make_package
         from compiler.targets.coreml.readme import readme
 
         options: CoreMLOptions = job.options
@@ -79,7 +80,7 @@ class CoreMLTarget:
             "com.edgewright.compute_units": options.compute_units,
             "com.edgewright.max_tokens": str(job.max_tokens),
         }
-        run(job, folder / PACKAGE, metadata, user, progress)
+        apart(make_package, bare(job), job.weights.path, folder / PACKAGE, metadata, user, progress=progress)
         copy_tokenizer(job.tokenizer, folder)
         runtime = {
             "model": PACKAGE,

@@ -133,8 +133,9 @@ class TvmTarget:
         total, done = sum(len(m.variants) for m in machines), 0
         built = []
         with tempfile.TemporaryDirectory(prefix="edgewright-") as scratch:
-            progress("compiling kernels", 0, total)
-            objects = workers.compile_variants(job, captured, tensors, machines, description, Path(scratch))
+            arguments = job, captured, tensors, machines, description, Path(scratch)
+            objects = workers.compile_variants(*arguments, progress)
+            progress("compiling kernels", total, total)
             for machine in machines:
                 (folder / machine.name).mkdir()
                 packed: list[Path] = []
@@ -154,7 +155,7 @@ class TvmTarget:
                         }
                     )
                     done += 1
-                    progress("compiling kernels", done, total)
+                    progress("linking", done, total)
                 if packed:
                     link.static_archive(folder / machine.name / "libmodel.a", packed, machine)
         return built
