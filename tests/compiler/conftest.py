@@ -163,11 +163,12 @@ def packed(job: BuildJob, target: str, folder: Path) -> Manifest:
 
 
 def assert_toy_equals_reference(
-    job: BuildJob, target: str, folder: Path, *, exact: bool, tolerance: float, flip: str = ""
+    job: BuildJob, target: str, folder: Path, *, exact: float, shipped: float, flip: str = ""
 ) -> None:
-    """Build the toy for a target and call both components for some steps; relative to the largest value.
+    """Build the toy for a target and call both components for some steps, in its exact mode and as shipped.
 
-    flip: a quantized slot, one of whose nibbles is another after the build than before it.
+    exact, shipped: largest errors, relative to the largest value of an output. flip: a quantized slot, one of whose
+    nibbles is another after the build than before it.
     """
     from runtime_tests.sessions import make_session
 
@@ -179,8 +180,13 @@ def assert_toy_equals_reference(
             byte = file.read(1)[0]
             file.seek(info.start)
             file.write(bytes([byte ^ 0x80]))
-    session.load(exact=exact)
-    reference, random = Reference(job), np.random.default_rng(0)
+    for is_exact, tolerance in ((True, exact), (False, shipped)):
+        session.load(exact=is_exact)
+        _steps(session, Reference(job), tolerance)
+
+
+def _steps(session: Any, reference: Reference, tolerance: float) -> None:
+    random = np.random.default_rng(0)
 
     def same(component: str, entry: str, **arrays: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         found, expected = (side.call(component, entry, **arrays) for side in (session, reference))

@@ -82,7 +82,7 @@ def capture(call: Call, schemes: Schemes, *, stateful: bool) -> ExportedProgram:
     ports = [*call.inputs, *(() if stateful else states)]
     tensors = tuple(torch.empty(p.sized(example), dtype=getattr(torch, NARROW.get(p.dtype, p.dtype))) for p in ports)
     free = {
-        name: Dim(name, min=min(n for n in sizes if n is not None), max=max(n for n in sizes if n is not None))
+        name: Dim(name, min=1, max=max(n for n in sizes if n is not None))
         for name, sizes in call.sizes.items()
         if len(sizes) > 1
     }

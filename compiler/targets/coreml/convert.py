@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts import Progress
+from artifacts import EdgewrightError, Progress
 from artifacts.formats.coreml import NEW_STATE
 from compiler.targets.base import Job
 from compiler.targets.coreml.capture import NARROW, Call, Sizes, capture
@@ -111,6 +111,12 @@ def convert(job: Job, call: Call, weights: PackedWeights, scratch: contextlib.Ex
             skip_model_load=True,
         )
     found = Converted(model.get_spec(), placeholders, Path(model.weights_dir) / "weight.bin")
+    written = {feature.name for feature in found.spec.description.output}
+    if lost := [output.name for output in outputs if output.name not in written]:
+        raise EdgewrightError(
+            f"coreml: {call.component.name}.{call.entry.name}: the output {lost[0]!r} is the same value as another, which "
+            "the converter made one of"
+        )
     model._mil_program = None
     scratch.callback(lambda: model)  # its temporary folder goes with it
     gc.collect()

@@ -304,10 +304,14 @@ def _bias(context: Any, node: Any) -> None:
 
 def _convolution(context: Any, node: Any) -> None:
     x, slot, shape, bits, group, symmetric, stride, padding, dilation, groups = _arguments(context, node)
-    columns = int(np.prod(shape[1:]))
-    matrix = _matrix(_active.get(), (slot,), shape[0], columns, bits, group, symmetric)
-    weight = mb.reshape(x=matrix, shape=shape, name=f"{node.name}_kernel")
-    freeze(weight.op)
+    settings = _active.get()
+    if bits == 16:  # a placeholder of its own shape: a reshape of one would be folded into zeros
+        weight = constant(Part((slot,), "float", settings.half), tuple(shape))
+        weight = cast_without_value(weight, "fp32") if settings.half else weight
+    else:
+        matrix = _matrix(settings, (slot,), shape[0], int(np.prod(shape[1:])), bits, group, symmetric)
+        weight = mb.reshape(x=matrix, shape=shape, name=f"{node.name}_kernel")
+        freeze(weight.op)
     pad = [amount for amount in padding for _ in range(2)]
     out = mb.conv(
         x=x,

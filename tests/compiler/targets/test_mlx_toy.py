@@ -12,17 +12,14 @@ from tests.compiler.conftest import Jobs, assert_toy_equals_reference
 
 
 @pytest.mark.parametrize("scheme", [Scheme(4, 32), Scheme(8, 32), Scheme(4, 32, symmetric=False), HALF], ids=str)
-# as shipped MLX's CPU kernels sum 768 products in float16, which Metal sums in float32
-@pytest.mark.parametrize(("exact", "tolerance"), [(True, 1e-5), (False, 2e-2)])
-def test_components_with_a_state_equal_the_reference(
-    toy: Path, jobs: Jobs, tmp_path: Path, scheme: Scheme, exact: bool, tolerance: float
-) -> None:
+def test_components_with_a_state_equal_the_reference(toy: Path, jobs: Jobs, tmp_path: Path, scheme: Scheme) -> None:
+    """As shipped MLX's CPU kernels sum 768 products in float16, which Metal sums in float32."""
     job = jobs(toy, MlxOptions(), scheme)
-    assert_toy_equals_reference(job, "mlx", tmp_path / "mlx", exact=exact, tolerance=tolerance)
+    assert_toy_equals_reference(job, "mlx", tmp_path / "mlx", exact=1e-5, shipped=2e-2)
 
 
 @pytest.mark.parametrize("slot", ["cell.recurrent", "head.last"])
 def test_a_flipped_nibble_is_caught(toy: Path, jobs: Jobs, tmp_path: Path, slot: str) -> None:
     job = jobs(toy, MlxOptions(), Scheme(4, 32))
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
-        assert_toy_equals_reference(job, "mlx", tmp_path / "mlx", exact=True, tolerance=1e-5, flip=slot)
+        assert_toy_equals_reference(job, "mlx", tmp_path / "mlx", exact=1e-5, shipped=2e-2, flip=slot)
