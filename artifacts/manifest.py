@@ -21,7 +21,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from .errors import EdgewrightError
-from .formats import interface
+from .formats.interface import Component, Driver
 from .progress import Progress, silent
 
 SCHEMA_VERSION: Final = 1
@@ -124,8 +124,8 @@ class ManifestDraft(_Strict):
     family: str
     checkpoint: CheckpointEntry
     quantization: tuple[QuantizationGroup, ...] = ()
-    components: tuple[interface.Component, ...] = ()
-    driver: interface.Driver | None = None
+    components: tuple[Component, ...] = ()
+    driver: Driver | None = None
     runtime: dict[str, JsonValue]
     figures: tuple[Figure, ...] = ()
     weights_digest: Sha256

@@ -239,7 +239,7 @@ def tool_versions() -> dict[str, str]:
 
 def _check_shapes(checkpoint: Checkpoint, slots: list[Slot]) -> None:
     for slot in slots:
-        expected = (slot.columns,) if slot.kind == "norm" else (slot.rows, slot.columns)
+        expected = (slot.columns,) if slot.is_vector else (slot.rows, slot.columns)
         found = checkpoint.shape(slot.tensor)
         if found != expected:
             raise EdgewrightError(

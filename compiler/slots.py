@@ -66,6 +66,11 @@ class Slot:
         return self.kind in ("norm", "bias")
 
     @property
+    def key(self) -> str:
+        """The name of its float values in a checkpoint that is named by slots."""
+        return self.name if self.kind == "bias" else f"{self.name}.weight"
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """As the checkpoint stores it."""
         if self.is_vector:

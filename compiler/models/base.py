@@ -8,6 +8,7 @@ driver of `runtime_tests` knows in which order. Imports no framework; a componen
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -97,6 +98,11 @@ class Component:
 
     def entry(self, name: str) -> Entry:
         return next(entry for entry in self.entries if entry.name == name)
+
+    @property
+    def state_values(self) -> int:
+        """How many values its states hold."""
+        return sum(math.prod(state.sized({})) for state in self.states)
 
     @property
     def shipped(self) -> tuple[Entry, ...]:

@@ -62,7 +62,7 @@ def candidates(slots: Sequence[Slot], symmetric: bool) -> tuple[Scheme, ...]:
 
 def units(spec: DecoderSpec, slots: Sequence[Slot]) -> list[list[Slot]]:
     """Slots that get one assignment: fused projections together, every other matrix by itself."""
-    by_name = {s.name: s for s in slots if s.kind != "norm"}
+    by_name = {s.name: s for s in slots if not s.is_vector}
     fused = [[by_name.pop(n) for n in names if n in by_name] for names in decoder.fused_projections(spec)]
     return [[slot] for slot in by_name.values()] + [members for members in fused if members]
 
@@ -246,6 +246,6 @@ def write_rules(folder: Path, rules: Sequence[Rule], chosen: Chosen) -> None:
 
 def bits_per_weight(slots: Sequence[Slot], schemes: Mapping[str, Scheme], scale_bytes: int = 2) -> float:
     """Stored bits for each weight of the matrices; scales count as fp16 unless told otherwise."""
-    matrices = [s for s in slots if s.kind != "norm"]
+    matrices = [s for s in slots if not s.is_vector]
     size = sum(schemes.get(s.name, HALF).packed_bytes(s.rows, s.columns, scale_bytes) for s in matrices)
     return 8 * size / sum(s.rows * s.columns for s in matrices)

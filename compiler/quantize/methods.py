@@ -139,7 +139,7 @@ def _assemble(
             if schemes.get(slot.name, HALF).bits != 16:
                 writer.write(slot.name, start, checkpoint.compressed.codes(slot.tensor, start, stop))
                 continue
-            rows = checkpoint.rows(slot.tensor) if slot.kind == "norm" else checkpoint.rows(slot.tensor, start, stop)
+            rows = checkpoint.rows(slot.tensor) if slot.is_vector else checkpoint.rows(slot.tensor, start, stop)
             writer.write_half(slot.name, start, rows)
     writer.close(config)
     return tensor_evidence, layer_evidence

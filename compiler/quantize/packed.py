@@ -107,17 +107,22 @@ class PackedWeights:
     def _base(self, name: str) -> str:
         return self._tensor_of.get(name, name)
 
+    def _float(self, name: str) -> str:
+        """The tensor of a slot's float values: a bias goes by its own name, see `Slot.key`."""
+        base = self._base(name)
+        return base if base in self.tensors else f"{base}.weight"
+
     def scheme(self, name: str) -> Scheme:
         return self.schemes.get(self._base(name), HALF)
 
     def half_dtype(self, name: str) -> str:
         """How a 16-bit slot or a norm is stored: F32, F16 or BF16."""
-        return self.tensors.info(self._base(name) + ".weight").dtype
+        return self.tensors.info(self._float(name)).dtype
 
     def shape(self, name: str) -> tuple[int, ...]:
         """[rows, columns] of a matrix slot, [columns] of a norm."""
         if self.scheme(name).bits == 16:
-            return self.tensors.info(self._base(name) + ".weight").shape
+            return self.tensors.info(self._float(name)).shape
         shape = self.tensors.raw(self._base(name) + ".weight_shape").view(np.int64)
         return tuple(int(v) for v in shape)
 
@@ -150,7 +155,7 @@ class PackedWeights:
         """Float rows of a slot (16 bits: the stored values)."""
         scheme = self.scheme(name)
         if scheme.bits == 16:
-            tensor = self._base(name) + ".weight"
+            tensor = self._float(name)
             info = self.tensors.info(tensor)
             return to_float32(self.tensors.raw(tensor, start, stop), info.dtype).reshape(-1, *info.shape[1:])
         codes = unpack(self.packed(name, start, stop), scheme.bits)
@@ -195,9 +200,9 @@ class PackedWriter:
         for slot in self._slots.values():
             scheme = self._schemes.get(slot.name, HALF)
             if scheme.bits == 16:
-                shape = (slot.columns,) if slot.kind == "norm" else (slot.rows, slot.columns)
+                shape = (slot.columns,) if slot.is_vector else (slot.rows, slot.columns)
                 dtype = half_dtypes[slot.name]
-                (words if dtype == "F32" else halves).append((slot.name + ".weight", dtype, shape))
+                (words if dtype == "F32" else halves).append((slot.key, dtype, shape))
                 continue
             groups = scheme.groups(slot.columns)
             wide.append((slot.name + ".weight_shape", "I64", (2,)))
@@ -231,8 +236,9 @@ class PackedWriter:
             self._put(name + ".weight_zero_point", start * bits // 32, pack_zeros(codes.zeros, bits))
 
     def write_half(self, name: str, start: int, values: Float32) -> None:
-        """Write float rows of a 16-bit slot or a norm, rounded to the dtype it is stored in."""
-        self._put(name + ".weight", start, from_float32(values, self._header[name + ".weight"]["dtype"]))
+        """Write float rows of a 16-bit slot or a vector, rounded to the dtype it is stored in."""
+        key = self._slots[name].key
+        self._put(key, start, from_float32(values, self._header[key]["dtype"]))
 
     def close(self, config: Mapping[str, Any]) -> None:
         """Flush the weights and write config.json with its quantization_config."""

@@ -37,6 +37,11 @@ class Job:
     options: Any
 
 
+def bare(job: Job) -> Job:
+    """The job without its weights: neither they nor what reads them travel between processes."""
+    return Job(job.name, job.model, job.schemes, job.options)
+
+
 @dataclass(frozen=True)
 class BuildJob(Job):
     """A job to carry out. source: the checkpoint folder whose tokenizer and generation files travel along."""

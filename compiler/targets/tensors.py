@@ -43,7 +43,7 @@ class SlotReader:
     progress: called with the number of weights of every block of codes or values that was read.
     """
 
-    def __init__(self, weights: PackedWeights, progress: Callable[[int], None]) -> None:
+    def __init__(self, weights: PackedWeights, progress: Callable[[int], None] = lambda count: None) -> None:
         self.weights = weights
         self._progress = progress
 

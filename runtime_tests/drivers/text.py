@@ -32,8 +32,15 @@ class Decoder:
     def logits(self, ids: Ids) -> Logits:
         """[S, V]: of all positions of a prefill of `ids` [S] from an empty cache."""
         self.reset()
-        parts = [self._call("score", ids[start:stop], start)[0] for start, stop in self._calls(len(ids))]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        found: Logits | None = None
+        for start, stop in self._calls(len(ids)):
+            rows = self._call("score", ids[start:stop], start)[0]
+            if stop - start == len(ids):
+                return rows
+            found = np.empty((len(ids), rows.shape[1]), np.float32) if found is None else found
+            found[start:stop] = rows
+        assert found is not None
+        return found
 
     def prefill(self, ids: Ids) -> Logits:
         """[V] of the last position, from an empty cache."""

@@ -140,7 +140,7 @@ def packed_bytes(quantized: Path) -> int:
     from compiler.quantize.packed import PackedWeights
 
     weights = PackedWeights(quantized)
-    matrices = [s for s in decoder.slots(decoder.read_spec(weights.config)) if s.kind != "norm"]
+    matrices = [s for s in decoder.slots(decoder.read_spec(weights.config)) if not s.is_vector]
     return sum(weights.scheme(s.name).packed_bytes(s.rows, s.columns, scale_bytes=2) for s in matrices)
 
 

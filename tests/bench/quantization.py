@@ -210,7 +210,7 @@ class Run:
         items = budget.sensitivities(
             bench.spec, bench.slots, bench.original, tokens, True, silent, methods, scale_bytes=2
         )
-        weights = sum(s.rows * s.columns for s in bench.slots if s.kind != "norm")
+        weights = sum(s.rows * s.columns for s in bench.slots if not s.is_vector)
         recipes: dict[str, list[dict[str, Any]]] = {}
         for method in ("rtn", "gptq"):
             recipes[f"{method} g32 uniform"] = [entry(method, 32)]

@@ -76,4 +76,6 @@ def write_package(folder: Path, spec: Any) -> None:
         },
         "rootModelIdentifier": ids["model"],
     }
-    (folder / "Manifest.json").write_text(json.dumps(manifest, indent=4) + "\n", encoding="utf-8")
+    # in the order of Apple's package library, which writes the file anew whenever coremltools opens a package
+    text = json.dumps(manifest, indent=4, sort_keys=True) + "\n"
+    (folder / "Manifest.json").write_text(text, encoding="utf-8")

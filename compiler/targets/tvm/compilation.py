@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 
 DESCRIBE = "describe"
 
@@ -35,6 +35,21 @@ def _pipeline(entries: list[str]) -> Any:
             t.LowerRuntimeBuiltin(),
             t.ComputePrimValue(),
             t.VMShapeLower(),
+            tvm.transform.module_pass(_order_shapes, opt_level=0),
             t.AttachGlobalSymbol(),
         ]
     )
+
+
+def _order_shapes(module: Any, _: Any) -> Any:
+    """Sort the statements of the functions that compute symbolic shapes, one store to a place of its own each.
+
+    VMShapeLower (apache-tvm 0.27) takes them from a table hashed by addresses, so their order, and with it the machine
+    code, changed from run to run. They read only the sizes that were given, never each other.
+    """
+    for variable, function in module.functions.items():
+        computes_shapes = isinstance(function, tirx.PrimFunc) and "tirx.is_host_func" in function.attrs
+        if computes_shapes and isinstance(function.body, tirx.SeqStmt):
+            ordered = sorted(function.body.seq, key=lambda store: int(store.indices[0]))
+            module[variable] = function.with_body(tirx.SeqStmt(ordered))
+    return module

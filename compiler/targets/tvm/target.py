@@ -75,7 +75,7 @@ class TvmTarget:
         weights = 0
         for slot in slots:
             scheme = schemes.get(slot.name, HALF)
-            if slot.kind == "norm":
+            if slot.is_vector:
                 weights += slot.columns * 4
             else:
                 weights += scheme.packed_bytes(slot.rows, slot.columns, scale_bytes)
@@ -87,7 +87,7 @@ class TvmTarget:
 
     def build(self, job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         """Write params.bin, the libraries, the C API and the files that build it; see the module's docstring."""
-        total = sum(s.rows * s.columns for s in job.slots if s.kind != "norm")
+        total = sum(s.rows * s.columns for s in job.slots if not s.is_vector)
         done = 0
 
         def advance(count: int) -> None:
@@ -133,8 +133,9 @@ class TvmTarget:
         total, done = sum(len(m.variants) for m in machines), 0
         built = []
         with tempfile.TemporaryDirectory(prefix="edgewright-") as scratch:
-            progress("compiling kernels", 0, total)
-            objects = workers.compile_variants(job, captured, tensors, machines, description, Path(scratch))
+            arguments = job, captured, tensors, machines, description, Path(scratch)
+            objects = workers.compile_variants(*arguments, progress)
+            progress("compiling kernels", total, total)
             for machine in machines:
                 (folder / machine.name).mkdir()
                 packed: list[Path] = []
@@ -154,7 +155,7 @@ class TvmTarget:
                         }
                     )
                     done += 1
-                    progress("compiling kernels", done, total)
+                    progress("linking", done, total)
                 if packed:
                     link.static_archive(folder / machine.name / "libmodel.a", packed, machine)
         return built

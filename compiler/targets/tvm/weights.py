@@ -50,7 +50,7 @@ def tensors(
     found: list[Tensor] = []
     for members in matrices(job):
         slot, scheme = members[0], job.schemes.get(members[0].name, HALF)
-        if slot.kind == "norm":
+        if slot.is_vector:
             found.append(Tensor(slot.name, "float32", (slot.columns,), _norm(job, slot.name)))
             continue
         rows = sum(s.rows for s in members)

@@ -11,15 +11,14 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import gc
-import mmap
-import multiprocessing
 import shutil
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.targets.base import Job
+from artifacts import Progress, silent
+from compiler.apart import apart
+from compiler.targets.base import Job, bare
 from compiler.targets.tvm.captured import GRAPHS, Graph, PlainNode, capture
 from compiler.targets.tvm.params import Tensor
 from compiler.targets.tvm.triples import Triple, Variant
@@ -37,31 +36,27 @@ class Captured:
 
 def capture_graphs(job: Job) -> Captured:
     """The job's graphs. Raises EdgewrightError for an op that the target does not lower."""
-    found: Captured = _apart(_capture, _bare(job))
+    found: Captured = apart(_capture, bare(job), progress=silent)
     return found
 
 
 def compile_variants(
-    job: Job, captured: Captured, tensors: list[Tensor], machines: list[Triple], description: str, scratch: Path
+    job: Job,
+    captured: Captured,
+    tensors: list[Tensor],
+    machines: list[Triple],
+    description: str,
+    scratch: Path,
+    progress: Progress,
 ) -> Objects:
     """The object files of every variant, by triple and variant name, under `scratch`."""
     shapes = [dataclasses.replace(t, blocks=tuple) for t in tensors]
-    objects: Objects = _apart(_compile, _bare(job), captured.graphs, shapes, machines, description, scratch)
+    arguments = bare(job), captured.graphs, shapes, machines, description, scratch
+    objects: Objects = apart(_compile, *arguments, progress=progress)
     return objects
 
 
-def _bare(job: Job) -> Job:
-    """The job without its weights: neither they nor what reads them travel between processes."""
-    nothing: Any = None
-    return dataclasses.replace(job, weights=nothing)
-
-
-def _apart(function: Any, *arguments: Any) -> Any:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-def _capture(job: Job) -> Captured:
+def _capture(job: Job, _: Progress) -> Captured:
     from compiler.models import decoder
 
     return Captured({graph: capture(job, graph) for graph in GRAPHS}, decoder.rotary_frequencies(job.spec))
@@ -74,18 +69,21 @@ def _compile(
     machines: list[Triple],
     description: str,
     scratch: Path,
+    progress: Progress,
 ) -> Objects:
     import compiler.dialect  # noqa: F401  its ops have to be known before graphs of them are made
     from compiler.targets.tvm.compilation import compile_module
     from compiler.targets.tvm.module import decoder_module
 
     found: Objects = {}
+    total = sum(len(m.variants) for m in machines)
     for isa in dict.fromkeys(v.isa for m in machines for v in m.variants):
         module = decoder_module(job, isa, graphs, tensors, description)
         _give_back()
         for machine in machines:
             for variant in machine.variants:
                 if variant.isa == isa:
+                    progress("compiling kernels", len(found), total)
                     prefix = f"edgewright_{isa.name}_" if machine.container == "archive" else None
                     executable = compile_module(module, machine.target(variant), prefix)
                     found[machine.name, variant.name] = _objects(executable, scratch / machine.name, variant)
@@ -96,17 +94,11 @@ def _compile(
 
 
 def _give_back() -> None:
-    """Return what is not in use to the system: memory that malloc would keep, 70 MB of LLVM's after each variant, and
-    pages of machine code, which come back from their files when they run: 60 MB of PyTorch's never do."""
+    """Return to the system what malloc would keep: 70 MB of LLVM's after each variant."""
     gc.collect()
-    libc, maps = ctypes.CDLL(None), Path("/proc/self/maps")
+    libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
-    for line in maps.read_text(encoding="utf-8").splitlines() if maps.exists() else []:
-        span, permissions, _, _, _, *path = line.split(maxsplit=5)
-        if permissions == "r-xp" and path and path[0].startswith("/"):
-            start, stop = (int(address, 16) for address in span.split("-"))
-            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED)
 
 
 def _objects(executable: Any, folder: Path, variant: Variant) -> list[Path]:

@@ -100,7 +100,7 @@ def test_a_budget_becomes_rules_that_repeat_it(small: Path, tmp_path: Path) -> N
     limited = recipe(small, {"size": "250kB"})
     found = pipeline.quantize(limited, checkpoint, "small", None, tmp_path / "a" / "quantized", silent)
     size = sum(
-        found.assignment.schemes[s.name].packed_bytes(s.rows, s.columns) if s.kind != "norm" else s.columns * 2
+        found.assignment.schemes[s.name].packed_bytes(s.rows, s.columns) if not s.is_vector else s.columns * 2
         for s in found.slots
     )
     assert 230_000 < size <= 250_000

@@ -103,10 +103,10 @@ def test_methods_mix_and_every_slot_is_written(small: Path, quantize: Quantize) 
     )
     checkpoint = Checkpoint(small)
     slots = decoder.slots(decoder.read_spec(checkpoint.config))
-    assert {t.slot for t in evidence.tensors} == {s.name for s in slots if s.kind != "norm" and "o_proj" not in s.name}
+    assert {t.slot for t in evidence.tensors} == {s.name for s in slots if not s.is_vector and "o_proj" not in s.name}
     for slot in slots:
         ours, theirs = packed.rows(slot.name), checkpoint.rows(slot.tensor)
-        exact = slot.kind == "norm" or slot.name.endswith("o_proj")
+        exact = slot.is_vector or slot.name.endswith("o_proj")
         assert np.array_equal(ours, theirs) if exact else 0 < np.abs(ours - theirs).max() < 0.3, slot.name
 
 

@@ -82,7 +82,7 @@ def test_mlx_dequantizes_to_the_shared_weights(
     found = tensors(folder)
     spec, slots, schemes, weights = parts
     for slot in slots:
-        if slot.kind == "norm":
+        if slot.is_vector:
             np.testing.assert_array_equal(np.array(found[f"{slot.name}.weight"]), weights.rows(slot.name))
         else:
             own = dequantized(found, slot.name, schemes[slot.name])
@@ -99,7 +99,7 @@ def test_asymmetric_weights_differ_by_the_rounding_of_a_float16_bias(
     parts = quantized(ministral, Scheme(bits, 32, symmetric=False))
     found = tensors(build(tmp_path / "mlx", ministral, parts))
     for slot in parts[1]:
-        if slot.kind != "norm":
+        if not slot.is_vector:
             own, shared = dequantized(found, slot.name, Scheme(bits, 32)), parts[3].rows(slot.name)
             largest = np.abs(shared).reshape(len(shared), -1, 32).max(-1).repeat(32, -1)
             assert (np.abs(own - shared) <= largest * 2.0**-10).all()
@@ -134,7 +134,7 @@ def anchored(ministral: Path, tmp_path: Path) -> Any:
     checkpoint = Checkpoint(ministral)
     spec = decoder.read_spec(checkpoint.config)
     slots = decoder.slots(spec, list(checkpoint.tensors.names()))
-    schemes = {s.name: Scheme(4, 32, symmetric=False) for s in slots if s.kind != "norm"}
+    schemes = {s.name: Scheme(4, 32, symmetric=False) for s in slots if not s.is_vector}
     folder = tmp_path / "anchored"
     folder.mkdir()
     rounders = dict.fromkeys(schemes, mlx_affine.quantize)
@@ -252,9 +252,9 @@ def test_a_scale_beyond_float16_names_the_tensor(
 def test_what_mlx_has_not_is_refused_with_the_nearest_choice(scheme: Scheme, columns: int, message: str) -> None:
     spec = decoder.read_spec({**MINISTRAL3, "hidden_size": columns})
     slots = [s for s in decoder.slots(spec) if s.columns == columns]
-    schemes = {s.name: scheme for s in slots if s.kind != "norm"}
+    schemes = {s.name: scheme for s in slots if not s.is_vector}
     (found,) = TARGET.refusals(spec, slots, schemes, MlxOptions())
-    names = [s.name for s in slots if s.kind != "norm"]
+    names = [s.name for s in slots if not s.is_vector]
     assert found == f"mlx: {', '.join(names[:3])} and {len(names) - 3} more: {message}"
 
 

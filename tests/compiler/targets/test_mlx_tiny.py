@@ -44,7 +44,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Scheme], tupl
             checkpoint = Checkpoint(TINY)
             spec = decoder.read_spec(checkpoint.config)
             slots = decoder.slots(spec, list(checkpoint.tensors.names()))
-            schemes = {s.name: scheme for s in slots if s.kind != "norm"}
+            schemes = {s.name: scheme for s in slots if not s.is_vector}
             for name in ("packed", "mlx"):
                 (folder / name).mkdir()
             rounders = dict.fromkeys(schemes, mlx_affine.quantize if scheme == ANCHORED else rtn.quantize)

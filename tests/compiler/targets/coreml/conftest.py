@@ -88,7 +88,7 @@ def _make(
     checkpoint = Checkpoint(source)
     spec = decoder.read_spec(checkpoint.config)
     slots = decoder.slots(spec, list(checkpoint.tensors.names()))
-    schemes = {s.name: scheme for s in slots if s.kind != "norm"} | dict(others)
+    schemes = {s.name: scheme for s in slots if not s.is_vector} | dict(others)
     quantized = folder / "quantized"
     quantized.mkdir()
     rounders = dict.fromkeys(schemes, rtn.quantize)

@@ -107,7 +107,7 @@ def test_every_payload_is_the_packed_one_and_the_size_is_theirs(tiny: Built) -> 
     assert verify(open_package(tiny.folder), job.spec, job.schemes, job.weights, job.max_tokens) == 2 * (
         4 * job.spec.layers + 1
     )
-    matrices = [s for s in job.slots if s.kind != "norm"]
+    matrices = [s for s in job.slots if not s.is_vector]
     packed = sum(job.schemes[s.name].packed_bytes(s.rows, s.columns, scale_bytes=2) for s in matrices)
     size = (tiny.folder / "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin").stat().st_size
     assert packed < size <= 1.02 * packed

@@ -54,6 +54,18 @@ def test_apples_package_library_takes_it(built: Built) -> None:
     assert Path(ModelPackage(path).getRootModel().path()).name == "model.mlmodel"
 
 
+def test_coremltools_opens_it_and_leaves_every_byte(artifact: Built) -> None:
+    """It writes Manifest.json anew on opening, in its own order: ours is that one, or every digest check would fail."""
+    from coremltools.models import MLModel
+
+    manifest = artifact.folder / "model.mlpackage" / "Manifest.json"
+    before = manifest.read_bytes()
+    opened = MLModel(str(artifact.folder / "model.mlpackage"), skip_model_load=True)
+    assert opened.get_spec().description.defaultFunctionName == "prefill"
+    assert manifest.read_bytes() == before
+    assert verify(artifact.folder) == []
+
+
 @pytest.mark.parametrize("function", ["prefill", "decode"])
 def test_coremltools_reads_the_same_program_and_weights(built: Built, function: str) -> None:
     """Its loader rebuilds every operation with its type inference, and every constant from the weight file."""

@@ -23,7 +23,7 @@ from tests.compiler.targets.coreml.payloads import open_package
 def refusals(scheme: Scheme, **options: Any) -> list[str]:
     spec = decoder.read_spec(MINISTRAL3)
     slots = decoder.slots(spec)
-    schemes = {s.name: scheme for s in slots if s.kind != "norm"}
+    schemes = {s.name: scheme for s in slots if not s.is_vector}
     return load_target("coreml").refusals(spec, slots, schemes, CoreMLOptions(**options))
 
 

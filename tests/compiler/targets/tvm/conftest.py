@@ -67,7 +67,7 @@ def small_job(folder: Path, source: Path, others: dict[str, Scheme], scheme: Sch
     checkpoint = Checkpoint(source)
     spec = decoder.read_spec(checkpoint.config)
     slots = decoder.slots(spec, list(checkpoint.tensors.names()))
-    schemes = {s.name: others.get(s.name, scheme) for s in slots if s.kind != "norm"}
+    schemes = {s.name: others.get(s.name, scheme) for s in slots if not s.is_vector}
     quantized = folder / "quantized"
     if not quantized.exists():
         quantized.mkdir(parents=True)

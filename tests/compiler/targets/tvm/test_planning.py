@@ -18,7 +18,7 @@ INT4 = Scheme(4, 32)
 def refusals(scheme: Scheme = INT4, options: dict[str, Any] | None = None, **geometry: int) -> list[str]:
     spec = decoder.read_spec({**MINISTRAL3, **geometry})
     slots = decoder.slots(spec)
-    schemes = {s.name: scheme for s in slots if s.kind != "norm"}
+    schemes = {s.name: scheme for s in slots if not s.is_vector}
     return TvmTarget().refusals(spec, slots, schemes, TvmOptions(**(options or {})))
 
 

@@ -69,7 +69,7 @@ def _cell(hidden: int, pixels: int, entry: Entry, schemes: Schemes) -> torch.nn.
             x = edge.linear(flat, ["cell.input"], [hidden], pixels, *scheme_arguments(schemes, "cell.input"))
             h = edge.linear(state, ["cell.recurrent"], [hidden], hidden, *scheme_arguments(schemes, "cell.recurrent"))
             state = torch.tanh(edge.bias(x + h, ["cell.bias"], [hidden], -1))
-            return state * 1.0, state
+            return state * 0.5, state
 
     return Cell()
 

@@ -1,4 +1,4 @@
-"""README.md of a Core ML artifact: what is in it, and Swift code for exactly these functions, features and shapes."""
+"""Of a text package's README: features, and Swift code for exactly these functions, features and shapes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from compiler.targets.base import Job
+    from artifacts.formats.coreml import CoreMLRuntime
+    from compiler.targets.base import BuildJob
 
-_PAGE = Template("""# $name
+_PAGE = Template("""## What is called
 
-A text decoder for Core ML, made by Edgewright: `$model`, with the tokenizer files beside it as swift-transformers
-reads them (`AutoTokenizer.from(modelFolder:)` on this folder). $license_line
+`$model` is a text decoder, with the tokenizer files beside it as swift-transformers reads them
+(`AutoTokenizer.from(modelFolder:)` on this folder).
 
 | | |
 |---|---|
@@ -37,8 +38,8 @@ Add `$model` to the target, or compile it once on the device with `MLModel.compi
 $swift
 ```
 
-Checked on Linux by executing this package operation by operation (`edgewright validate`); `edgewright.json` lists every
-file, and `golden.safetensors` holds what the model must answer.
+Edgewright executes this package on Linux, operation by operation, and compares every answer with PyTorch's. It was run
+on no Apple device, and by no Core ML runtime: speed and memory there are unknown.
 """)
 
 _STATEFUL = Template("""import CoreML
@@ -154,44 +155,45 @@ $choose
 }""")
 
 
-def readme(job: Job, runtime: dict[str, Any], license_: str, units: str) -> str:
-    """The page for one built package; runtime: what the manifest says of it."""
-    spec = job.spec
-    half = runtime["compute"] == "fp16"
+def swift_page(job: BuildJob, runtime: CoreMLRuntime, counts: list[int], units: str) -> str:
+    """The page for one built package; counts: prompt lengths that a call takes, any where there are none."""
+    component = job.model.component("decoder")
+    kv_heads, max_tokens, head_dim = component.states[0].sized({})[1:]
+    vocabulary = component.entry("prefill").outputs[0].shape[-1]
+    functions = list(dict.fromkeys(function.function for function in runtime.functions))
+    half = runtime.compute == "fp16"
     scalar = "Float16" if half else "Float32"
-    counts = runtime["prompt_lengths"]
     values = {
-        "name": job.name,
-        "model": runtime["model"],
-        "license_line": f"Licence: {license_}." if license_ else "Its licence is the checkpoint's.",
-        "minimum": runtime["minimum"].replace("iOS", "iOS "),
-        "max_tokens": job.max_tokens,
-        "functions": ", ".join(f"`{name}`" for name in runtime["functions"]),
-        "prompt_lengths": ", ".join(map(str, counts)) if counts else f"any from 1 to {job.max_tokens}",
-        "cache": "a state of the model" if runtime["cache"] == "state" else "inputs and outputs, passed on by the app",
+        "model": runtime.functions[0].package,
+        "minimum": runtime.minimum.replace("iOS", "iOS "),
+        "max_tokens": max_tokens,
+        "functions": ", ".join(f"`{name}`" for name in functions),
+        "prompt_lengths": ", ".join(map(str, counts)) if counts else f"any from 1 to {max_tokens}",
+        "cache": "a state of the model" if runtime.cache == "state" else "inputs and outputs, passed on by the app",
         "compute": "float16" if half else "float32",
         "units": units,
-        "vocab": spec.vocab,
-        "layers": spec.layers,
-        "kv_heads": spec.kv_heads,
-        "head_dim": spec.head_dim,
+        "vocab": vocabulary,
+        "layers": len(component.states) // 2,
+        "kv_heads": kv_heads,
+        "head_dim": head_dim,
         "scalar": scalar,
         "data_type": "float16" if half else "float32",
         "bytes": 2 if half else 4,
-        "choose": _choice(counts, len(runtime["functions"]) > 1),
+        "choose": _choice(counts, len(functions) > 1),
         "select": (
             "            configuration.functionName = function"
-            if len(runtime["functions"]) > 1
+            if len(functions) > 1
             else "            _ = function  // one function serves both"
         ),
         "models": (
             '        prefill = try load("prefill")\n        decode = try load("decode")'
-            if len(runtime["functions"]) > 1
+            if len(functions) > 1
             else '        prefill = try load("main")\n        decode = prefill'
         ),
     }
-    swift = (_STATEFUL if runtime["cache"] == "state" else _EXPLICIT).substitute(values)
-    return _PAGE.substitute(values, swift=swift, features=_features(job, runtime, scalar))
+    swift = (_STATEFUL if runtime.cache == "state" else _EXPLICIT).substitute(values)
+    features = _features(values, runtime.cache == "state")
+    return _PAGE.substitute(values, swift=swift, features=features).rstrip()
 
 
 def _choice(counts: list[int], decode: bool) -> str:
@@ -207,16 +209,16 @@ def _choice(counts: list[int], decode: bool) -> str:
     )
 
 
-def _features(job: Job, runtime: dict[str, Any], scalar: str) -> str:
-    spec = job.spec
-    cache = f"1 × {spec.kv_heads} × {job.max_tokens} × {spec.head_dim}"
+def _features(values: dict[str, Any], stateful: bool) -> str:
+    cache = f"1 × {values['kv_heads']} × {values['max_tokens']} × {values['head_dim']}"
+    scalar = values["scalar"]
     rows = [
         ("`input_ids`", "1 × length", "Int32", "token ids of this call"),
         ("`position`", "1", "Int32", "position of the first of them: how many tokens the cache holds"),
-        ("`logits`", f"1 × 1 × {spec.vocab}", scalar, "logits of the last position"),
+        ("`logits`", f"1 × 1 × {values['vocab']}", scalar, "logits of the last position"),
     ]
-    names = f"`key_cache_0` … `value_cache_{spec.layers - 1}`"
-    if runtime["cache"] == "state":
+    names = f"`key_cache_0` … `value_cache_{values['layers'] - 1}`"
+    if stateful:
         rows.append((names, cache, "Float16", "states"))
     else:
         rows.append((names, cache, scalar, "inputs; the outputs of the same names with `new_` before them are next"))
