@@ -10,8 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from artifacts.formats.interface import Name
-from artifacts.manifest import RelativePath
+from artifacts.formats.interface import Count, Name
 
 # the node that keeps the last position only; without it a graph gives the entry `SCORE`: outputs of all positions
 LAST_POSITION = "last_position"
@@ -27,11 +26,13 @@ class _Strict(BaseModel):
 class State(_Strict):
     """A state as a graph has it: None where the graph does not read it, or leaves it as it is.
 
-    shared: the graph writes in place, so one buffer may be input and output at once.
+    shape: in the graph, at its largest; heads may be wider there than in the model. shared: the graph writes in place,
+    so one buffer may be input and output at once.
     """
 
     input: str | None
     output: str | None
+    shape: tuple[Count, ...]
     shared: bool
 
 
@@ -51,7 +52,7 @@ class Graph(_Strict):
     tokens: whether its outputs are the last token's or of all; None where entries have no `SCORE` beside them.
     """
 
-    file: RelativePath
+    file: str
     component: Name
     entries: tuple[Name, ...] = Field(min_length=1)
     inputs: dict[Name, str]
@@ -69,7 +70,7 @@ class CacheError(_Strict):
     worst_value_snr_db: float
 
 
-class Runtime(_Strict):
+class OnnxRuntime(_Strict):
     """The `runtime` section of an ONNX package's manifest."""
 
     graphs: tuple[Graph, ...]

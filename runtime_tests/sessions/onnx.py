@@ -66,7 +66,7 @@ class OnnxSession:
     def __init__(self, artifact: Path, manifest: Manifest) -> None:
         self._where = artifact / MANIFEST
         try:
-            self._graphs = formats.Runtime.model_validate(manifest.runtime).graphs
+            self._graphs = formats.OnnxRuntime.model_validate(manifest.runtime).graphs
         except ValidationError as error:
             raise EdgewrightError(f"{self._where}: runtime: {error}") from error
         self._files = {graph.file: payload_file(artifact, graph.file) for graph in self._graphs}
@@ -195,9 +195,8 @@ class OnnxSession:
         if wanted != set(inputs) or not given <= set(outputs):
             differing = sorted((wanted ^ set(inputs)) | (given - set(outputs)))
             raise EdgewrightError(f"{file}: {', '.join(differing)} are not as in {MANIFEST}")
-        shapes = {state.name: state.sized({}) for state in self._components[graph.component].states}
         for name, state in graph.states.items():
-            shape, key = shapes[name], (graph.component, name)
+            shape, key = state.shape, (graph.component, name)
             found = [tensors[at] for at, tensors in ((state.input, inputs), (state.output, outputs)) if at is not None]
             for tensor in found:
                 fits = len(tensor.shape) == len(shape) and tensor.type in _TYPES

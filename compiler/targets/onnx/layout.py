@@ -61,16 +61,17 @@ def lower(job: Job, plan: Plan) -> Lowered:
     low.run(plan.attention.table)
     outputs = _by_port((*entry.outputs, *component.states), list(model.graph.outputs))
     cache = plan.attention.asked({value: name for name, value in inputs.items()})
+    states = [state.name for state in component.states]
     _drop_unused(model.graph, component, inputs, outputs)
     shared = {name for name in inputs if name in outputs and _in_place(inputs[name], outputs[name])}
     _name(plan, inputs, outputs)
+    sizes = {name: value.shape.numpy() for name, value in (outputs | inputs).items() if name in states and value.shape}
     tokens = _tokens(plan, model.graph)
     if plan.finish is not None:
         plan.finish(model.graph)
     NameFixPass()(model)  # a port may be called like a value inside
     for value in low.unused:
         value.name = ""
-    states = [state.name for state in component.states]
     record = formats.Graph(
         file=plan.file,
         component=component.name,
@@ -81,6 +82,7 @@ def lower(job: Job, plan: Plan) -> Lowered:
             name: formats.State(
                 input=inputs[name].name if name in inputs else None,
                 output=outputs[name].name if name in outputs else None,
+                shape=sizes[name],
                 shared=name in shared,
             )
             for name in states
@@ -116,14 +118,15 @@ def _in_place(read: ir.Value, written: ir.Value) -> bool:
 
 
 def _name(plan: Plan, inputs: Values, outputs: Values) -> None:
-    """Names and shapes of inputs and outputs, by their ports."""
-    entry, states = plan.entry, plan.component.states
+    """Names of inputs and outputs, and of their sizes, by their ports; a state's sizes are numbers."""
+    entry = plan.entry
     fixed: dict[int | str, int] = {name: low for name, (low, high) in entry.dimensions.items() if low == high}
-    following = {state.name: f"{state.name}.next" for state in states} | dict(plan.outputs)
+    following = {state.name: f"{state.name}.next" for state in plan.component.states} | dict(plan.outputs)
     for ports, values, names in ((entry.inputs, inputs, plan.inputs), (entry.outputs, outputs, following)):
-        for port in (*ports, *states):
+        for name, value in values.items():
+            value.name = names.get(name, name)
+        for port in ports:
             if port.name in values:
-                values[port.name].name = names.get(port.name, port.name)
                 values[port.name].shape = ir.Shape([fixed.get(size, size) for size in port.shape])
 
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from artifacts import EdgewrightError
 from compiler.slots import Slot
+from compiler.targets.onnx.geometry import block_size
 from compiler.targets.onnx.importer import EDGE, OPSET
 from compiler.targets.onnx.options import OnnxOptions
 from compiler.targets.onnx.weights import Part, Weight
@@ -118,12 +119,19 @@ class Lowering:
         return self.graph.initializers[name]
 
     def weight(
-        self, name: str, dtype: ir.DataType, shape: Sequence[int], part: Part, slots: Sequence[Slot], bits: int = 32
+        self,
+        name: str,
+        dtype: ir.DataType,
+        shape: Sequence[int],
+        part: Part,
+        slots: Sequence[Slot],
+        bits: int = 32,
+        repeated: int = 1,
     ) -> ir.Value:
         """An initializer by name, made once, whose value comes when weights are bound."""
         if name not in self.graph.initializers:
             value = self.graph.initializers[name] = ir.val(name, dtype, shape)
-            self.weights[value] = Weight(part, tuple(slots), bits)
+            self.weights[value] = Weight(part, tuple(slots), bits, repeated)
         return self.graph.initializers[name]
 
     def slots(self, names: Sequence[str]) -> list[Slot]:
@@ -148,28 +156,36 @@ def _x(node: ir.Node) -> ir.Value:
     return value
 
 
-def _grouped(low: Lowering, name: str, slots: list[Slot], a: Mapping[str, Any]) -> list[ir.Value]:
-    """Scales [rows, groups] and, if any, packed zero points, as MatMulNBits and GatherBlockQuantized take them."""
-    rows, groups, bits = sum(slot.rows for slot in slots), a["columns"] // a["group"], a["bits"]
-    found = [low.weight(f"{name}.scales", ir.DataType.FLOAT, [rows, groups], "scales", slots)]
+def _block(low: Lowering, a: Mapping[str, Any]) -> int:
+    size = block_size(a["columns"], a["group"])
+    if size is None:
+        raise low.refuse(f"{a.get('slot') or a['slots'][0]} has groups that no block of MatMulNBits divides")
+    return size
+
+
+def _grouped(low: Lowering, name: str, slots: list[Slot], a: Mapping[str, Any], block: int) -> list[ir.Value]:
+    """Scales [rows, blocks] and, if any, packed zero points, as MatMulNBits and GatherBlockQuantized take them."""
+    rows, blocks, bits = sum(slot.rows for slot in slots), a["columns"] // block, a["bits"]
+    repeated = (a["group"] or a["columns"]) // block
+    found = [low.weight(f"{name}.scales", ir.DataType.FLOAT, [rows, blocks], "scales", slots, repeated=repeated)]
     if not a["symmetric"]:
-        shape = [rows, -(-groups * bits // 8)]
-        found.append(low.weight(f"{name}.zeros", ir.DataType.UINT8, shape, "row_zeros", slots, bits))
+        shape = [rows, -(-blocks * bits // 8)]
+        found.append(low.weight(f"{name}.zeros", ir.DataType.UINT8, shape, "row_zeros", slots, bits, repeated))
     return found
 
 
 def _linear(low: Lowering, node: ir.Node) -> Values:
     a = arguments(node)
-    slots, columns, bits, group = low.slots(a["slots"]), a["columns"], a["bits"], a["group"]
+    slots, columns, bits = low.slots(a["slots"]), a["columns"], a["bits"]
     name, rows = "+".join(a["slots"]), sum(a["rows"])
     if bits == 16:
         return low.op("FusedMatMul", [_x(node), low.values(a["slots"], [rows, columns])], MICROSOFT, transB=1)
-    shape = [rows, columns // group, group * bits // 8]
+    block, level = _block(low, a), low.options.accuracy_level
+    shape = [rows, columns // block, block * bits // 8]
     codes = low.weight(f"{name}.q{bits}", ir.DataType.UINT8, shape, "codes", slots)
-    inputs = [_x(node), codes, *_grouped(low, name, slots, a)]
-    level = low.options.accuracy_level
+    inputs = [_x(node), codes, *_grouped(low, name, slots, a, block)]
     return low.op(
-        "MatMulNBits", inputs, MICROSOFT, K=columns, N=rows, bits=bits, block_size=group, accuracy_level=level
+        "MatMulNBits", inputs, MICROSOFT, K=columns, N=rows, bits=bits, block_size=block, accuracy_level=level
     )
 
 
@@ -178,16 +194,16 @@ def _embedding(low: Lowering, node: ir.Node) -> Values:
     name, rows, columns, bits = a["slot"], a["rows"], a["columns"], a["bits"]
     if bits == 16:
         return low.op("Gather", [low.values([name], [rows, columns]), _x(node)])
-    slots = low.slots([name])
+    slots, block = low.slots([name]), _block(low, a)
     # a tied head reads the same bytes in another shape: a Reshape of it would be folded into a copy in memory
     codes = low.weight(f"{name}.rows", ir.DataType.UINT8, [rows, columns * bits // 8], "codes", slots)
-    scales, *zeros = _grouped(low, name, slots, a)
+    scales, *zeros = _grouped(low, name, slots, a, block)
     return low.op(
         "GatherBlockQuantized",
         [codes, _x(node), scales, *zeros],
         MICROSOFT,
         bits=bits,
-        block_size=a["group"],
+        block_size=block,
         gather_axis=0,
         quantize_axis=1,
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,13 @@ from artifacts.formats import onnx as formats
 from compiler.models.base import Component
 from compiler.slots import HALF, Slot
 from compiler.targets.base import BuildJob, Built, Estimate, Job, copy_tokenizer
-from compiler.targets.onnx.packaging import has_packaging, packaging_of
+from compiler.targets.card import write_card
+from compiler.targets.onnx import generic
+from compiler.targets.onnx.geometry import BLOCKS, block_size, padded_head
+from compiler.targets.onnx.packaging import Packaging
+from compiler.targets.packaging import packaging_of
 
-_GROUPS = (16, 32, 64, 128, 256)
+_PACKAGE = "compiler.targets.onnx"
 
 
 class OnnxTarget:
@@ -31,36 +35,38 @@ class OnnxTarget:
         found = []
         for slot in job.model.slots:
             scheme = job.schemes.get(slot.name, HALF)
-            if scheme.bits != 16 and slot.kind != "convolution" and scheme.group not in _GROUPS:
-                wanted = "one scale per row" if scheme.group == 0 else f"group {scheme.group}"
-                found.append(
-                    f"onnx: {slot.name} has {wanted}; MatMulNBits takes groups of {', '.join(map(str, _GROUPS))}"
+            multiplied = scheme.bits != 16 and slot.kind != "convolution"
+            if multiplied and block_size(slot.columns, scheme.group) is None:
+                wanted = (
+                    f"groups of {scheme.group}" if scheme.group else f"{slot.columns} columns and one scale per row"
                 )
-        if job.options.kv_bits == 8 and not has_packaging(job.model.driver):
-            found.append(
-                f"onnx: kv_bits: 8 is not known for a model that is driven as {job.model.driver!r}; leave it out"
-            )
-        return found
+                found.append(
+                    f"onnx: {slot.name} has {wanted}; MatMulNBits takes groups of {', '.join(map(str, BLOCKS))}, of "
+                    "which none divides them; keep it at bits: 16"
+                )
+        return found + _packaging(job).refusals(job)
 
     def estimate(self, job: Job) -> list[Estimate]:
         """Sizes in bytes; activations are those of the largest call, in float32."""
         return [self._estimate(job, component) for component in job.model.components]
 
     def _estimate(self, job: Job, component: Component) -> Estimate:
+        """Of matrices that only multiply ONNX Runtime makes a packed copy, at least as large."""
         weights = sum(_weight_bytes(job, slot) for slot in component.slots)
-        states = sum(math.prod(state.sized({})) * 4 for state in component.states)
-        tables = 0
+        copied = sum(_weight_bytes(job, slot) for slot in component.slots if slot.kind == "linear")
+        states, tables = component.state_values * 4, 0
         if component.attention is not None:
-            states = states * job.options.kv_bits // 32
-            tables = max(state.sized({})[2] for state in component.states) * component.attention.head_dim * 4
+            have, head = component.attention.head_dim, padded_head(component.attention.head_dim)
+            states = states // have * head * job.options.kv_bits // 32
+            tables = max(state.sized({})[2] for state in component.states) * head * 4
         live = max(component.live(entry, entry.largest()) for entry in component.shipped)
-        return Estimate(component.name, weights + tables, weights, states, live * 4)
+        return Estimate(component.name, weights + tables, weights, states, live * 4, copied)
 
     def check(self, job: Job) -> None:
         """Lower every graph of the package, without weights."""
         from compiler.targets.onnx.layout import lower
 
-        for plan in packaging_of(job.model.driver).plans(job, None):
+        for plan in _packaging(job).plans(job, None):
             lower(job, plan)
 
     def build(self, job: BuildJob, folder: Path, progress: Progress) -> Built:
@@ -70,7 +76,7 @@ class OnnxTarget:
         from compiler.targets.onnx.weights import bind, write_model
         from compiler.targets.tensors import SlotReader
 
-        packaging = packaging_of(job.model.driver)
+        packaging = _packaging(job)
         total = sum(slot.rows * slot.columns for slot in job.model.slots if not slot.is_vector)
         done = 0
 
@@ -104,11 +110,18 @@ class OnnxTarget:
                 worst_key_snr_db=round(min(c.key_snr_db for c in cache), 2),
                 worst_value_snr_db=round(min(c.value_snr_db for c in cache), 2),
             )
-        return Built(formats.Runtime(graphs=tuple(graphs), kv_error=error).model_dump(mode="json"))
+        sections = packaging.sections(job, graphs)
+        write_card(job, folder, runtime="ONNX Runtime", library="onnxruntime", tags=["onnx"], sections=sections)
+        return Built(formats.OnnxRuntime(graphs=tuple(graphs), kv_error=error).model_dump(mode="json"))
 
     def traces(self, job: BuildJob) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
         """None: ONNX Runtime runs the graph as it is written."""
         return iter(())
+
+
+def _packaging(job: Job) -> Packaging:
+    found: Packaging = packaging_of(_PACKAGE, job.model.driver) or generic
+    return found
 
 
 def _weight_bytes(job: Job, slot: Slot) -> int:
@@ -116,7 +129,8 @@ def _weight_bytes(job: Job, slot: Slot) -> int:
     scheme = job.schemes.get(slot.name, HALF)
     if scheme.bits == 16:
         return slot.rows * slot.columns * 4
-    zeros = 0  # DequantizeLinear, which stands before a convolution, wants them of symmetric codes too
-    if slot.kind == "convolution" and scheme.symmetric:
+    if slot.kind == "convolution":  # DequantizeLinear wants zero points of symmetric codes too
         zeros = -(-slot.rows * scheme.groups(slot.columns) * scheme.bits // 8)
-    return scheme.packed_bytes(slot.rows, slot.columns) + zeros
+        return replace(scheme, symmetric=True).packed_bytes(slot.rows, slot.columns) + zeros
+    block = block_size(slot.columns, scheme.group) or scheme.group
+    return replace(scheme, group=block).packed_bytes(slot.rows, slot.columns)

@@ -33,11 +33,15 @@ _INLINE_BYTES = 65536
 
 @dataclass(frozen=True)
 class Weight:
-    """An initializer to come: a part of slots that share a scheme of this many bits."""
+    """An initializer to come: a part of slots that share a scheme of this many bits.
+
+    repeated: how many blocks of a kernel a group is; each has the group's scale and zero point.
+    """
 
     part: Part
     slots: tuple[Slot, ...]
     bits: int
+    repeated: int = 1
 
     @property
     def key(self) -> tuple[str, tuple[str, ...]]:
@@ -77,12 +81,14 @@ def _blocks(weight: Weight, count: int, reader: SlotReader) -> Blocks:
     if weight.part == "codes":
         return reader.codes(weight.slots)
     if weight.part == "scales":
-        return reader.scales(weight.slots)
+        scales = reader.scales(weight.slots)
+        return lambda: (np.repeat(block, weight.repeated, 1) for block in scales())
     if weight.part == "values":
         return reader.values(weight.slots)
     found = reader.zeros(weight.slots)
     zeros = np.zeros(count, np.int8) if found is None else found  # DequantizeLinear has no default for offset codes
-    packed = pack_zero_points(zeros if weight.part == "row_zeros" else zeros.reshape(1, -1), weight.bits)
+    rows = np.repeat(zeros, weight.repeated, 1) if weight.part == "row_zeros" else zeros.reshape(1, -1)
+    packed = pack_zero_points(rows, weight.bits)
     return partial(iter, (packed,))
 
 

@@ -10,15 +10,15 @@ import numpy as np
 import onnx
 import pytest
 
-from artifacts import EdgewrightError, read_manifest, verify
+from artifacts import EdgewrightError, Manifest, read_manifest, verify
 from compiler.models.base import Model, read_model
 from compiler.slots import Scheme
 from device_farm import read_split
 from runtime_tests.drivers.text import Decoder
 from runtime_tests.sessions import make_session
 from runtime_tests.sessions.onnx import OnnxSession, edited_graph
-from tests.compiler.conftest import MINISTRAL3
-from tests.compiler.targets.onnx.packages import build, make_job, opened
+from tests.compiler.conftest import MINISTRAL3, packed
+from tests.compiler.targets.onnx.packages import make_job, opened
 
 VOCAB, MAX_TOKENS = 512, 256
 IDS = np.random.default_rng(3).integers(0, VOCAB, 100)
@@ -32,7 +32,15 @@ def ministral() -> Model:
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shared by all tests: read it, never change it."""
     folder = tmp_path_factory.mktemp("package")
-    return build(make_job(ministral(), folder / "weights", Scheme(4, 32)), folder / "onnx")
+    packed(make_job(ministral(), folder / "weights", Scheme(4, 32)), "onnx", folder / "onnx")
+    return folder / "onnx"
+
+
+def with_text(package: Path, old: str, new: str) -> Manifest:
+    """The package's manifest with another text in it."""
+    text = read_manifest(package).model_dump_json()
+    assert old in text
+    return Manifest.model_validate_json(text.replace(old, new))
 
 
 def decoder(package: Path, *, exact: bool) -> Decoder:
@@ -90,16 +98,10 @@ def test_every_entry_is_called_by_its_ports(package: Path) -> None:
 def test_the_cache_is_in_memory_to_its_end(package: Path) -> None:
     """Memory figures must count the context that was asked for, not the part that a short test touches."""
     positions = 1 << 18
-    manifest = read_manifest(package)
-    (component,) = manifest.components
-    states = tuple(
-        state.model_copy(update={"shape": (*state.shape[:2], positions, state.shape[3])}) for state in component.states
-    )
-    component = component.model_copy(update={"states": states})
-    session = OnnxSession(package, manifest.model_copy(update={"components": (component,)}))
+    session = OnnxSession(package, with_text(package, "[1,2,256,32]", f"[1,2,{positions},32]"))
     before = read_split().anonymous
     session.load()
-    cache = len(states) * 2 * 32 * 4 * positions  # 268 MB, far above what else comes and goes
+    cache = 4 * 2 * 32 * 4 * positions  # 268 MB, far above what else comes and goes
     assert 0.8 * cache < read_split().anonymous - before < 1.2 * cache
 
 
@@ -131,7 +133,8 @@ def test_edits_reach_every_node_and_leave_the_package_alone(package: Path) -> No
 
 def test_a_package_that_gives_all_logits(tmp_path: Path) -> None:
     job = make_job(ministral(), tmp_path / "weights", Scheme(4, 32), logits="all")
-    found = decoder(build(job, tmp_path / "onnx"), exact=True)
+    packed(job, "onnx", tmp_path / "onnx")
+    found = decoder(tmp_path / "onnx", exact=True)
     logits = found.logits(IDS)
     np.testing.assert_allclose(found.prefill(IDS[:50]), logits[49], atol=1e-4)
     np.testing.assert_allclose(found.decode(int(IDS[50])), logits[50], atol=1e-4)
@@ -167,10 +170,9 @@ def test_a_manifest_that_contradicts_the_package_is_refused(
 
 
 def test_a_state_of_another_shape_than_the_graphs_is_refused(package: Path) -> None:
-    text = read_manifest(package).model_dump_json()
-    manifest = type(read_manifest(package)).model_validate_json(text.replace("[1,2,256,32]", "[1,4,256,32]"))
+    session = OnnxSession(package, with_text(package, "[1,2,256,32]", "[1,4,256,32]"))
     with pytest.raises(EdgewrightError, match=r"past_key_values\.0\.key is tensor\(float\) .*, not as in edgewright"):
-        OnnxSession(package, manifest).load()
+        session.load()
 
 
 def test_an_unknown_target_has_no_session(package: Path) -> None:

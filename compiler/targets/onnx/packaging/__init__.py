@@ -1,12 +1,8 @@
-"""What ecosystems want of a package: one module for each driver, found by the driver's name.
-
-A module has the functions of `Packaging`. Only here may the target know what a model is for.
-"""
+"""What ecosystems demand of a package, a file for each driver; for a driver without one, `generic.py` has the same
+functions. Only here may the target know what a model is for."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -19,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class Packaging(Protocol):
-    """A module of this folder, or `generic.py` for a driver that has none."""
+    """A module of this folder, or `generic.py`."""
+
+    def refusals(self, job: Job) -> list[str]:
+        """What of a job the layout cannot express, one sentence each. Imports no framework."""
 
     def plans(self, job: Job, cache: Sequence[CacheScales] | None) -> list[Plan]:
         """The graph files of the package. cache: what `measured` found, None for caches in float32."""
@@ -30,13 +29,5 @@ class Packaging(Protocol):
     def write(self, job: BuildJob, folder: Path, graphs: Sequence[formats.Graph]) -> None:
         """The files beside the graphs."""
 
-
-def has_packaging(driver: str) -> bool:
-    return importlib.util.find_spec(f"{__name__}.{driver}") is not None
-
-
-def packaging_of(driver: str) -> Packaging:
-    """That of a driver, or the generic one."""
-    name = f"{__name__}.{driver}" if has_packaging(driver) else "compiler.targets.onnx.generic"
-    found: Packaging = importlib.import_module(name)
-    return found
+    def sections(self, job: BuildJob, graphs: Sequence[formats.Graph]) -> list[str]:
+        """Of README.md: how an app loads and calls the package."""

@@ -12,12 +12,11 @@ import pytest
 from artifacts import read_manifest
 from compiler.models.base import read_model
 from compiler.slots import Scheme
-from compiler.targets import load_target
 from runtime_tests.drivers.text import Decoder
 from tests.bench.synthetic import ROOT
-from tests.compiler.conftest import MINISTRAL3
+from tests.compiler.conftest import MINISTRAL3, packed
 
-from .packages import build, make_job, opened
+from .packages import make_job, opened
 
 TINY = ROOT / "recipes" / "checkpoints" / "tiny-ministral3"
 
@@ -30,8 +29,8 @@ def test_an_int8_cache_is_close_and_exact_mode_has_none(tmp_path: Path, granular
         options = {"kv_bits": bits, "kv_scales": granularity, "accuracy_level": 0, "logits": "all"}
         job = make_job(model, tmp_path / f"weights-{bits}", Scheme(8, 32), **options)
         shutil.copyfile(TINY / "tokenizer.json", job.source / "tokenizer.json")
-        load_target("onnx").check(job)
-        packages[bits] = build(job, tmp_path / str(bits))
+        packages[bits] = tmp_path / str(bits)
+        packed(job, "onnx", packages[bits])
     graph = onnx.load(packages[8] / "model.onnx", load_external_data=False).graph
     caches = [v for v in (*graph.input, *graph.output) if v.name.startswith(("past", "present"))]
     assert {v.type.tensor_type.elem_type for v in caches} == {onnx.TensorProto.INT8} and len(caches) == 8

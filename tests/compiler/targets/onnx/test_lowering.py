@@ -17,13 +17,13 @@ import torch
 from artifacts import EdgewrightError
 from compiler.dialect import edge
 from compiler.models.base import Component, Entry, Heads, Model, Port
-from compiler.slots import Scheme, Slot
+from compiler.slots import HALF, Scheme, Slot
 from compiler.targets import load_target
+from tests.compiler.conftest import Reference, packed
 
-from .packages import TOLERANCE, Reference, build, make_job, opened
+from .packages import TOLERANCE, make_job, opened
 
 HEADS, KV_HEADS, HEAD_DIM, LENGTH = 4, 2, 16, 64
-WIDTH = (HEADS + 2 * KV_HEADS) * HEAD_DIM
 SCHEME = (4, 16, True)
 
 
@@ -57,33 +57,34 @@ def one(
     return Model("test", (part,), "none", {}, {})
 
 
-def frequencies(base: float) -> list[float]:
-    return [base ** (-2 * i / HEAD_DIM) for i in range(HEAD_DIM // 2)]
+def frequencies(base: float, head_dim: int = HEAD_DIM) -> list[float]:
+    return [base ** (-2 * i / head_dim) for i in range(head_dim // 2)]
 
 
-def attentions(*layers: tuple[list[float], float], beta: float = 0.0) -> Model:
+def attentions(*layers: tuple[list[float], float], beta: float = 0.0, head_dim: int = HEAD_DIM) -> Model:
     """Attention after attention, each with frequencies and a factor of its own."""
+    width, columns = (HEADS + 2 * KV_HEADS) * head_dim, HEADS * head_dim
 
     def function(x: torch.Tensor, positions: torch.Tensor, *caches: torch.Tensor) -> tuple[torch.Tensor, ...]:
         written: list[torch.Tensor] = []
         for at, (inverse, factor) in enumerate(layers):
             cos, sin = edge.rotary(positions, inverse, factor)
-            qkv = edge.linear(x, [f"in.{at}"], [WIDTH], HEADS * HEAD_DIM, *SCHEME)
+            qkv = edge.linear(x, [f"in.{at}"], [width], columns, 16, 0, True)
             pair = caches[2 * at : 2 * at + 2]
             x, key, value = edge.attention(
-                qkv, cos, sin, positions, *pair, HEADS, KV_HEADS, HEAD_DIM, HEAD_DIM**-0.5, beta, 16
+                qkv, cos, sin, positions, *pair, HEADS, KV_HEADS, head_dim, head_dim**-0.5, beta, 16
             )
             written += [key, value]
         return x, *written
 
-    tokens = (1, "tokens", HEADS * HEAD_DIM)
+    tokens = (1, "tokens", columns)
     return one(
         function,
-        tuple(Slot(f"in.{at}", f"in.{at}.weight", WIDTH, HEADS * HEAD_DIM, "linear") for at in range(len(layers))),
+        tuple(Slot(f"in.{at}", f"in.{at}.weight", width, columns, "linear") for at in range(len(layers))),
         (Port("x", "float32", tokens), Port("positions", "int64", (1, "tokens"), LENGTH, True)),
         (Port("y", "float32", tokens),),
-        tuple(Port(f"cache_{at}", "float32", (1, KV_HEADS, LENGTH, HEAD_DIM)) for at in range(2 * len(layers))),
-        Heads(HEADS, KV_HEADS, HEAD_DIM),
+        tuple(Port(f"cache_{at}", "float32", (1, KV_HEADS, LENGTH, head_dim)) for at in range(2 * len(layers))),
+        Heads(HEADS, KV_HEADS, head_dim),
         {"tokens": (1, LENGTH)},
     )
 
@@ -91,8 +92,9 @@ def attentions(*layers: tuple[list[float], float], beta: float = 0.0) -> Model:
 def test_layers_may_turn_by_other_frequencies_or_not_at_all(tmp_path: Path) -> None:
     zeros = [0.0] * (HEAD_DIM // 2)
     model = attentions((frequencies(100.0), 1.5), (zeros, 1.0), (frequencies(1e4), 1.0), (frequencies(100.0), 1.5))
-    job = make_job(model, tmp_path / "weights", Scheme(*SCHEME), accuracy_level=0)
-    package = build(job, tmp_path / "package")
+    job = make_job(model, tmp_path / "weights", HALF)
+    package = tmp_path / "package"
+    packed(job, "onnx", package)
     graph = onnx.load(package / "part.run.onnx", load_external_data=False).graph
     turning = [
         a.i for n in graph.node if n.op_type == "GroupQueryAttention" for a in n.attribute if a.name == "do_rotary"
@@ -103,15 +105,55 @@ def test_layers_may_turn_by_other_frequencies_or_not_at_all(tmp_path: Path) -> N
 
 
 def test_queries_are_scaled_by_their_positions(tmp_path: Path) -> None:
-    job = make_job(attentions((frequencies(100.0), 1.0), beta=0.5), tmp_path / "weights", Scheme(*SCHEME))
-    _same_answers(job, build(job, tmp_path / "package"), (20, 1, 30))
+    job = make_job(attentions((frequencies(100.0), 1.0), beta=0.5), tmp_path / "weights", HALF)
+    packed(job, "onnx", tmp_path / "package")
+    _same_answers(job, tmp_path / "package", (20, 1, 30))
+
+
+@pytest.mark.parametrize("head_dim", [2, 20, 24])
+def test_heads_of_a_size_that_the_kernel_does_not_take_are_filled_with_zeros(tmp_path: Path, head_dim: int) -> None:
+    layers = (frequencies(100.0, head_dim), 1.0), ([0.0] * (head_dim // 2), 1.0)
+    job = make_job(attentions(*layers, beta=0.5, head_dim=head_dim), tmp_path / "weights", HALF)
+    states = packed(job, "onnx", tmp_path / "package").runtime["graphs"][0]["states"]  # type: ignore[index, call-overload]
+    padded = 16 if head_dim < 16 else 32
+    assert {tuple(state["shape"]) for state in states.values()} == {(1, KV_HEADS, LENGTH, padded)}
+    _same_answers(job, tmp_path / "package", (20, 1, 30))
+    (estimate,) = load_target("onnx").estimate(job)
+    assert estimate.state_bytes == 4 * KV_HEADS * LENGTH * padded * 4
+
+
+@pytest.mark.parametrize("scheme", [Scheme(4, 0), Scheme(8, 0, False), Scheme(4, 48, False)], ids=str)
+def test_groups_that_the_kernel_does_not_have_become_blocks_that_it_has(tmp_path: Path, scheme: Scheme) -> None:
+    rows, columns = 24, 96
+    form = (scheme.bits, scheme.group, scheme.symmetric)
+
+    def function(ids: torch.Tensor) -> tuple[torch.Tensor]:
+        return (edge.linear(edge.embedding(ids, "w", rows, columns, *form), ["w"], [rows], columns, *form),)
+
+    model = one(
+        function,
+        (Slot("w", "w", rows, columns, "embedding"),),
+        (Port("ids", "int64", (1, 5), below=rows),),
+        (Port("y", "float32", (1, 5, rows)),),
+    )
+    job = make_job(model, tmp_path / "weights", scheme)
+    package = tmp_path / "package"
+    packed(job, "onnx", package)
+    ids = np.array([[0, 5, 23, 5, 11]])
+    found = opened(package).call("part", "run", ids=ids)["y"]
+    np.testing.assert_allclose(found, Reference(job).call("part", "run", ids=ids)["y"], atol=TOLERANCE)
+    tensors = onnx.load(package / "part.run.onnx", load_external_data=False).graph.initializer
+    (estimate,) = load_target("onnx").estimate(job)
+    stored = {t.name: int(e.value) for t in tensors for e in t.external_data if e.key == "length"}
+    assert estimate.weight_bytes == sum(size for name, size in stored.items() if not name.endswith(".rows"))
 
 
 def _same_answers(job: Any, package: Path, lengths: tuple[int, ...]) -> None:
     session, reference = opened(package), Reference(job)
+    columns = job.model.slots[0].columns
     random, done = np.random.default_rng(3), 0
     for count in lengths:
-        x = random.standard_normal((1, count, HEADS * HEAD_DIM)).astype(np.float32)
+        x = random.standard_normal((1, count, columns)).astype(np.float32)
         given = {"x": x, "positions": np.arange(done, done + count)[None]}
         expected = reference.call("part", "run", **given)["y"]
         np.testing.assert_allclose(session.call("part", "run", **given)["y"], expected, atol=TOLERANCE)
@@ -119,8 +161,9 @@ def _same_answers(job: Any, package: Path, lengths: tuple[int, ...]) -> None:
 
 
 def test_a_cache_has_an_end_and_positions_count_on(tmp_path: Path) -> None:
-    job = make_job(attentions((frequencies(100.0), 1.0)), tmp_path / "weights", Scheme(*SCHEME))
-    session = opened(build(job, tmp_path / "package"))
+    job = make_job(attentions((frequencies(100.0), 1.0)), tmp_path / "weights", HALF)
+    packed(job, "onnx", tmp_path / "package")
+    session = opened(tmp_path / "package")
     x = np.zeros((1, 2, HEADS * HEAD_DIM), np.float32)
     with pytest.raises(EdgewrightError, match=f"2 tokens after {LENGTH - 1} do not fit the context of {LENGTH}"):
         session.call("part", "run", x=x, positions=np.array([[LENGTH - 1, LENGTH]]))
@@ -141,7 +184,8 @@ def test_a_bias_joins_a_quantized_matmul_and_is_an_addition_elsewhere(tmp_path: 
     slots += [Slot(name, name, 1, count, "bias") for name, count in (("one", rows - 8), ("two", 8), ("tokens", 5))]
     model = one(function, tuple(slots), (Port("x", "float32", (1, 5, columns)),), outputs)
     job = make_job(model, tmp_path / "weights", Scheme(*SCHEME), {"b": Scheme(16, 0)}, accuracy_level=0)
-    package = build(job, tmp_path / "package")
+    package = tmp_path / "package"
+    packed(job, "onnx", package)
     kinds = [node.op_type for node in onnx.load(package / "part.run.onnx", load_external_data=False).graph.node]
     assert kinds == ["MatMulNBits", "FusedMatMul", "Add", "Add"]
     x = np.random.default_rng(0).standard_normal((1, 5, columns)).astype(np.float32)
@@ -173,7 +217,8 @@ def test_convolutions_of_any_rank_with_steps_gaps_and_groups(
     )
     job = make_job(model, tmp_path / "weights", Scheme(bits, 16 if bits < 16 else 0))
     x = np.random.default_rng(0).standard_normal((1, inputs, *[size] * rank)).astype(np.float32)
-    found = opened(build(job, tmp_path / "package")).call("part", "run", x=x)["y"]
+    packed(job, "onnx", tmp_path / "package")
+    found = opened(tmp_path / "package").call("part", "run", x=x)["y"]
     np.testing.assert_allclose(found, Reference(job).call("part", "run", x=x)["y"], atol=TOLERANCE)
 
 
@@ -193,7 +238,8 @@ def test_ports_may_be_called_like_values_inside_and_leave_a_graph_twice(tmp_path
         (ports["moves"], ports["stays"], ports["val_0"]),
     )
     job = make_job(model, tmp_path / "weights", Scheme(*SCHEME), accuracy_level=0)
-    package = build(job, tmp_path / "package")
+    package = tmp_path / "package"
+    packed(job, "onnx", package)
     names = {value.name for value in onnx.load(package / "part.run.onnx", load_external_data=False).graph.input}
     assert names == {"linear", "moves", "val_0"}
     session, reference = opened(package), Reference(job)

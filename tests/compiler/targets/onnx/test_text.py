@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,15 +21,17 @@ from compiler import dialect
 from compiler.models.base import Model, read_model
 from compiler.slots import HALF, Scheme
 from compiler.targets import load_target
-from compiler.targets.base import BuildJob
+from compiler.targets.base import BuildJob, Job
 from compiler.targets.onnx.external import ExternalData
 from compiler.targets.onnx.options import OnnxOptions
 from compiler.targets.onnx.weights import pack_zero_points
+from tests.bench.synthetic import ROOT
 from tests.compiler.conftest import MINISTRAL3
 
 from .packages import make_job
 
 TABLE = "model.embed_tokens"
+TINY = ROOT / "recipes" / "checkpoints" / "tiny-ministral3"
 
 
 def ministral(max_tokens: int = 256, **changes: Any) -> Model:
@@ -193,9 +196,14 @@ def test_zero_points_fill_bytes_row_by_row() -> None:
     np.testing.assert_array_equal(pack_zero_points(zeros, 8), [[120, 135, 128]])
 
 
-def test_group_sizes_the_kernel_does_not_have_are_refused(tmp_path: Path) -> None:
-    refusals = load_target("onnx").refusals(make_job(ministral(), tmp_path / "weights", Scheme(4, 0)))
-    assert refusals[0].startswith("onnx: model.embed_tokens has one scale per row; MatMulNBits takes groups of 16, 32")
+def test_groups_that_no_block_of_the_kernel_divides_are_refused() -> None:
+    model = ministral(hidden_size=56)
+    schemes = {slot.name: Scheme(4, 0) for slot in model.slots if not slot.is_vector}
+    refusals = load_target("onnx").refusals(Job("t", model, schemes, OnnxOptions()))
+    assert refusals[0] == (
+        "onnx: model.embed_tokens has 56 columns and one scale per row; MatMulNBits takes groups of 16, 32, 64, 128, "
+        "256, of which none divides them; keep it at bits: 16"
+    )
 
 
 def test_the_estimate_is_what_is_written(tmp_path: Path) -> None:
@@ -211,3 +219,21 @@ def test_the_estimate_is_what_is_written(tmp_path: Path) -> None:
     assert estimate.state_bytes == 2 * 2 * 2 * 256 * 32 * 4
     (small,) = load_target("onnx").estimate(replace(job, options=OnnxOptions(kv_bits=8)))
     assert small.state_bytes * 4 == estimate.state_bytes
+
+
+def test_the_readme_is_a_program_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """With the shipped tokenizer, whose vocabulary the model has."""
+    job = make_job(ministral(max_tokens=32, vocab_size=4096), tmp_path / "weights", Scheme(4, 32))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(TINY / name, job.source / name)
+    folder = build(tmp_path / "onnx", job)
+    text = (folder / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(folder)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert found["generator"].token_count() == 32 or found["generator"].get_next_tokens()[0] == 2
+    begin = found["tokenizer"].encode("def main").tolist()
+    assert begin[0] == 1 and len(begin) > 1  # the token that begins a text
+    for value in onnx.load(folder / "model.onnx", load_external_data=False).graph.input:
+        assert f"`{value.name}`" in text or value.name.startswith("past_key_values.")
