@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-
 from typing import TYPE_CHECKING
 
 from artifacts.formats import onnx as formats
@@ -15,12 +14,20 @@ from compiler.targets.base import BuildJob, Job
 if TYPE_CHECKING:
     from compiler.targets.onnx.layout import Plan
 
+LIBRARY = "onnxruntime"
+TOKENIZER_OPTIONS: dict[str, str] = {}
+
 
 def refusals(job: Job) -> list[str]:
     """See `packaging.Packaging`; nobody knows what to feed an unknown model with, to measure its caches."""
     if job.options.kv_bits == 32:
         return []
     return [f"onnx: kv_bits: 8 is not known for a model that is driven as {job.model.driver!r}; leave it out"]
+
+
+def multiplied(job: Job) -> frozenset[str]:
+    """None that could be known before the graph is."""
+    return frozenset()
 
 
 def plans(job: Job, cache: Sequence[CacheScales] | None) -> list[Plan]:

@@ -10,7 +10,7 @@ from typing import Any
 from artifacts import Progress
 from artifacts.formats import onnx as formats
 from compiler.models.base import Component
-from compiler.slots import HALF, Slot
+from compiler.slots import HALF, Scheme, Slot
 from compiler.targets.base import BuildJob, Built, Estimate, Job, copy_tokenizer
 from compiler.targets.card import write_card
 from compiler.targets.onnx import generic
@@ -51,9 +51,9 @@ class OnnxTarget:
         return [self._estimate(job, component) for component in job.model.components]
 
     def _estimate(self, job: Job, component: Component) -> Estimate:
-        """Of matrices that only multiply ONNX Runtime makes a packed copy, at least as large."""
         weights = sum(_weight_bytes(job, slot) for slot in component.slots)
-        copied = sum(_weight_bytes(job, slot) for slot in component.slots if slot.kind == "linear")
+        also = _packaging(job).multiplied(job)
+        copied = sum(_copied_bytes(job, s) for s in component.slots if s.kind == "linear" or s.name in also)
         states, tables = component.state_values * 4, 0
         if component.attention is not None:
             have, head = component.attention.head_dim, padded_head(component.attention.head_dim)
@@ -89,6 +89,7 @@ class OnnxTarget:
         if job.options.kv_bits == 8:
             progress("measuring the cache", 0, 1)
             cache = packaging.measured(job)
+            progress("measuring the cache", 1, 1)
         reader = SlotReader(job.weights, advance)
         data: dict[str, ExternalData] = {}
         graphs = []
@@ -111,8 +112,10 @@ class OnnxTarget:
                 worst_value_snr_db=round(min(c.value_snr_db for c in cache), 2),
             )
         sections = packaging.sections(job, graphs)
-        write_card(job, folder, runtime="ONNX Runtime", library="onnxruntime", tags=["onnx"], sections=sections)
-        return Built(formats.OnnxRuntime(graphs=tuple(graphs), kv_error=error).model_dump(mode="json"))
+        write_card(job, folder, runtime="ONNX Runtime", library=packaging.LIBRARY, tags=["onnx"], sections=sections)
+        asked = packaging.TOKENIZER_OPTIONS
+        runtime = formats.OnnxRuntime(graphs=tuple(graphs), kv_error=error, genai_tokenizer_options=asked)
+        return Built(runtime.model_dump(mode="json"))
 
     def traces(self, job: BuildJob) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
         """None: ONNX Runtime runs the graph as it is written."""
@@ -132,5 +135,18 @@ def _weight_bytes(job: Job, slot: Slot) -> int:
     if slot.kind == "convolution":  # DequantizeLinear wants zero points of symmetric codes too
         zeros = -(-slot.rows * scheme.groups(slot.columns) * scheme.bits // 8)
         return replace(scheme, symmetric=True).packed_bytes(slot.rows, slot.columns) + zeros
-    block = block_size(slot.columns, scheme.group) or scheme.group
-    return replace(scheme, group=block).packed_bytes(slot.rows, slot.columns)
+    return _in_blocks(slot, scheme).packed_bytes(slot.rows, slot.columns)
+
+
+def _copied_bytes(job: Job, slot: Slot) -> int:
+    """Of a matrix as MatMulNBits packs it when a graph is loaded: codes, and a float32 scale and a float32 sum for each
+    block; at 16 bits float32 values."""
+    scheme = job.schemes.get(slot.name, HALF)
+    if scheme.bits == 16:
+        return slot.rows * slot.columns * 4
+    return slot.rows * (slot.columns * scheme.bits // 8 + 8 * _in_blocks(slot, scheme).groups(slot.columns))
+
+
+def _in_blocks(slot: Slot, scheme: Scheme) -> Scheme:
+    """The scheme with the kernel's blocks for groups."""
+    return replace(scheme, group=block_size(slot.columns, scheme.group) or scheme.group)

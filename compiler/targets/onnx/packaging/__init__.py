@@ -15,10 +15,19 @@ if TYPE_CHECKING:
 
 
 class Packaging(Protocol):
-    """A module of this folder, or `generic.py`."""
+    """A module of this folder, or `generic.py`.
+
+    LIBRARY: what loads the package, by the Hub's name. TOKENIZER_OPTIONS: what an app has to ask genai's tokenizer for.
+    """
+
+    LIBRARY: str
+    TOKENIZER_OPTIONS: dict[str, str]
 
     def refusals(self, job: Job) -> list[str]:
         """What of a job the layout cannot express, one sentence each. Imports no framework."""
+
+    def multiplied(self, job: Job) -> frozenset[str]:
+        """Slots other than linear ones that a matrix multiplication reads too."""
 
     def plans(self, job: Job, cache: Sequence[CacheScales] | None) -> list[Plan]:
         """The graph files of the package. cache: what `measured` found, None for caches in float32."""

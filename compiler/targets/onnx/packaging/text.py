@@ -11,16 +11,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from artifacts.formats import onnx as formats
+from compiler.models.decoder import head_slot, read_spec
 from compiler.quantize import kv
 from compiler.quantize.kv import CacheScales
 from compiler.targets.base import BuildJob, Job
 from compiler.targets.onnx.geometry import padded_head
+from compiler.targets.onnx.packaging import readme
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -28,32 +29,22 @@ if TYPE_CHECKING:
     from compiler.targets.onnx.layout import Plan
 
 MODEL, DATA, CONFIG = "model.onnx", "model.onnx.data", "genai_config.json"
+LIBRARY = "onnxruntime-genai"
+# no file of the package can make genai's tokenizer add a text's first token: the app has to ask for it
+TOKENIZER_OPTIONS = {"add_special_tokens": "true"}
 _MASK, _POSITIONS = "attention_mask", "position_ids"
 _PAST, _PRESENT = "past_key_values.{}.{}", "present.{}.{}"
 _BATCH = 1 << 20
-_CALLING = Template("""## onnxruntime-genai
-
-```python
-import onnxruntime_genai as og
-
-model = og.Model(".")
-tokenizer = og.Tokenizer(model)
-tokenizer.update_options(add_special_tokens="true")  # without it, a text's first special token is left out
-parameters = og.GeneratorParams(model)
-parameters.set_search_options(max_length=$limit)
-generator = og.Generator(model, parameters)
-generator.append_tokens(tokenizer.encode("def main"))
-while not generator.is_done():
-    generator.generate_next_token()
-    print(tokenizer.decode(generator.get_next_tokens()), end="")
-```
-
-Edgewright runs the package with onnxruntime on the CPU of a Linux computer. It was run on no phone.""")
 
 
 def refusals(job: Job) -> list[str]:
     """None."""
     return []
+
+
+def multiplied(job: Job) -> frozenset[str]:
+    """A tied head: the embedding, read as a matrix."""
+    return frozenset([head_slot(read_spec(dict(job.model.config)))])
 
 
 def plans(job: Job, cache: Sequence[CacheScales] | None) -> list[Plan]:
@@ -107,7 +98,6 @@ def plans(job: Job, cache: Sequence[CacheScales] | None) -> list[Plan]:
 
 def measured(job: BuildJob) -> list[CacheScales]:
     """On calibration text, or on random tokens where the checkpoint has no tokenizer."""
-    from compiler.models.decoder import read_spec
     from compiler.quantize.calibration import calibration_tokens
     from recipes.schema import Calibration
 
@@ -171,29 +161,4 @@ def genai_config(job: Job, graph: formats.Graph) -> dict[str, Any]:
 
 def sections(job: BuildJob, graphs: Sequence[formats.Graph]) -> list[str]:
     """How the two runtimes load and call the package."""
-    (graph,), (decoder,) = graphs, job.model.components
-    constants: Any = job.model.constants
-    state = graph.states[decoder.states[0].name]
-    cache = [f"{size:,}" for size in state.shape]
-    kind = "int8" if job.options.kv_bits == 8 else "float32"
-    rows = [
-        "| `input_ids` | int64 [batch, sequence] | the tokens of this call |",
-        f"| `{_MASK}` | int64 [batch, total] | 1 for every token so far, this call's among them |",
-    ]
-    if "positions" in graph.inputs:
-        rows.append(f"| `{_POSITIONS}` | int64 [batch, sequence] | how many tokens stand before each |")
-    rows += [
-        f"| `{_PAST.format('N', 'key')}`, `.value` | {kind} [batch, {cache[1]}, past, {cache[3]}] | layer N's cache |",
-        f"| `{_PRESENT.format('N', 'key')}`, `.value` | the same with total | the cache after the call |",
-        f"| `logits` | float32 [batch, {1 if job.options.logits == 'last' else 'sequence'}, {constants['vocab_size']:,}] "
-        f"| of {'the last token' if job.options.logits == 'last' else 'every token'} |",
-    ]
-    calling = _CALLING.substitute(limit=constants["max_tokens"])
-    table = "\n".join(["| | | |", "|---|---|---|", *rows])
-    return [
-        calling,
-        f"## onnxruntime alone\n\n`{MODEL}` is one graph for prompts and single tokens; its weights are mapped from "
-        f"`{DATA}` beside it.\n\n{table}\n\nPast and present may be one buffer [1, {', '.join(cache[1:])}], bound as "
-        f"input and output both: keys and values are then written in place. The context ends at "
-        f"{constants['max_tokens']:,} tokens, prompt and answer together.",
-    ]
+    return readme.sections(job, graphs[0])
