@@ -1,22 +1,29 @@
-"""Artifacts: the manifest, and how a folder gets its place. Imports nothing of ours; every other room may import it."""
+"""Artifacts: the manifest, figures and checks, and how a folder gets its place.
+
+Imports nothing of ours; every other room may import it.
+"""
 
 from .errors import EdgewrightError, GateFailed, MissingTool
+from .figures import Check, Figure, checked, passes, ran_here
 from .manifest import (
     MANIFEST,
-    Figure,
     Manifest,
     ManifestDraft,
     Problem,
+    ValidationRecord,
     read_manifest,
     require_intact,
     verify,
     write_manifest,
 )
+from .paths import user_path
 from .progress import Progress, silent
-from .store import staged
+from .scratch import scratch_folder
+from .store import make_folder, record_validation, refuse_foreign, staged
 
 __all__ = [
     "MANIFEST",
+    "Check",
     "EdgewrightError",
     "Figure",
     "GateFailed",
@@ -25,10 +32,19 @@ __all__ = [
     "MissingTool",
     "Problem",
     "Progress",
+    "ValidationRecord",
+    "checked",
+    "make_folder",
+    "passes",
+    "ran_here",
     "read_manifest",
+    "record_validation",
+    "refuse_foreign",
     "require_intact",
+    "scratch_folder",
     "silent",
     "staged",
+    "user_path",
     "verify",
     "write_manifest",
 ]

@@ -1,8 +1,8 @@
-"""edgewright.json: what an artifact is, which files it consists of, and how every figure in it was obtained.
+"""edgewright.json: what an artifact is, which files it consists of, and what its last validations found.
 
 What lives here: the strict schema, writing and reading it, hashing files, and checking a folder against its manifest.
-What does not: how a folder gets built and put in place (``store.py``) and what the files mean to a runtime
-(``runtime_tests``).
+What does not: how a folder gets built and put in place, and a verdict written into it (``store.py``), and what the
+files mean to a runtime (``runtime_tests``).
 
 A manifest is untrusted input: it may come from a download. No path in it can leave the artifact's folder, no link is
 followed, and ``payload_file`` is the only way in which a name from ``runtime`` becomes a path.
@@ -20,8 +20,11 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from .documents import DocumentError, parse_json, read_bytes
 from .errors import EdgewrightError
+from .figures import Check, Figure
 from .formats.interface import Component, Driver
+from .paths import user_path
 from .progress import Progress, silent
 
 SCHEMA_VERSION: Final = 1
@@ -61,7 +64,7 @@ class FileEntry(_Strict):
 
 
 class RecipeEntry(_Strict):
-    """The recipe an artifact was built from: its name and the sha256 of its canonical form."""
+    """A recipe: its name and the sha256 of its canonical form, with this artifact's target as its only one."""
 
     name: str
     digest: Sha256
@@ -95,23 +98,24 @@ class QuantizationGroup(_Strict):
     bytes: Size
 
 
-Obtained = Literal["measured", "emulated", "modelled", "declared"]
+class ValidationRecord(_Strict):
+    """One validation of these very files: its verdict, when (UTC, ISO 8601), where, and every check.
+
+    ``limits``: the recipe whose limits were applied; None: the golden vectors' tolerances and the phones' own limits.
+    ``failed_steps``: what did not end by itself, such as a runtime that crashed. ``verdict`` is "not assessed" where
+    every phone that was asked for is of a platform that cannot run the artifact.
+    """
+
+    verdict: Literal["passed", "failed", "not assessed"]
+    created: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00$")]
+    host: str
+    edgewright: str
+    limits: RecipeEntry | None
+    checks: tuple[Check, ...]
+    failed_steps: tuple[str, ...] = ()
 
 
-class Figure(_Strict):
-    """A number that says how it was obtained. A modelled one carries its error band (low, high), in its own unit."""
-
-    name: str
-    value: bool | int | float | str
-    unit: str
-    obtained: Obtained
-    band: tuple[float, float] | None = None
-
-    @model_validator(mode="after")
-    def _modelled_has_band(self) -> Figure:
-        if (self.obtained == "modelled") != (self.band is not None):
-            raise ValueError(f"figure {self.name}: a modelled figure, and only that, carries its band")
-        return self
+Standing = Literal["passed", "failed", "not assessed", "not validated"]
 
 
 class ManifestDraft(_Strict):
@@ -132,9 +136,13 @@ class ManifestDraft(_Strict):
 
 
 class Manifest(ManifestDraft):
-    """The manifest as it is written: the draft and every file of the folder except edgewright.json itself."""
+    """The manifest as it is written: the draft and every file of the folder except edgewright.json itself.
+
+    ``validations`` holds the last one by a recipe's limits and the last one without; a new build has none.
+    """
 
     files: tuple[FileEntry, ...]
+    validations: tuple[ValidationRecord, ...] = ()
 
     @model_validator(mode="after")
     def _paths_are_distinct(self) -> Manifest:
@@ -149,6 +157,23 @@ class Manifest(ManifestDraft):
     def total_bytes(self) -> int:
         """Size of all files in bytes, without edgewright.json."""
         return sum(entry.size for entry in self.files)
+
+    @property
+    def verdict(self) -> Standing:
+        """failed if any of the recorded validations failed, else passed if one passed."""
+        found = {record.verdict for record in self.validations}
+        order: tuple[Standing, ...] = ("failed", "passed", "not assessed")
+        return next((word for word in order if word in found), "not validated")
+
+    @property
+    def identity(self) -> str:
+        """sha256 in hex of all that was built: the manifest without what was found out about it later."""
+        content = self.model_dump(mode="json", exclude={"validations"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def text(self) -> str:
+        """The content of edgewright.json."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 class Problem(_Strict):
@@ -178,10 +203,10 @@ def sha256_file(
 def write_manifest(folder: Path, draft: ManifestDraft, progress: Progress = silent) -> Manifest:
     """Hash every file in ``folder``, then write edgewright.json, last and atomically. Links are refused."""
     found = {name: info for name, info in _walk(folder) if name != MANIFEST}
-    total, done = sum(info.st_size for info in found.values()), 0
+    total, done = sum(info.st_size for info in found.values() if info), 0
     entries = []
     for name, info in found.items():
-        if not stat.S_ISREG(info.st_mode):
+        if info is None or not stat.S_ISREG(info.st_mode):
             raise EdgewrightError(
                 f"{folder / name}: an artifact holds regular files only; remove the link or special file"
             )
@@ -189,10 +214,9 @@ def write_manifest(folder: Path, draft: ManifestDraft, progress: Progress = sile
         entries.append(FileEntry(path=name, size=info.st_size, sha256=digest))
         done += info.st_size
     manifest = Manifest(files=tuple(entries), **{name: getattr(draft, name) for name in ManifestDraft.model_fields})
-    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     aside = folder / f".{MANIFEST}.{os.getpid()}"
     try:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(manifest.text(), encoding="utf-8")
         aside.replace(folder / MANIFEST)
     finally:
         aside.unlink(missing_ok=True)
@@ -201,25 +225,26 @@ def write_manifest(folder: Path, draft: ManifestDraft, progress: Progress = sile
 
 def read_manifest(folder: Path) -> Manifest:
     """Read and validate ``folder``/edgewright.json; EdgewrightError names the file, the field and what to do."""
-    path = folder / MANIFEST
-    if not folder.is_dir():
-        raise EdgewrightError(f"{folder}: no such artifact folder")
-    if not path.is_file() or path.is_symlink():
-        if (folder / _FIRST_MANIFEST).is_file() and not path.exists():
-            raise EdgewrightError(f"{folder}: holds a {_FIRST_MANIFEST} and no {MANIFEST}: {_REBUILD}")
+    path = user_path(folder, "ARTIFACT") / MANIFEST
+    try:
+        if not stat.S_ISDIR(os.stat(folder).st_mode):
+            raise NotADirectoryError
+        found = {name for name in (MANIFEST, _FIRST_MANIFEST) if os.path.lexists(folder / name)}
+    except (FileNotFoundError, NotADirectoryError):
+        raise EdgewrightError(f"{folder}: no such artifact folder") from None
+    except OSError as error:
+        raise EdgewrightError(f"{folder}: cannot be read ({error.strerror}); check the path and its rights") from error
+    if found == {_FIRST_MANIFEST}:
+        raise EdgewrightError(f"{folder}: holds a {_FIRST_MANIFEST} and no {MANIFEST}: {_REBUILD}")
+    if not found:
         raise EdgewrightError(
             f"{folder}: not an Edgewright artifact, it holds no {MANIFEST}; build one with `edgewright run`"
         )
     try:
-        if path.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise EdgewrightError(f"{path}: larger than {_MAX_MANIFEST_BYTES >> 20} MiB, this is no manifest of ours")
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text)
-    except OSError as error:
-        raise EdgewrightError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
-    except (ValueError, RecursionError) as error:
-        raise EdgewrightError(f"{path}: corrupt JSON ({error}); {_REBUILD}") from error
-    version = data.get("schema_version") if isinstance(data, dict) else None
+        raw = read_bytes(path, _MAX_MANIFEST_BYTES, links=False)
+        version = parse_json(raw, str(path)).get("schema_version")
+    except DocumentError as error:
+        raise EdgewrightError(f"{error}; {_REBUILD}") from error
     if type(version) is not int:
         raise EdgewrightError(f"{path}: no schema_version; {_REBUILD}")
     if version > SCHEMA_VERSION:
@@ -227,7 +252,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path}: schema version {version} is newer than this Edgewright reads ({SCHEMA_VERSION}); upgrade it"
         )
     try:
-        return Manifest.model_validate_json(text, strict=True)
+        return Manifest.model_validate_json(raw, strict=True)
     except ValidationError as error:
         raise EdgewrightError(f"{path}: {_first_errors(error)}; {_REBUILD}") from error
 
@@ -240,9 +265,7 @@ def verify(folder: Path, progress: Progress = silent) -> list[Problem]:
     manifest = read_manifest(folder)
     found = {name: info for name, info in _walk(folder) if name != MANIFEST}
     listed = {entry.path: entry for entry in manifest.files}
-    problems = [
-        Problem(path=name, kind="extra", message="not listed in the manifest") for name in found if name not in listed
-    ]
+    problems = [_unlisted(name, info) for name, info in found.items() if name not in listed]
     total, done = manifest.total_bytes, 0
     for name, entry in listed.items():
         problem = _compare(folder, entry, found.get(name), progress, done, total)
@@ -280,6 +303,13 @@ def payload_file(folder: Path, name: str) -> Path:
 _REBUILD = "build the artifact again or fetch it anew"
 
 
+def _unlisted(name: str, info: os.stat_result | None) -> Problem:
+    path = os.fsencode(name).decode("utf-8", "replace")
+    if info is None:
+        return Problem(path=path, kind="unreadable", message="a folder that cannot be listed")
+    return Problem(path=path, kind="extra", message="not listed in the manifest")
+
+
 def _compare(
     folder: Path, entry: FileEntry, info: os.stat_result | None, progress: Progress, done: int, total: int
 ) -> Problem | None:
@@ -300,15 +330,24 @@ def _compare(
     return None
 
 
-def _walk(folder: Path, prefix: str = "") -> Iterator[tuple[str, os.stat_result]]:
-    """Every entry that is not a real folder, sorted, with its lstat; a linked folder is an entry, never walked into."""
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda item: item.name):
-            name = prefix + entry.name
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(Path(entry.path), name + "/")
-            else:
-                yield name, entry.stat(follow_symlinks=False)
+def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result | None]]:
+    """Every entry that is not a real folder, sorted, with its lstat; a linked folder is an entry, never walked into.
+
+    A folder that cannot be listed is an entry with None.
+    """
+    waiting = [""]
+    while waiting:
+        prefix = waiting.pop()
+        try:
+            with os.scandir(os.path.join(folder, prefix)) as found:
+                entries = sorted(found, key=lambda item: item.name)
+            folders = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+            files = [(prefix + entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+        except OSError:
+            yield prefix.rstrip("/") or ".", None
+            continue
+        yield from ((name, info) for name, info in files if not stat.S_ISDIR(info.st_mode))
+        waiting += [f"{prefix}{name}/" for name in reversed(folders)]
 
 
 def _first_errors(error: ValidationError) -> str:

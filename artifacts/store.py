@@ -1,17 +1,18 @@
 """Putting an artifact's folder in place, all or nothing.
 
-What lives here: the staging folder, the atomic replacement, cleaning up after killed runs, and the messages for
-places that cannot be written. What does not: what an artifact contains (``manifest.py`` checks that).
+What lives here: the staging folder, the atomic replacement, writing a verdict into a manifest, cleaning up after
+killed runs, and the messages for places that cannot be written. What does not: what an artifact contains
+(``manifest.py`` checks that).
 
 Names beside ``<out>/<target>/``: ``.<target>.partial-<pid>`` while it is written, ``.<target>.old-<pid>`` for the
-moment in which it is replaced. Their owner holds a lock on them, so that leftovers of a killed process are told from
-a run that is still going, also when the process id was given out again.
+moment in which it is replaced, ``.<target>.manifest-<pid>`` for the moment in which its manifest is. The owner of the
+folders holds a lock on them, so that leftovers of a killed process are told from a run that is still going, also when
+the process id was given out again; a manifest is written under the lock of the folder that they all lie in.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,9 +20,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import EdgewrightError
-from .manifest import MANIFEST, read_manifest
+from .locks import lock, locked
+from .manifest import MANIFEST, Manifest, ValidationRecord, read_manifest
 
 _IGNORED = frozenset({MANIFEST, ".DS_Store"})
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
@@ -38,11 +41,11 @@ def staged(final: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
             ``final`` holds something that is not an artifact, or files that Edgewright did not put there.
     """
     final = Path(os.path.abspath(final))
-    _refuse_foreign(final)
+    refuse_foreign(final)
+    make_folder(final.parent)
     with _explained(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
         partial = final.parent / f".{final.name}.partial-{os.getpid()}"
-        with _locked(final.parent, wait=True):
+        with locked(final.parent):
             _clean(final)
             free = shutil.disk_usage(final.parent).free
             if needed_bytes > free:
@@ -51,7 +54,7 @@ def staged(final: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
                 partial.mkdir()
             except FileExistsError:
                 raise EdgewrightError(f"{final}: is being built by this very process; wait for it to finish") from None
-            lock = _lock(partial)
+            held = lock(partial)
     try:
         with _explained(final):
             yield partial
@@ -62,28 +65,73 @@ def staged(final: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
             _replace(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
+        if held is not None:
+            os.close(held)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder with its parents. EdgewrightError when the system refuses, whatever the reason."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = "cannot be written" if error.errno in _FORBIDDEN else "no folder can be made there"
+        raise EdgewrightError(f"{folder}: {what} ({error}); choose another --out") from error
+
+
+def record_validation(folder: Path, validated: Manifest, record: ValidationRecord) -> Manifest:
+    """Write what a validation of ``validated`` found into ``folder``'s manifest, atomically, and return that manifest.
+
+    It takes the place of the record by the same limits. Raises EdgewrightError when the artifact was replaced since,
+    or when the manifest cannot be written; the manifest stays as it was.
+    """
+    folder = Path(os.path.realpath(folder))
+    aside = folder.parent / f".{folder.name}.manifest-{os.getpid()}"
+    try:
+        with locked(folder.parent):
+            _clean_manifests(folder)
+            current = read_manifest(folder)
+            if current.identity != validated.identity:
+                raise EdgewrightError(f"{folder}: was replaced while it was validated; validate it again")
+            others = [item for item in current.validations if (item.limits is None) != (record.limits is None)]
+            updated = current.model_copy(update={"validations": (*others, record)})
+            descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            try:
+                with open(descriptor, "w", encoding="utf-8") as file:
+                    file.write(updated.text())
+                    file.flush()
+                    os.fsync(descriptor)
+                aside.replace(folder / MANIFEST)
+            finally:
+                aside.unlink(missing_ok=True)
+            _sync_folder(folder)
+    except OSError as error:
+        raise EdgewrightError(f"{folder / MANIFEST}: the verdict cannot be written ({error.strerror})") from error
+    return updated
 
 
 def _replace(partial: Path, final: Path) -> None:
     """Rename into place. After a kill between the two renames, ``_clean`` of the next run puts the earlier one back."""
     old = final.parent / f".{final.name}.old-{os.getpid()}"
-    with _locked(final.parent, wait=True):
-        if replacing := final.exists():
-            final.rename(old)
+    with locked(final.parent):
+        replacing = final.exists()
         try:
-            partial.rename(final)
-        except OSError:
             if replacing:
+                final.rename(old)
+            partial.rename(final)
+        finally:  # an error, or a signal between the two
+            if replacing and not final.exists():
                 old.rename(final)
-            raise
     _sync_folder(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
+def refuse_foreign(final: Path) -> None:
+    """EdgewrightError unless ``final`` can be replaced: nothing, or an artifact in which every file is listed."""
+    with _explained(Path(os.path.abspath(final))):
+        _refuse_foreign(final)
+
+
 def _refuse_foreign(final: Path) -> None:
-    """Nothing but an earlier artifact may be replaced, and only if every file in it is listed in its manifest."""
     if not os.path.lexists(final):
         return
     advice = "move it away or choose another --out"
@@ -103,7 +151,11 @@ def _refuse_foreign(final: Path) -> None:
 
 
 def _clean(final: Path) -> None:
-    """Remove leftovers of dead runs for ``final``; an artifact moved aside and never replaced goes back in place."""
+    """Remove leftovers of dead runs for ``final``; an artifact moved aside and never replaced goes back in place.
+
+    The caller holds the lock of the folder that ``final`` lies in.
+    """
+    _clean_manifests(final)
     with os.scandir(final.parent) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
     for name in names:
@@ -112,39 +164,24 @@ def _clean(final: Path) -> None:
             if not (name.startswith(prefix) and name[len(prefix) :].isdigit()):
                 continue
             path = final.parent / name
-            lock = _lock(path)
-            if lock is None:
+            held = lock(path)
+            if held is None:
                 continue
             if kind == "old" and not final.exists() and (path / MANIFEST).is_file():
                 path.rename(final)
             else:
                 shutil.rmtree(path, ignore_errors=True)
-            os.close(lock)
+            os.close(held)
 
 
-def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the lock of ``folder``; None when another one does, or the file system has no locks."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-@contextmanager
-def _locked(folder: Path, *, wait: bool) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(descriptor)
+def _clean_manifests(final: Path) -> None:
+    """Remove what a writer of the manifest left: whoever holds the lock of the folder around it is the only one."""
+    prefix = f".{final.name}.manifest-"
+    with os.scandir(final.parent) as entries:
+        names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+    for name in names:
+        if name.startswith(prefix) and name[len(prefix) :].isdigit():
+            (final.parent / name).unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:
@@ -177,6 +214,11 @@ def _explained(final: Path) -> Iterator[None]:
         raise
     except Exception as error:
         code = _errno(error)
+        if code == errno.EFBIG:
+            raise EdgewrightError(
+                f"{final}: a file became larger than this process may write ({error}); nothing half-written is left "
+                "behind; raise the limit (ulimit -f)"
+            ) from error
         if code in (errno.ENOSPC, errno.EDQUOT):
             free = _free_bytes(final.parent)
             raise EdgewrightError(
@@ -184,7 +226,7 @@ def _explained(final: Path) -> Iterator[None]:
                 "behind; free some space or choose another --out"
             ) from error
         writing = isinstance(error, OSError) and _is_below(error.filename, final.parent)
-        if writing and code in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if writing and code in _FORBIDDEN:
             raise EdgewrightError(f"{final.parent}: cannot be written ({error}); choose another --out") from error
         if writing and code in (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP):
             raise EdgewrightError(f"{final}: no folder can be made there ({error}); choose another --out") from error
@@ -197,8 +239,9 @@ def _errno(error: BaseException) -> int | None:
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno is not None:
             return seen.errno
-        if os.strerror(errno.ENOSPC) in str(seen):
-            return errno.ENOSPC
+        for code in (errno.ENOSPC, errno.EFBIG):
+            if os.strerror(code) in str(seen):
+                return code
         seen = seen.__cause__
     return None
 

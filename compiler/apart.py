@@ -17,12 +17,11 @@ import pickle
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from artifacts import EdgewrightError, Progress
+from artifacts import EdgewrightError, Progress, scratch_folder
 
 _TAIL = 2000
 _NOT_NEEDED = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -35,15 +34,15 @@ def apart(function: Callable[..., Any], *arguments: Any, progress: Progress) -> 
     EdgewrightError, EdgewrightError when the system killed it, RuntimeError with the end of its output when it ends in
     any other way. On an exception here, Ctrl-C included, the process is killed.
     """
-    with tempfile.TemporaryDirectory(prefix="edgewright-") as scratch:
-        log = Path(scratch) / "log"
+    with scratch_folder() as scratch:
+        log = scratch / "log"
         with log.open("wb") as errors:
             child = subprocess.Popen(
                 [sys.executable, "-m", __name__],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=_environment(scratch),
+                env=_environment(str(scratch)),
             )
             try:
                 kind, value = _exchange(child, (function, arguments), progress)

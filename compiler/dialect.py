@@ -23,18 +23,24 @@ values into the caches [batch, kv_heads, max_tokens, head_dim] at `positions` an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from compiler.checkpoint import row_blocks
+from compiler.matmul import linear
 from compiler.slots import Weights
+from compiler.tensors import row_blocks
 
 _weights: ContextVar[Weights | None] = ContextVar("weights", default=None)
 _dtype: ContextVar[torch.dtype] = ContextVar("dtype", default=torch.float32)
+_workers: ContextVar[ThreadPoolExecutor | None] = ContextVar("workers", default=None)
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 _SCHEME = "int bits, int group, bool symmetric"
 
 _library = torch.library.Library("edge", "DEF")
@@ -69,22 +75,60 @@ def weights(table: Weights, dtype: torch.dtype = torch.float32) -> Iterator[None
         _dtype.reset(tokens[1])
 
 
-def _rows(slot: str, start: int = 0, stop: int | None = None) -> Tensor:
+@contextmanager
+def workers(count: int) -> Iterator[None]:
+    """Let `count` threads share row blocks and attention heads between them, each computing in one thread.
+
+    A product that torch's threads share can differ with their number; so done it cannot, and the blocks' weights are
+    decoded at the same time. Nothing else in the process should compute meanwhile.
+    """
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        token = _workers.set(pool)
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            _workers.reset(token)
+            torch.set_num_threads(threads)
+
+
+def each(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    """Results of `work` in order, by the threads of `workers` where there are some. They see no `weights`."""
+    pool = _workers.get()
+    return map(work, items) if pool is None else pool.map(work, items)
+
+
+def _table() -> Weights:
     table = _weights.get()
     if table is None:
         raise RuntimeError("edge ops compute only inside `with dialect.weights(table):`")
-    return torch.from_numpy(table.rows(slot, start, stop))
+    return table
+
+
+def _rows(slot: str, start: int = 0, stop: int | None = None) -> Tensor:
+    return torch.from_numpy(_table().rows(slot, start, stop))
+
+
+def product(x: Tensor, rows: Tensor) -> Tensor:
+    """x @ rowsᵀ in the dtype of x, float32 or float64. rows: float32 [rows, columns]."""
+    return linear(x, rows) if x.dtype == torch.float32 else torch.nn.functional.linear(x, rows.to(x.dtype))
 
 
 @torch.library.impl(_library, "linear", "CPU")
 def _linear(x: Tensor, slots: list[str], rows: list[int], columns: int, *scheme: object) -> Tensor:
-    out = x.new_empty((*x.shape[:-1], sum(rows)))
-    base = 0
+    out, table = x.new_empty((*x.shape[:-1], sum(rows))), _table()
+    blocks, base = [], 0
     for slot, count in zip(slots, rows, strict=True):
-        for start, stop in row_blocks(count, columns):
-            block = _rows(slot, start, stop)
-            out[..., base + start : base + stop] = torch.nn.functional.linear(x, block.to(x.dtype))
+        blocks += [(slot, start, stop, base) for start, stop in row_blocks(count, columns)]
         base += count
+
+    def multiply(block: tuple[str, int, int, int]) -> None:
+        slot, start, stop, base = block
+        out[..., base + start : base + stop] = product(x, torch.from_numpy(table.rows(slot, start, stop)))
+
+    for _ in each(multiply, blocks):
+        pass
     return out
 
 
@@ -182,17 +226,22 @@ def _attention(
     keys, values = key_cache[:, :, :used].to(q.dtype), value_cache[:, :, :used].to(q.dtype)
     out = torch.empty_like(q.transpose(1, 2))
     shared = heads // kv_heads
-    for b in range(batch):  # by sequence and key-value head: scores are the largest tensor of a long prefill
-        for h in range(kv_heads):
-            group = slice(h * shared, (h + 1) * shared)
-            out[b : b + 1, group] = torch.nn.functional.scaled_dot_product_attention(
-                q[b : b + 1, :, group].transpose(1, 2),
-                keys[b : b + 1, h : h + 1],
-                values[b : b + 1, h : h + 1],
-                attn_mask=causal[b : b + 1],
-                scale=scale,
-                enable_gqa=True,
-            )
+
+    def attend(at: tuple[int, int]) -> None:
+        b, h = at
+        group = slice(h * shared, (h + 1) * shared)
+        out[b : b + 1, group] = torch.nn.functional.scaled_dot_product_attention(
+            q[b : b + 1, :, group].transpose(1, 2),
+            keys[b : b + 1, h : h + 1],
+            values[b : b + 1, h : h + 1],
+            attn_mask=causal[b : b + 1],
+            scale=scale,
+            enable_gqa=True,
+        )
+
+    # by sequence and key-value head: scores are the largest tensor of a long prefill
+    for _ in each(attend, [(b, h) for b in range(batch) for h in range(kv_heads)]):
+        pass
     return out.transpose(1, 2).reshape(batch, length, heads * head_dim), key_cache, value_cache
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from compiler.models.base import Component, Entry
 from compiler.slots import Schemes
 
 if TYPE_CHECKING:
+    import torch
     from torch.export import ExportedProgram
 
 Node = Any
@@ -46,3 +49,78 @@ def capture(
             tensors = tuple(torch.zeros(p.sized(example), dtype=getattr(torch, p.dtype)) for p in ports)
         shapes = tuple({at: free[d] for at, d in enumerate(p.shape) if d in free} for p in ports)
         return torch.export.export(Flat(), tensors, dynamic_shapes=(shapes,))
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A captured module: its operations in the order in which they run, its inputs in that of `forward`'s arguments,
+    and the tensors that it holds itself (tables, masks; never weights)."""
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[Node, ...]
+    constants: dict[Node, torch.Tensor]
+
+
+def operations(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Captured:
+    """Capture a module of edge ops at the shapes of `inputs`, for calibration to walk through.
+
+    What an operation gives apart is taken apart right behind it, and a norm that adds first is an addition and a norm,
+    so that every value is one tensor and every state of a residual stream is among them.
+    """
+    import torch
+    from torch.export.graph_signature import InputKind
+
+    with torch.no_grad():
+        exported = torch.export.export(module, inputs)
+    graph, signature = exported.graph, exported.graph_signature
+    for node in [n for n in graph.nodes if op_name(n) == "edge::add_rms_norm"]:
+        _split_sum(graph, node)
+    for node in [n for n in graph.nodes if n.target is operator.getitem]:
+        node.args[0].append(node)
+    places = {node.name: node for node in graph.nodes if node.op == "placeholder"}
+    found: list[Node] = []
+    constants: dict[Node, torch.Tensor] = {}
+    for spec in signature.input_specs:
+        node = places[spec.arg.name]
+        if spec.kind is InputKind.USER_INPUT:
+            found.append(node)
+        else:
+            held = {**exported.state_dict, **exported.constants}
+            constants[node] = held[spec.target]
+    nodes = tuple(node for node in graph.nodes if node.op == "call_function")
+    return Captured(nodes, tuple(found), constants)
+
+
+def _split_sum(graph: torch.fx.Graph, node: Node) -> None:
+    """Replace add_rms_norm by what it stands for."""
+    import torch
+
+    x, residual, slot, columns, eps = node.args
+    with graph.inserting_before(node):
+        total = graph.call_function(torch.ops.aten.add.Tensor, (x, residual))
+        normed = graph.call_function(torch.ops.edge.rms_norm.default, (total, slot, columns, eps))
+    total.meta["val"], normed.meta["val"] = node.meta["val"][1], node.meta["val"][0]
+    for part in list(node.users):
+        part.replace_all_uses_with((normed, total)[part.args[1]])
+        graph.erase_node(part)
+    graph.erase_node(node)
+
+
+def op_name(node: Node) -> str:
+    """The name of a node's operation with its namespace, as in "edge::linear"; of what is no torch operation, ""."""
+    schema = getattr(node.target, "_schema", None)
+    return "" if schema is None else str(schema.name)
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """The arguments of an operation by name."""
+    names = [argument.name for argument in node.target._schema.arguments]
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def slots_of(node: Node) -> tuple[str, ...]:
+    """The slots that a node reads, in order."""
+    if not op_name(node).startswith("edge::"):
+        return ()
+    found = arguments(node)
+    return (*((found["slot"],) if "slot" in found else ()), *found.get("slots", ()))

@@ -1,13 +1,11 @@
 """The compiler, as one page: checkpoint → quantized weights → one package for each target, with its golden vectors.
 
-Takes recipes and folders, never phone profiles, and runs no artifact. Stages are resumable: quantized weights whose
-key (checkpoint files, rules) is unchanged are used again.
+Takes recipes and folders, never phone profiles, and runs no artifact. Stages are resumable: quantized weights and
+golden vectors whose key (`keys.py`) is unchanged are used again.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
 import shutil
@@ -18,18 +16,30 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from artifacts import MANIFEST, EdgewrightError, ManifestDraft, Progress, read_manifest, staged, write_manifest
+from artifacts import (
+    MANIFEST,
+    EdgewrightError,
+    Manifest,
+    ManifestDraft,
+    Progress,
+    read_manifest,
+    staged,
+    write_manifest,
+)
+from artifacts.formats.vectors import GOLDEN
 from artifacts.manifest import CheckpointEntry, CheckpointFile, QuantizationGroup, RecipeEntry, sha256_file
-from compiler import golden, targets
+from compiler import golden, keys, targets
 from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
 from compiler.models.decoder import DecoderSpec
-from compiler.quantize import budget, evidence, methods
+from compiler.quantize import budget, evidence, runner
 from compiler.quantize.calibration import calibration_file, calibration_tokens
-from compiler.quantize.packed import PackedWeights
-from compiler.quantize.rules import Assignment, assign, options_of
+from compiler.quantize.packed import PackedWeights, write_config
+from compiler.quantize.rules import Assignment, assign
 from compiler.slots import HALF, Scheme, Slot, Weights
-from compiler.targets.base import Job, copy_tokenizer
+from compiler.targets.base import TOKENIZER_FILES, Job, copy_tokenizer
+from compiler.text import text_file
+from compiler.tokenizer import check_tokenizer
 from recipes.schema import Calibration, Recipe
 
 FAMILY = "decoder"
@@ -38,13 +48,18 @@ _TOOLS = ("edgewright", "torch", "transformers", "onnx", "onnxruntime", "coremlt
 
 @dataclass(frozen=True)
 class TargetPlan:
-    """What a target would come to, from the geometry alone; sizes in bytes. `refused` says why it cannot be built."""
+    """What a target would come to, from the geometry alone; sizes in bytes. `refused` says why it cannot be built.
+
+    app_bytes: what an app ships of the files, on each platform that runs them.
+    """
 
     target: str
     file_bytes: int
     weight_bytes: int
     kv_bytes: int
     activation_bytes: int
+    app_bytes: dict[str, int]
+    copied_bytes: int
     refused: str | None = None
 
 
@@ -60,6 +75,7 @@ class Quantized:
     checkpoint: CheckpointEntry
     groups: tuple[QuantizationGroup, ...]
     digest: str
+    held_out: golden.HeldOut
 
     @property
     def unfused(self) -> list[list[str]]:
@@ -89,10 +105,17 @@ def plan(recipe: Recipe, config: Mapping[str, Any]) -> list[TargetPlan]:
                 estimate.weight_bytes,
                 estimate.kv_bytes,
                 estimate.activation_bytes,
+                estimate.app_bytes,
+                estimate.copied_bytes,
                 refused,
             )
         )
     return plans
+
+
+def known_positions(config: Mapping[str, Any]) -> int:
+    """The longest context that a checkpoint knows. Raises EdgewrightError when its config is of no known family."""
+    return decoder.read_spec(dict(config)).max_positions
 
 
 def _check_context(recipe: Recipe, spec: DecoderSpec) -> None:
@@ -114,45 +137,109 @@ def quantize(
     _check_context(recipe, spec)
     slots = decoder.slots(spec, checkpoint.names())
     _check_shapes(checkpoint, slots)
+    check_tokenizer(checkpoint.path, spec.vocab)
     calibration = recipe.quantize.calibration or Calibration()
     text = calibration_file(calibration, recipe.resolve(calibration.text))
     assignment = assign(recipe.quantize.rules, slots)
+    looks = recipe.quantize.budget is not None or runner.calibrates(assignment)
+    held_out = golden.held_out(_quality_text(recipe, text, looks), checkpoint.path, spec, recipe.context.max_tokens)
+    files = keys.CheckpointFiles(checkpoint, out.parent)
     chosen = None
     if recipe.quantize.budget is not None:
-        chosen = _within_budget(recipe, checkpoint, spec, slots, text, out.parent, progress)
+        chosen = _within_budget(recipe, checkpoint, spec, slots, text, files, out.parent, progress)
         assignment = assign(budget.rules_of(chosen, assignment), slots)
     for name, options in recipe.targets.items():
         if refusals := targets.load_target(name).refusals(spec, slots, assignment.schemes, options):
             raise EdgewrightError("; ".join(refusals))
 
-    key = _key(calibration, text, checkpoint, assignment)
-    groups = _groups(slots, assignment)
-    if not _finished(out, key):
-        needed = sum(g.bytes for g in groups)
-        work = out.parent / f".calibration-{key[:16]}"
-        config = text_config(checkpoint)
-        with staged(out, needed_bytes=needed) as partial, ThreadPoolExecutor(1) as pool:
-            files = pool.submit(_hash_files, checkpoint)
-            found = methods.run(checkpoint, spec, slots, assignment, calibration, text, partial, work, config, progress)
+    calibrated = runner.calibrates(assignment)
+    looked_at = _looked_at(calibration, text, checkpoint, spec) if calibrated else None
+
+    groups, config = _groups(slots, assignment), text_config(checkpoint)
+    beside = keys.digest(config, keys.file_digests(checkpoint.path, TOKENIZER_FILES))
+
+    def drafted(found: tuple[CheckpointFile, ...], made_by: dict[str, str], weights: str) -> ManifestDraft:
+        key = keys.weights(found, checkpoint, spec, assignment, looked_at)
+        return ManifestDraft(
+            created_by=made_by,
+            recipe=RecipeEntry(name=recipe.name, digest=recipe.digest),
+            target="checkpoint",
+            family=FAMILY,
+            checkpoint=CheckpointEntry(source=source, revision=revision, files=found),
+            quantization=groups,
+            runtime={"key": key, "beside": beside},
+            weights_digest=weights,
+        )
+
+    earlier = _earlier(out)
+    known = None
+    if earlier is not None or calibrated:  # a key is needed before there is work beside which to hash
+        known = files.remembered() or files.read()
+    draft = known and earlier and drafted(known, earlier.created_by, earlier.weights_digest)
+    if draft and earlier and earlier.runtime.get("key") == draft.runtime["key"]:
+        if any(getattr(earlier, field) != value for field, value in draft):
+            _renew(out, earlier, draft, config, assignment, checkpoint.path)
+    else:
+        work = out.parent / f".calibration-{keys.weights(known or (), checkpoint, spec, assignment, looked_at)[:16]}"
+        with staged(out, needed_bytes=sum(g.bytes for g in groups)) as partial, ThreadPoolExecutor(1) as pool:
+            hashed = pool.submit(files.read)
+            found = runner.run(checkpoint, spec, slots, assignment, calibration, text, partial, work, config, progress)
             evidence.write(partial, found)
             if chosen is not None:
                 budget.write_rules(partial, budget.rules_of(chosen, assignment), chosen)
             copy_tokenizer(checkpoint.path, partial)
-            draft = ManifestDraft(
-                created_by=tool_versions(),
-                recipe=RecipeEntry(name=recipe.name, digest=recipe.digest),
-                target="checkpoint",
-                family=FAMILY,
-                checkpoint=CheckpointEntry(source=source, revision=revision, files=files.result()),
-                quantization=groups,
-                runtime={"key": key},
-                weights_digest=sha256_file(partial / "model.safetensors"),
-            )
+            draft = drafted(hashed.result(), tool_versions(), sha256_file(partial / "model.safetensors"))
             write_manifest(partial, draft)
         shutil.rmtree(work, ignore_errors=True)
+    files.remember()
     manifest = read_manifest(out)
     weights = PackedWeights(out)
-    return Quantized(out, spec, slots, assignment, weights, manifest.checkpoint, groups, manifest.weights_digest)
+    entry, digest = manifest.checkpoint, manifest.weights_digest
+    return Quantized(out, spec, slots, assignment, weights, entry, groups, digest, held_out)
+
+
+def _renew(
+    out: Path,
+    earlier: Manifest,
+    draft: ManifestDraft,
+    config: Mapping[str, Any],
+    assignment: Assignment,
+    source: Path,
+) -> None:
+    """The same weights under another manifest, with the tokenizer and config that the checkpoint has now."""
+    with staged(out) as partial:
+        for file in earlier.files:
+            if file.path not in ("config.json", *TOKENIZER_FILES):
+                _link(out / file.path, partial / file.path)
+        write_config(partial, config, assignment.schemes)
+        copy_tokenizer(source, partial)
+        write_manifest(partial, draft)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
+
+
+def _quality_text(recipe: Recipe, calibration: Path | None, looks: bool) -> Path | None:
+    """The text that quality is measured on. Raises EdgewrightError when it is the one that calibration looks at."""
+    if recipe.validation.quality is None:
+        return None
+    name = recipe.validation.quality.text
+    file = text_file(golden.TEXT_KEY, name, recipe.resolve(name))
+    if file and calibration and looks and sha256_file(file.resolve()) == sha256_file(calibration.resolve()):
+        raise EdgewrightError(
+            f"{golden.TEXT_KEY}: {name} is what quantize.calibration looks at, so it says nothing about other text; "
+            "give another file"
+        )
+    return file
+
+
+def _looked_at(calibration: Calibration, text: Path | None, checkpoint: Checkpoint, spec: DecoderSpec) -> str:
+    """The token ids that calibration sees, and with them text, tokenizer and chat template, as a digest."""
+    return keys.array_digest(calibration_tokens(calibration, text, checkpoint.path, spec))
 
 
 def build(
@@ -187,19 +274,25 @@ def write_golden(
     recipe: Recipe, target: str, quantized: Quantized, checkpoint: Checkpoint, folder: Path, progress: Progress
 ) -> None:
     """Golden vectors of a package. They depend on no target but for the tolerances: computed once, then copied."""
-    max_tokens = recipe.context.max_tokens
-    cached = quantized.folder.parent / f".golden-{quantized.digest[:16]}-{max_tokens}.safetensors"
-    if not cached.exists():
-        tokenizer = checkpoint.path / "tokenizer.json"
-        tokens, text = golden.held_out_tokens(tokenizer if tokenizer.exists() else None, quantized.spec, max_tokens)
+    spec, schemes, held_out = quantized.spec, quantized.assignment.schemes, quantized.held_out
+    tolerances = targets.load_target(target).tolerances
+    key = keys.vectors(
+        quantized.checkpoint.files, checkpoint, spec, schemes, quantized.digest, held_out.tokens, held_out.text
+    )
+    place = quantized.folder.parent
+    cached = place / f".golden-{key[:16]}.safetensors"
+    if not golden.copy_with_tolerances(cached, folder / GOLDEN, tolerances):
         sides: dict[str, Weights] = {
             "reference": quantized.weights,
             "original": OriginalWeights(checkpoint, quantized.slots),
         }
-        partial = cached.with_suffix(f".partial-{os.getpid()}")
-        golden.write(partial, quantized.spec, quantized.assignment.schemes, tokens, text, sides, progress)
-        partial.rename(cached)
-    golden.copy_with_tolerances(cached, folder / "golden.safetensors", targets.load_target(target).tolerances)
+        made = folder / cached.name  # in the folder of an unfinished package: a killed run leaves nothing behind
+        golden.write(made, spec, schemes, held_out, sides, progress)
+        golden.copy_with_tolerances(made, folder / GOLDEN, tolerances)
+        made.replace(cached)
+    for old in place.glob(".golden-*"):
+        if old != cached:
+            old.unlink(missing_ok=True)
 
 
 class OriginalWeights:
@@ -239,17 +332,7 @@ def tool_versions() -> dict[str, str]:
 
 def _check_shapes(checkpoint: Checkpoint, slots: list[Slot]) -> None:
     for slot in slots:
-        expected = (slot.columns,) if slot.is_vector else (slot.rows, slot.columns)
-        found = checkpoint.shape(slot.tensor)
-        if found != expected:
-            raise EdgewrightError(
-                f"{checkpoint.path}: tensor {slot.tensor!r} has shape {list(found)}; config.json says {list(expected)}"
-            )
-
-
-def _hash_files(checkpoint: Checkpoint) -> tuple[CheckpointFile, ...]:
-    files = [checkpoint.path / "config.json", *checkpoint.tensors.files]
-    return tuple(CheckpointFile(path=f.name, size=f.stat().st_size, sha256=sha256_file(f.resolve())) for f in files)
+        checkpoint.check(slot.tensor, slot.shape)
 
 
 def _within_budget(
@@ -258,6 +341,7 @@ def _within_budget(
     spec: DecoderSpec,
     slots: list[Slot],
     text: Path | None,
+    files: keys.CheckpointFiles,
     folder: Path,
     progress: Progress,
 ) -> budget.Chosen:
@@ -274,11 +358,12 @@ def _within_budget(
         schemes = dict.fromkeys((s.name for s in members), scheme)
         return not any(target.refusals(spec, list(members), schemes, options) for target, options in targeted)
 
-    key = _key(calibration, text, checkpoint, assignment, [quantize.budget.model_dump(), sorted(recipe.targets)])
+    tokens = calibration_tokens(calibration, text, checkpoint.path, spec)
+    looked_at = [keys.array_digest(tokens), quantize.budget.model_dump(), sorted(recipe.targets)]
+    key = keys.weights(files.remembered() or files.read(), checkpoint, spec, assignment, looked_at)
     file = folder / f".budget-{key[:16]}.json"
     found = budget.load(file)
     if found is None:
-        tokens = calibration_tokens(calibration, text, checkpoint.path, spec)
         table = OriginalWeights(checkpoint, slots)
         found = budget.choose(quantize.budget, assignment, spec, slots, table, tokens, allowed, progress)
         folder.mkdir(parents=True, exist_ok=True)
@@ -286,24 +371,13 @@ def _within_budget(
     return found
 
 
-def _key(
-    calibration: Calibration, text: Path | None, checkpoint: Checkpoint, assignment: Assignment, more: Any = None
-) -> str:
-    """What quantized weights depend on: the checkpoint's files, every tensor's scheme and method, the calibration."""
-    stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in checkpoint.tensors.files]
-    rules = {n: (r.bits, r.group, r.symmetric, r.method, options_of(r)) for n, r in assignment.rules.items()}
-    looks = more is not None or methods.calibrates(assignment)
-    looked_at = [calibration.model_dump(), text and sha256_file(text)] if looks else None
-    content = [str(checkpoint.path.resolve()), stats, checkpoint.config, rules, looked_at, more]
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _finished(out: Path, key: str) -> bool:
+def _earlier(out: Path) -> Manifest | None:
+    """The manifest of quantized weights that an earlier run left whole."""
     if not (out / MANIFEST).is_file():
-        return False
+        return None
     manifest = read_manifest(out)
-    sizes = all((out / f.path).is_file() and (out / f.path).stat().st_size == f.size for f in manifest.files)
-    return manifest.target == "checkpoint" and manifest.runtime.get("key") == key and sizes
+    whole = all((out / f.path).is_file() and (out / f.path).stat().st_size == f.size for f in manifest.files)
+    return manifest if whole and manifest.target == "checkpoint" else None
 
 
 def _groups(slots: list[Slot], assignment: Assignment) -> tuple[QuantizationGroup, ...]:

@@ -6,8 +6,8 @@ import ``artifacts`` only.
 >>> from device_farm import load_profile, run, assess_memory
 >>> budget = load_profile("android-4gb").budget()
 >>> result = run(command, limit_bytes=budget.limit_bytes, rule=budget.rule, cold_paths=[artifact])  # doctest: +SKIP
->>> assess_memory(result, budget).verdict  # doctest: +SKIP
-<Verdict.FITS: 'fits'>
+>>> assess_memory(result, budget, "android-4gb", "2,048 tokens").verdict  # doctest: +SKIP
+'fits'
 """
 
 from device_farm.memory import CacheDrop, Split, cached_bytes, drop_page_cache, read_split
@@ -22,18 +22,18 @@ from device_farm.profile import (
 )
 from device_farm.sandbox import SandboxResult, available_mechanisms, run
 from device_farm.verdict import (
-    Assessment,
-    Verdict,
     assess_memory,
     assess_modelled_memory,
-    latency_not_assessed,
-    passes,
+    by_rule,
+    limit_needed,
+    not_assessed,
+    not_for_platform,
+    stand_in,
 )
 from device_farm.watch import PhaseMemory
 
 __all__ = [
     "AndroidProfile",
-    "Assessment",
     "CacheDrop",
     "IosProfile",
     "MemoryBudget",
@@ -42,16 +42,18 @@ __all__ = [
     "ProfileError",
     "SandboxResult",
     "Split",
-    "Verdict",
     "assess_memory",
     "assess_modelled_memory",
     "available_mechanisms",
+    "by_rule",
     "cached_bytes",
     "drop_page_cache",
-    "latency_not_assessed",
+    "limit_needed",
     "list_profiles",
     "load_profile",
-    "passes",
+    "not_assessed",
+    "not_for_platform",
     "read_split",
     "run",
+    "stand_in",
 ]

@@ -45,7 +45,10 @@ class Split:
 
 
 def parse_status(text: bytes) -> Split | None:
-    """The split in the content of ``/proc/PID/status``; None for a process that has ended and holds no memory any more.
+    """The split in the content of ``/proc/PID/status``; None for a process that has ended: it holds no memory any more.
+
+    A zombie, and a process whose memory the kernel has begun to take down, has no RssAnon; were there one, it would be
+    of what is left and not of what the process held.
 
     Source: proc(5), ``/proc/pid/status``; its kB are KiB. ``smaps_rollup`` would be exact for shared pages too, but
     walks every page of the process and is too slow to sample.
@@ -53,6 +56,8 @@ def parse_status(text: bytes) -> Split | None:
     found: dict[bytes, int] = {}
     for line in text.splitlines():
         key, _, value = line.partition(b":")
+        if key == b"State" and value.split()[:1] in ([b"Z"], [b"X"], [b"x"]):
+            return None
         if key in (b"RssAnon", b"RssFile", b"RssShmem", b"VmSwap", b"VmHWM"):
             found[key] = int(value.split()[0]) * 1024
     if b"RssAnon" not in found:

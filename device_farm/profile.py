@@ -20,6 +20,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from artifacts.documents import DocumentError, read_bytes
 from artifacts.errors import EdgewrightError
 
 Confidence = Literal["measured", "published", "weak", "policy"]
@@ -37,8 +38,8 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Figure(_Strict, Generic[Value]):
-    """One number or fact, with where and when it was read and how far to trust it.
+class Sourced(_Strict, Generic[Value]):
+    """One number or fact of a phone, with where and when it was read and how far to trust it.
 
     ``measured``: on that phone, by the source. ``published``: by the maker, the operating system's source or a
     standard. ``weak``: aggregators, communities, carried over from another phone. ``policy``: our choice, without a
@@ -61,9 +62,9 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 class Cpu(_Strict):
     """``isa``: the extensions that every core has, of those that quantized kernels ask for."""
 
-    cores: Figure[PositiveInt]
-    clusters: Figure[Annotated[tuple[str, ...], Field(min_length=1)]]
-    isa: Figure[tuple[Literal["dotprod", "i8mm"], ...]]
+    cores: Sourced[PositiveInt]
+    clusters: Sourced[Annotated[tuple[str, ...], Field(min_length=1)]]
+    isa: Sourced[tuple[Literal["dotprod", "i8mm"], ...]]
 
 
 class IosLimit(_Strict):
@@ -73,31 +74,31 @@ class IosLimit(_Strict):
     """
 
     since: str = Field(pattern=r"^\d+(\.\d+)*$")
-    footprint_bytes: Figure[PositiveInt]
-    increased_footprint_bytes: Figure[PositiveInt] | None
+    footprint_bytes: Sourced[PositiveInt]
+    increased_footprint_bytes: Sourced[PositiveInt] | None
 
 
 class IosMemory(_Strict):
     """``single_mapping_bytes``: the largest mapping without the extended-virtual-addressing entitlement."""
 
     limits: tuple[IosLimit, ...] = Field(min_length=1)
-    single_mapping_bytes: Figure[PositiveInt] | None
-    uncertainty: Figure[Fraction]
+    single_mapping_bytes: Sourced[PositiveInt] | None
+    uncertainty: Sourced[Fraction]
 
 
 class AndroidMemory(_Strict):
     """``budget_bytes`` is a policy: Android publishes no limit per app. The rest are lmkd's settings (AOSP source)."""
 
-    budget_bytes: Figure[PositiveInt]
-    uncertainty: Figure[Fraction]
-    low_ram: Figure[bool]
-    thrashing_limit_percent: Figure[PositiveFloat]
-    thrashing_decay_percent: Figure[PositiveFloat]
-    psi_partial_stall_ms: Figure[PositiveInt]
-    psi_complete_stall_ms: Figure[PositiveInt]
-    psi_window_ms: Figure[PositiveInt]
-    swap_free_low_percent: Figure[PositiveFloat]
-    zram_bytes: Figure[Annotated[int, Field(ge=0)]]
+    budget_bytes: Sourced[PositiveInt]
+    uncertainty: Sourced[Fraction]
+    low_ram: Sourced[bool]
+    thrashing_limit_percent: Sourced[PositiveFloat]
+    thrashing_decay_percent: Sourced[PositiveFloat]
+    psi_partial_stall_ms: Sourced[PositiveInt]
+    psi_complete_stall_ms: Sourced[PositiveInt]
+    psi_window_ms: Sourced[PositiveInt]
+    swap_free_low_percent: Sourced[PositiveFloat]
+    zram_bytes: Sourced[Annotated[int, Field(ge=0)]]
 
 
 @dataclass(frozen=True)
@@ -123,11 +124,11 @@ class Profile(_Strict):
     title: str
     notes: str
     platform: Literal["android", "ios"]
-    os_version: Figure[str]
-    ram_bytes: Figure[PositiveInt]
-    soc: Figure[str]
+    os_version: Sourced[str]
+    ram_bytes: Sourced[PositiveInt]
+    soc: Sourced[str]
     cpu: Cpu
-    bandwidth_bytes_per_s: Figure[PositiveFloat] | None
+    bandwidth_bytes_per_s: Sourced[PositiveFloat] | None
 
     @abstractmethod
     def budget(
@@ -141,7 +142,7 @@ class Profile(_Strict):
         """
 
     def _budget(
-        self, limit: Figure[PositiveInt], uncertainty: float, wish: int | None, thrash: float | None, swap: int
+        self, limit: Sourced[PositiveInt], uncertainty: float, wish: int | None, thrash: float | None, swap: int
     ) -> MemoryBudget:
         own = limit.value if wish is None else min(wish, limit.value)
         # a recipe's own limit is exact; the uncertainty is that of the phone's
@@ -204,13 +205,10 @@ def load_profile(name_or_path: str | Path) -> AndroidProfile | IosProfile:
     """
     text = str(name_or_path)
     if isinstance(name_or_path, Path) or "/" in text or text.endswith((".yaml", ".yml")):
-        path = Path(name_or_path)
         try:
-            with path.open("rb") as file:
-                content = file.read(_MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise ProfileError(f"{path}: cannot read the profile: {error.strerror}") from error
-        return parse_profile(content, str(path))
+            return parse_profile(read_bytes(Path(name_or_path), _MAX_FILE_BYTES), text)
+        except DocumentError as error:
+            raise ProfileError(f"{error}; it was given as a phone profile") from error
     if text not in list_profiles():
         raise ProfileError(
             f"there is no profile {text!r}{_nearest(text, list_profiles())}; known: {', '.join(list_profiles())}"

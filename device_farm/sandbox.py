@@ -11,7 +11,8 @@ What lives here: the child process, its events, the limit, the samples. What mus
 2. After each phase it writes ``{"phase": "load"}``, ``{"phase": "prefill"}``, ``{"phase": "steady"}`` (any name; other
    keys are payload, kept beside the figures) and flushes. The split of its memory is read when the line arrives. With
    ``"wait": true`` it waits for a line again before it goes on, so that the figure is that of this very moment. The
-   last phase should wait: what a child allocates in its last milliseconds is otherwise seen by nobody.
+   last phase must wait: a process that is about to end has begun to give its memory back, and what is read then is of
+   no phase. A phase whose process has ended before it could be read has no figures.
 3. Any other JSON object on a line (progress, results) is passed to ``on_event`` and kept. Lines that are no JSON
    objects count as stderr.
 4. It exits with 0. Of several processes only the first is measured (a control group limits all of them).
@@ -192,6 +193,8 @@ def _outcome(watch: Watch, exit_code: int) -> tuple[Outcome, str]:
         return "error", f"ended with exit code {exit_code} {watch.where()}"
     if watch.baseline is None:
         return "error", "ended without announcing its baseline"
+    if (phase := watch.unsampled) is not None:
+        return "error", f"did not wait for the sample of its last phase {phase!r}"
     return "ok", "ended with exit code 0"
 
 

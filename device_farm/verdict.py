@@ -1,49 +1,47 @@
 """Judgement over what the sandbox saw: does it fit this phone?
 
-What lives here: the rules that turn figures and limits into verdicts, and the gate over them. What must not: taking
-measurements and the numbers of a phone (they come as a ``MemoryBudget`` from ``profile.py``).
+What lives here: the rules that turn figures and limits into checks of a phone. What must not: taking measurements and
+the numbers of a phone (they come as a ``MemoryBudget`` from ``profile.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Literal
+import dataclasses
+from collections.abc import Sequence
 
+from artifacts.figures import Check, Direction, Figure, Verdict
 from device_farm.profile import MemoryBudget
 from device_farm.sandbox import SandboxResult
+from device_farm.watch import Rule
 
-Obtained = Literal["measured", "emulated", "modelled", "declared"]
+MEMORY = "peak_memory"
 
 # page cache that stayed warm is not charged to the run; up to this share of the limit it cannot turn a verdict
 _WARM_SHARE = 0.02
 
 
-class Verdict(StrEnum):
-    """DESIGN.md, "Failure": tight passes with a warning unless strict, not assessed fails unless it is allowed."""
-
-    FITS = "fits"
-    TIGHT = "tight"
-    DOES_NOT_FIT = "does not fit"
-    NOT_ASSESSED = "not assessed"
+def stand_in(result: SandboxResult) -> str:
+    """What stood in for the phone's own memory management in a run, for figures that are emulated."""
+    if result.limit_bytes is None:
+        return "this machine without a limit, memory by kind"
+    return f"this machine under a limit of {_mb(result.limit_bytes)} ({result.mechanism})"
 
 
-@dataclass(frozen=True)
-class Assessment:
-    """A verdict on one limit of one phone; ``figure`` and ``limit`` are in ``unit``, None where there is none."""
+def by_rule(result: SandboxResult, rule: Rule) -> SandboxResult:
+    """A run without a limit, as the rule of another platform charges it. Raises ValueError for a run that had one.
 
-    subject: str
-    verdict: Verdict
-    reason: str
-    figure: float | None
-    limit: float | None
-    unit: str
-    obtained: Obtained | None
+    Nothing acted on such a run, so what it held by kind is what it would have held on either; ios charges what cannot
+    be dropped alone. A run that was charged by ios does not know what android would charge at one moment.
+    """
+    if result.rule == rule:
+        return result
+    if result.limit_bytes is not None or rule != "ios":
+        raise ValueError(f"a run by {result.rule} under {result.limit_bytes} says nothing of {rule}")
+    return dataclasses.replace(result, rule="ios", peak_charged_bytes=result.peak_unreclaimable_bytes)
 
 
-def assess_memory(result: SandboxResult, budget: MemoryBudget) -> Assessment:
-    """The memory verdict of a run that the sandbox made under ``budget``, or without a limit.
+def assess_memory(result: SandboxResult, budget: MemoryBudget, phone: str, at: str) -> Check:
+    """The memory verdict of a run that the sandbox made under ``budget``, or without a limit; ``at`` is the load.
 
     ios: charged is anonymous + swap. Up to the comfortable limit (the limit less its uncertainty) it fits, up to the
     limit it is tight.
@@ -60,35 +58,50 @@ def assess_memory(result: SandboxResult, budget: MemoryBudget) -> Assessment:
             f"run by {result.rule} under {result.limit_bytes}, judged by {budget.rule} under {budget.limit_bytes}"
         )
     verdict, reason = _memory_verdict(result, budget)
-    return Assessment(
-        subject="peak memory",
+    known = result.baseline is not None
+    return Check(
+        group=phone,
+        name=MEMORY,
+        label=f"peak memory at {at}",
+        value=result.peak_charged_bytes if known else None,
+        limit=budget.limit_bytes,
+        direction="at most",
+        unit="bytes",
+        obtained="emulated" if known else None,
+        stand_in=stand_in(result) if known else None,
+        at=at,
         verdict=verdict,
         reason=reason,
-        figure=result.peak_charged_bytes if result.baseline else None,
-        limit=budget.limit_bytes,
-        unit="bytes",
-        obtained="measured" if result.baseline else None,
     )
+
+
+def limit_needed(check: Check, budget: MemoryBudget) -> bool:
+    """Whether a run without a limit left open what one under the phone's limit can tell.
+
+    On ios it never does: the limit kills, and does nothing before that. On android file pages are dropped as the limit
+    comes near, and what becomes of the run then shows only when they are.
+    """
+    return budget.rule == "android" and check.verdict in ("tight", "not assessed")
 
 
 def _memory_verdict(result: SandboxResult, budget: MemoryBudget) -> tuple[Verdict, str]:
     held, limit, comfortable = result.peak_unreclaimable_bytes, _mb(budget.limit_bytes), _mb(budget.comfortable_bytes)
     if result.outcome == "over_budget":
-        return Verdict.DOES_NOT_FIT, f"It needs more than the limit of {limit}: {result.detail}."
+        return "does not fit", f"It needs more than the limit of {limit}: {result.detail}."
     if result.outcome != "ok":
-        return Verdict.NOT_ASSESSED, f"The run did not finish: {result.detail}."
+        return "not assessed", f"The run did not finish: {result.detail}."
     if held > budget.limit_bytes:
-        return Verdict.DOES_NOT_FIT, f"It holds {_mb(held)} that cannot be dropped, beyond the limit of {limit}."
+        return "does not fit", f"It holds {_mb(held)} that cannot be dropped, beyond the limit of {limit}."
     if result.rule == "android" and (verdict := _file_verdict(result, budget)):
         return verdict
     kind = "footprint" if result.rule == "ios" else "anonymous and file memory together"
     if result.peak_charged_bytes <= budget.comfortable_bytes:
         return (
-            Verdict.FITS,
+            "fits",
             f"Its {kind} peaks at {_mb(result.peak_charged_bytes)}, within the certain {comfortable} of {limit}.",
         )
     return (
-        Verdict.TIGHT,
+        "tight",
         f"Its {kind} peaks at {_mb(result.peak_charged_bytes)}, between the certain {comfortable} and {limit}.",
     )
 
@@ -100,54 +113,86 @@ def _file_verdict(result: SandboxResult, budget: MemoryBudget) -> tuple[Verdict,
     thrash, allowed = result.thrash_percent or 0.0, budget.thrashing_limit_percent or 0.0
     if counted and thrash >= allowed:
         percent = f"{thrash:.0f} % of the file cache in a second"
-        return Verdict.DOES_NOT_FIT, f"In {_mb(limit)} it reads {percent} again; Android kills at {allowed:.0f} %."
+        return "does not fit", f"In {_mb(limit)} it reads {percent} again; Android kills at {allowed:.0f} %."
     if charged <= budget.comfortable_bytes:
         return None
     if counted and warm > _WARM_SHARE * limit:
-        return Verdict.NOT_ASSESSED, f"{_mb(warm)} of its files stayed in the page cache, where no limit reaches them."
+        return "not assessed", f"{_mb(warm)} of its files stayed in the page cache, where no limit reaches them."
     if counted:
         return None
     limited = result.limit_bytes is not None and result.mechanism != "watchdog"
     if limited or charged > limit:
         why = f"no control group counted how much it reads again in {_mb(limit)}"
-        return Verdict.NOT_ASSESSED, f"It peaks at {_mb(charged)}, and {why}."
+        return "not assessed", f"It peaks at {_mb(charged)}, and {why}."
     return None
 
 
-def assess_modelled_memory(peak_bytes: int, band: tuple[int, int], budget: MemoryBudget) -> Assessment:
-    """The memory verdict over a modelled footprint and its band (low, high): it fits only if the bad end does."""
-    high, limit, comfortable = band[1], budget.limit_bytes, budget.comfortable_bytes
-    figure = f"Its footprint is modelled as {_mb(peak_bytes)} ({_mb(band[0])} to {_mb(high)})"
+def assess_modelled_memory(figure: Figure, budget: MemoryBudget, phone: str) -> Check:
+    """The memory verdict over a modelled footprint in bytes with its band: it fits only if the bad end does."""
+    peak, limit, comfortable = float(figure.value), budget.limit_bytes, budget.comfortable_bytes
+    low, high = figure.band or (0.0, peak)
+    found = f"Its footprint is modelled as {_mb(peak)} ({_mb(low)} to {_mb(high)})"
+    verdict: Verdict
     if high <= comfortable:
-        verdict, reason = Verdict.FITS, f"{figure}, within the certain {_mb(comfortable)} of {_mb(limit)}."
+        verdict, reason = "fits", f"{found}, within the certain {_mb(comfortable)} of {_mb(limit)}."
     elif high <= limit:
-        verdict, reason = Verdict.TIGHT, f"{figure}, between the certain {_mb(comfortable)} and {_mb(limit)}."
-    elif peak_bytes <= limit:
-        verdict, reason = Verdict.NOT_ASSESSED, f"{figure}, whose bad end is beyond {_mb(limit)}."
+        verdict, reason = "tight", f"{found}, between the certain {_mb(comfortable)} and {_mb(limit)}."
+    elif peak <= limit:
+        verdict, reason = "not assessed", f"{found}, whose bad end is beyond {_mb(limit)}."
     else:
-        verdict, reason = Verdict.DOES_NOT_FIT, f"{figure}, beyond {_mb(limit)}."
-    return Assessment("peak memory", verdict, reason, peak_bytes, limit, "bytes", "modelled")
-
-
-def latency_not_assessed(subject: str, limit: float, unit: str) -> Assessment:
-    """The verdict on a latency limit (time to first token, decode rate): there is no model of a phone's speed yet."""
-    reason = "There is no latency model for this phone yet, and this machine's speed says nothing about it."
-    return Assessment(subject, Verdict.NOT_ASSESSED, reason, None, limit, unit, None)
-
-
-def passes(verdicts: Iterable[Verdict], *, strict: bool = False, allow_unassessed: bool = False) -> bool:
-    """The gate: every verdict fits; tight passes unless ``strict``, not assessed only if ``allow_unassessed``.
-
-    No verdict at all is nothing assessed.
-    """
-    accepted = (
-        {Verdict.FITS}
-        | (set() if strict else {Verdict.TIGHT})
-        | ({Verdict.NOT_ASSESSED} if allow_unassessed else set())
+        verdict, reason = "does not fit", f"{found}, beyond {_mb(limit)}."
+    return Check(
+        group=phone,
+        name=MEMORY,
+        label=f"peak memory at {figure.at}" if figure.at else "peak memory",
+        value=peak,
+        limit=limit,
+        direction="at most",
+        unit=figure.unit,
+        obtained=figure.obtained,
+        stand_in=figure.stand_in,
+        at=figure.at,
+        band=figure.band,
+        verdict=verdict,
+        reason=reason,
     )
-    given = list(verdicts) or [Verdict.NOT_ASSESSED]
-    return all(verdict in accepted for verdict in given)
+
+
+def not_assessed(
+    phone: str, name: str, label: str, limit: float, unit: str, direction: Direction, reason: str
+) -> Check:
+    """A limit of one phone for which there is no figure."""
+    return Check(
+        group=phone,
+        name=name,
+        label=label,
+        value=None,
+        limit=limit,
+        direction=direction,
+        unit=unit,
+        obtained=None,
+        verdict="not assessed",
+        reason=reason,
+    )
+
+
+def not_for_platform(phone: str, platform: str, runs_on: Sequence[str]) -> Check:
+    """The one row of a phone whose platform cannot run an artifact; `runs_on`: the platforms that can."""
+    runs = f"on {' and '.join(runs_on)} alone" if runs_on else "on no phone"
+    reason = f"This package runs {runs}, and the phone is {platform}: nothing was judged."
+    return Check(
+        group=phone,
+        name=MEMORY,
+        label="peak memory",
+        value=None,
+        limit=None,
+        direction="at most",
+        unit="bytes",
+        obtained=None,
+        verdict="not for this platform",
+        reason=reason,
+    )
 
 
 def _mb(size: float) -> str:
-    return f"{size / 1e6:,.0f} MB"
+    return f"{size / 1e6:,.{0 if size >= 1e7 else 1}f} MB"

@@ -60,7 +60,10 @@ class Peaks:
 
 @dataclass
 class Watch:
-    """What is known of the child so far. ``decided`` is set when the watch itself ended the child, with the reason."""
+    """What is known of the child so far. ``decided`` is set when the watch itself ended the child, with the reason.
+
+    ``unsampled`` is the last phase where the child did not wait there: what was read then may be of its end.
+    """
 
     rule: Rule
     limit_bytes: int | None
@@ -78,8 +81,10 @@ class Watch:
     wall_s: float = 0.0
     decided: tuple[Outcome, str] | None = None
     oom_kills: int = 0
+    unsampled: str | None = None
     stderr: bytes = b""
     _last: Split | None = None
+    _phase: str | None = None
     _sampled_at: float = 0.0
     _status: int = -1
     _pending: bytes = b""
@@ -151,7 +156,7 @@ class Watch:
             self._start_limit(process)
         elif isinstance(phase, str):
             payload = {key: value for key, value in event.items() if key not in ("phase", "wait")}
-            self._end_phase(process, phase, payload)
+            self._end_phase(process, phase, payload, waits=event.get("wait") is True)
         if phase == "baseline" or event.get("wait") is True:
             assert process.stdin
             with contextlib.suppress(BrokenPipeError):
@@ -177,11 +182,14 @@ class Watch:
                     raise EdgewrightError(f"{self.group.folder}: cannot limit its memory: {error.strerror}") from error
             self.thrash.update(self._sampled_at, self.group.counters)
 
-    def _end_phase(self, process: subprocess.Popen[bytes], phase: str, payload: Event) -> None:
+    def _end_phase(self, process: subprocess.Popen[bytes], phase: str, payload: Event, *, waits: bool) -> None:
         if self.baseline is None:
             self._stop(process, "error", f"announced the phase {phase!r} before its baseline")
             return
-        self._sample(process)
+        self._phase = phase
+        self.unsampled = None if waits else phase
+        if not self._sample(process):
+            return  # it has ended: there is nothing left to read that would be of this phase
         now, peaks = self._last or self.baseline, self.since_phase
         self.since_phase = Peaks()
         self.phases.append(
@@ -203,12 +211,13 @@ class Watch:
         except ProcessLookupError:
             return None
 
-    def _sample(self, process: subprocess.Popen[bytes]) -> None:
+    def _sample(self, process: subprocess.Popen[bytes]) -> bool:
+        """Takes what the process holds now; False where it has ended."""
         if self.baseline is None or self._last is None:
-            return
+            return False
         split, now = self._read_split(), time.monotonic()
         if split is None:
-            return
+            return False
         base, before = self.baseline, self._last
         # what may have come and gone since the last sample counts too
         unreclaimable = anonymous_peak_between(before, split) - base.unreclaimable
@@ -230,10 +239,11 @@ class Watch:
         if self.limit_bytes is not None and unreclaimable > self.limit_bytes:
             held = f"{unreclaimable / 1e6:,.0f} MB of anonymous and swapped memory"
             self._stop(process, "over_budget", f"killed by the watchdog at {held} {self.where()}")
+        return True
 
     def where(self) -> str:
         """In which part of the run it is, for messages."""
-        return f"after the phase {self.phases[-1].phase!r}" if self.phases else "before its first phase ended"
+        return f"after the phase {self._phase!r}" if self._phase else "before its first phase ended"
 
     def _stop(self, process: subprocess.Popen[bytes], outcome: Outcome, detail: str) -> None:
         self.decided = self.decided or (outcome, detail)

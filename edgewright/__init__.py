@@ -23,6 +23,9 @@ __all__ = ["Recipe", "__version__", "plan", "run", "validate"]
 def __getattr__(name: str) -> Any:
     if name not in ("Recipe", "plan", "run", "validate"):
         raise AttributeError(f"module 'edgewright' has no attribute {name!r}")
+    from edgewright import rooms
+
+    rooms.check()
     from edgewright import api
 
     return api.recipe_type() if name == "Recipe" else getattr(api, name)

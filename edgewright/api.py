@@ -13,21 +13,35 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts import EdgewrightError, Manifest, Progress, read_manifest, silent, staged, write_manifest
-from compiler.checkpoint import Checkpoint, read_config
-from compiler.pipeline import TargetPlan
-from compiler.quantize import method_options
+from artifacts import (
+    EdgewrightError,
+    Manifest,
+    Progress,
+    make_folder,
+    read_manifest,
+    refuse_foreign,
+    silent,
+    staged,
+    user_path,
+    write_manifest,
+)
+from artifacts.documents import DocumentError, read_json
+from compiler.checkpoint import Checkpoint, listed, read_config
+from compiler.pipeline import Quantized, TargetPlan
+from compiler.quantize.methods import method_options
 from compiler.targets import target_options
 from device_farm import Profile, list_profiles, load_profile
 from recipes.errors import nearest
 from recipes.schema import Recipe, recipe_model
 
 if TYPE_CHECKING:
+    from edgewright.fit import PlanFit
     from edgewright.report import Report, TargetReport
     from runtime_tests.validate import Limits, Validation
 
 DEFAULT_OUT = "build"
 _QUANTIZED = "quantized"
+_ROOM_BYTES = 512  # of path: a recipe's name, a target, and the deepest file of any package
 _NO_TOKENIZER = (
     "the checkpoint has no tokenizer.json: the package cannot turn text into tokens, and its golden vectors are random "
     "tokens, over which perplexity says nothing"
@@ -61,38 +75,27 @@ def run(
         RecipeError, EdgewrightError: bad input, or a place that cannot be written. MissingTool: a runtime that is not
             installed. Both carry `exit_code`.
     """
+    from artifacts.formats.vectors import MAX_BYTES as GOLDEN_BYTES
     from compiler import pipeline
     from edgewright import report as reports
-    from edgewright.markdown import markdown
+    from edgewright import standing
+    from edgewright.folder import Ledger
 
     started = time.monotonic()
-    recipe = _with_targets(load_recipe(recipe), targets)
+    whole = load_recipe(recipe)
+    recipe = _with_targets(whole, targets)
     phones = _phones(recipe, profiles)
-    folder = Path(out) / recipe.name
+    folder = user_path(out, "--out", room=_ROOM_BYTES) / recipe.name
     finals = {target: folder / target for target in recipe.targets}
     for final in finals.values():
-        _refuse_foreign(final)
+        refuse_foreign(final)
     path, source, revision = _locate(recipe, checkpoint, folder, progress)
     opened = Checkpoint(path)
+    make_folder(folder)
     sizes = {item.target: item.file_bytes for item in pipeline.plan(recipe, opened.config)}
     quantized = pipeline.quantize(recipe, opened, source, revision, folder / _QUANTIZED, progress)
-
-    manifests: dict[str, Manifest] = {}
-    for target, final in finals.items():
-        with staged(final, needed_bytes=sizes[target]) as partial:
-            report_progress = _prefixed(progress, target, finals)
-            draft = pipeline.build(recipe, target, quantized, opened, partial, report_progress)
-            pipeline.write_golden(recipe, target, quantized, opened, partial, report_progress)
-            manifests[target] = write_manifest(partial, draft, progress)
-
-    results: list[TargetReport] = []
-    for target, final in finals.items():
-        validation = _validated(recipe, final, phones, _prefixed(progress, target, finals)) if validate else None
-        if validation is not None:
-            validation = _explained(recipe, validation, quantized.folder)
-        results.append(reports.target_report(final, manifests[target], validation))
-    report = reports.Report(
-        verdict=reports.overall(results),
+    head = reports.Report(
+        verdict="not validated",
         created=reports.now(),
         recipe=reports.RecipeUsed(
             name=recipe.name, digest=recipe.digest, file=recipe.origin.name if recipe.origin else None
@@ -100,14 +103,28 @@ def run(
         checkpoint=reports.CheckpointUsed(source=source, revision=revision),
         host=reports.host(),
         tools=pipeline.tool_versions(),
-        targets=tuple(results),
-        warnings=tuple(_warnings(recipe, path, quantized.unfused)),
-        seconds=round(time.monotonic() - started, 1),
+        targets=(),
+        warnings=tuple(_warnings(recipe, opened, quantized)),
+        seconds=0,
         folder=str(folder),
     )
-    reports.write(folder, reports.REPORT_JSON, report.model_dump_json(indent=2) + "\n")
-    reports.write(folder, reports.REPORT_MD, markdown(report))
-    return report
+    ledger = Ledger(head, started, {target: narrowed(whole, target).digest for target in target_options()}, quantized)
+
+    manifests: dict[str, Manifest] = {}
+    for target, final in finals.items():
+        with staged(final, needed_bytes=sizes[target] + GOLDEN_BYTES) as partial:
+            report_progress = _prefixed(progress, target, finals)
+            draft = pipeline.build(narrowed(recipe, target), target, quantized, opened, partial, report_progress)
+            pipeline.write_golden(recipe, target, quantized, opened, partial, report_progress)
+            manifests[target] = write_manifest(partial, draft, report_progress)
+        ledger.enter(reports.target_report(final, manifests[target], None))
+
+    for target, final in finals.items() if validate else ():
+        validation = _validated(recipe, final, phones, _prefixed(progress, target, finals))
+        validation = _explained(recipe, validation, quantized.folder)
+        found = reports.target_report(final, manifests[target], validation)
+        ledger.enter(standing.record(final, manifests[target], found, manifests[target].recipe))
+    return ledger.report
 
 
 def plan(
@@ -124,24 +141,60 @@ def plan(
     return pipeline.plan(recipe, _config(recipe, checkpoint))
 
 
+def plan_fits(
+    recipe: Recipe | str | Path,
+    *,
+    targets: Sequence[str] = (),
+    profiles: Sequence[str] = (),
+    checkpoint: str | Path | None = None,
+) -> list[PlanFit]:
+    """Whether each target of a plan fits each phone, by what it needs at the least; see `PlanFit`.
+
+    `profiles` replace the recipe's, as in `run`. Raises RecipeError and EdgewrightError.
+    """
+    from compiler import pipeline
+    from edgewright.fit import fits
+
+    recipe = _with_targets(load_recipe(recipe), targets)
+    config = _config(recipe, checkpoint)
+    phones = [(profile, limits.peak_memory) for profile, limits in _phones(recipe, profiles)]
+    return fits(recipe, config, pipeline.plan(recipe, config), phones)
+
+
 def validate(artifact: str | Path, *, profiles: Sequence[str] = (), progress: Progress = silent) -> TargetReport:
     """Test an artifact: its digests, parity with its golden vectors in the real runtime, memory on each phone profile.
 
     Quality against the unquantized checkpoint is reported without limits: those belong to a recipe. Phones are judged
-    by their own limits. Raises EdgewrightError for a damaged artifact, MissingTool for a runtime that is not installed.
+    by their own limits. The outcome is written into the artifact's manifest, beside that of a run by a recipe's limits.
+    Raises EdgewrightError for a damaged artifact, MissingTool for a runtime that is not installed.
     """
+    from edgewright import standing
     from edgewright.report import target_report
     from runtime_tests.validate import Limits
     from runtime_tests.validate import validate as validate_artifact
 
-    phones = [(load_profile(name), Limits()) for name in _distinct(profiles)]
-    validation = validate_artifact(Path(artifact), phones, progress=progress)
-    return target_report(Path(artifact), read_manifest(Path(artifact)), validation)
+    folder = user_path(artifact, "ARTIFACT")
+    phones = [(load_profile(str(user_path(name, "--profile"))), Limits()) for name in _distinct(profiles)]
+    manifest = read_manifest(folder)
+    found = target_report(folder, manifest, validate_artifact(folder, phones, progress=progress))
+    return standing.record(folder, manifest, found, None)
 
 
 def load_recipe(recipe: Recipe | str | Path) -> Recipe:
     """A recipe as it is, or read from a path or by the name of one that ships. Raises RecipeError."""
-    return recipe if isinstance(recipe, Recipe) else recipe_type().load(recipe)
+    if isinstance(recipe, Recipe):
+        return recipe
+    user_path(recipe, "RECIPE")
+    return recipe_type().load(recipe)
+
+
+def narrowed(recipe: Recipe, target: str) -> Recipe:
+    """The recipe with one target alone, which may be one that it does not name: all that this target's package is of.
+
+    Its digest is the same whatever else is built beside it.
+    """
+    options = recipe.targets.get(target) or target_options()[target]()
+    return recipe.model_copy(update={"targets": {target: options}})
 
 
 def _with_targets(recipe: Recipe, names: Sequence[str]) -> Recipe:
@@ -151,7 +204,7 @@ def _with_targets(recipe: Recipe, names: Sequence[str]) -> Recipe:
     for name in names:
         if name not in known:
             raise EdgewrightError(f"there is no target {name!r}{nearest(name, known)}")
-    chosen = {name: recipe.targets.get(name) or known[name]() for name in _distinct(names)}
+    chosen = {name: narrowed(recipe, name).targets[name] for name in _distinct(names)}
     return recipe.model_copy(update={"targets": chosen})
 
 
@@ -163,6 +216,8 @@ def _phones(recipe: Recipe, names: Sequence[str]) -> list[tuple[Profile, Limits]
     for name in _distinct(names) or list(asked):
         own = asked.get(name)
         is_path = name.endswith((".yaml", ".yml"))
+        if name in names:
+            user_path(name, "--profile")
         profile = load_profile(recipe.resolve(name) if is_path and name not in names else name)
         phones.append((profile, Limits(**own.model_dump()) if own else Limits()))
     return phones
@@ -178,7 +233,7 @@ def _validated(
     return validate_artifact(
         artifact,
         phones,
-        QualityLimits(**wanted.quality.model_dump()) if wanted.quality else None,
+        QualityLimits(**wanted.quality.model_dump(exclude={"text"})) if wanted.quality else None,
         strict=wanted.strict,
         allow_unassessed=wanted.allow_unassessed,
         progress=progress,
@@ -192,7 +247,7 @@ def _explained(recipe: Recipe, validation: Validation, quantized: Path) -> Valid
     from edgewright.conversion import first_divergence
     from runtime_tests.validate import Failure
 
-    if all(gate.passed for gate in validation.gates if "exact" in gate.name):
+    if all(check.verdict == "passed" for check in validation.checks if "exact" in check.name):
         return validation
     found = first_divergence(recipe, validation.target, quantized, validation.artifact)
     failure = Failure("conversion", found, "") if found else None
@@ -205,20 +260,31 @@ def _locate(
     """The checkpoint's folder, what to call its source, and its commit if it has one."""
     wanted = recipe.checkpoint
     if override is not None:
-        return Path(override), str(override), None
+        return user_path(override, "--checkpoint"), str(override), None
     if wanted.path is not None:
         return recipe.resolve(wanted.path), wanted.path, None
     from edgewright.hub import LOCK, fetch
 
     assert wanted.hub is not None  # the schema: exactly one of path and hub
+    make_folder(folder)
     path, revision = fetch(wanted.hub, wanted.revision, folder / LOCK, progress)
     return path, wanted.hub, revision
 
 
-def _warnings(recipe: Recipe, checkpoint: Path, unfused: list[list[str]]) -> Iterator[str]:
-    if not (checkpoint / "tokenizer.json").exists():
+def _warnings(recipe: Recipe, checkpoint: Checkpoint, quantized: Quantized) -> Iterator[str]:
+    if not (checkpoint.path / "tokenizer.json").exists():
         yield _NO_TOKENIZER
-    if unfused:
+    if (adapter := checkpoint.adapter()) is not None:
+        yield (
+            f"a LoRA adapter lies beside the weights ({adapter}) and is not applied: the packages are those of the "
+            "base model; merge it first (peft: model.merge_and_unload().save_pretrained(folder))"
+        )
+    if unread := checkpoint.unread(slot.tensor for slot in quantized.slots):
+        yield (
+            "tensors of the checkpoint are not part of the text decoder that config.json describes, and the packages "
+            f"are built without them: {listed(unread)}"
+        )
+    if unfused := quantized.unfused:
         names = ", ".join(name.rsplit(".", 1)[-1] for name in unfused[0])
         yield (
             f"{names} of {unfused[0][0].rsplit('.', 1)[0]} have different bits or groups and stay apart, which costs "
@@ -231,7 +297,7 @@ def _warnings(recipe: Recipe, checkpoint: Path, unfused: list[list[str]]) -> Ite
 def _config(recipe: Recipe, override: str | Path | None) -> Mapping[str, Any]:
     wanted = recipe.checkpoint
     if override is not None:
-        return read_config(Path(override))
+        return read_config(user_path(override, "--checkpoint"))
     if wanted.path is not None:
         return read_config(recipe.resolve(wanted.path))
     if wanted.config is None:
@@ -244,24 +310,10 @@ def _config(recipe: Recipe, override: str | Path | None) -> Mapping[str, Any]:
 
 def read_config_file(path: Path) -> dict[str, Any]:
     """A config.json under any name. Raises EdgewrightError."""
-    import json
-
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise EdgewrightError(f"{path}: cannot be read as JSON ({error}); checkpoint.config names it") from error
-    if not isinstance(config, dict):
-        raise EdgewrightError(f"{path}: must hold a JSON object, as a config.json does; checkpoint.config names it")
-    return config
-
-
-def _refuse_foreign(final: Path) -> None:
-    """Before any work is done: what `staged` would refuse at its end."""
-    if final.is_dir() and any(final.iterdir()):
-        try:
-            read_manifest(final)
-        except EdgewrightError as error:
-            raise EdgewrightError(f"{error}. It would be replaced: move it away or choose another --out") from error
+        return read_json(path)
+    except DocumentError as error:
+        raise EdgewrightError(f"{error}; checkpoint.config names it") from error
 
 
 def _prefixed(progress: Progress, target: str, targets: Mapping[str, Path]) -> Progress:

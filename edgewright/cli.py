@@ -1,6 +1,5 @@
-"""The command `edgewright`: arguments in, exit code out.
+"""The command `edgewright`: arguments in, exit code out (`_EXIT_CODES` says which).
 
-0: done and passed. 1: a gate failed. 2: bad input. 3: a tool is missing. 70: a defect of Edgewright. 130: Ctrl-C.
 This module loads nothing but the standard library, so that `--help` answers at once; each command imports what it
 needs when it runs.
 """
@@ -10,9 +9,15 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from edgewright import rooms, streams
 
 if TYPE_CHECKING:
     from edgewright.report import RunVerdict
@@ -24,6 +29,18 @@ examples:
   edgewright plan ministral-3-3b-int4           what it would come to, before a download
   edgewright validate build/quickstart/onnx --profile iphone-12
 """
+_EXIT_CODES = """\
+exit codes:
+  0    done, and no gate failed
+  1    a gate failed, a digest differs, or a target refuses the recipe
+  2    bad input, or a place (stdout too) that cannot be written
+  3    a tool or optional package is missing
+  70   a defect of Edgewright, with its traceback: please report it
+  129, 130, 143   ended by SIGHUP, Ctrl-C, SIGTERM; 141: whoever read stdout closed it
+"""
+
+
+_PATIENCE_S = 0.05  # after which a signal that came during an import is looked at again
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,7 +51,7 @@ class _Parser(argparse.ArgumentParser):
             known = message.rpartition("(choose from ")[2].rstrip(")").replace("'", "").split(", ")
             if near := difflib.get_close_matches(word, known, n=1):
                 message += f"; did you mean {near[0]!r}?"
-        self.exit(2, f"error: {message}\nSee {self.prog} --help\n")
+        self.exit(2, f"error: {streams.plain(message)}\nSee {self.prog} --help\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(
         prog="edgewright",
         description="Takes a model checkpoint to INT4/INT8 packages for phones, and proves that they fit.",
-        epilog=_EXAMPLES,
+        epilog=f"{_EXAMPLES}\n{_EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -54,18 +71,19 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--out", default="build", metavar="DIR", help="artifacts land in DIR/<recipe>/ (default: build)")
     run.add_argument("--profile", action="append", default=[], metavar="NAME", help="phone instead of the recipe's")
     run.add_argument("--no-validate", action="store_true", help="build without the runtime test")
-    _output(run, quiet="show nothing but the verdict")
+    _output(run, quiet="show nothing but the verdict, and why it failed")
 
     plan = _command(commands, "plan", _plan, "estimate size and memory from the checkpoint's config alone")
     _recipe_arguments(plan)
+    plan.add_argument("--profile", action="append", default=[], metavar="NAME", help="phone instead of the recipe's")
     _output(plan)
 
     validate = _command(commands, "validate", _validate, "test an artifact in its real runtime, and on phones")
     validate.add_argument("artifact", metavar="ARTIFACT", help="folder of the artifact")
     validate.add_argument("--profile", action="append", default=[], metavar="NAME", help="phone profile or YAML file")
-    _output(validate, quiet="show nothing but the verdict")
+    _output(validate, quiet="show nothing but the verdict, and why it failed")
 
-    inspect = _command(commands, "inspect", _inspect, "show what an artifact is")
+    inspect = _command(commands, "inspect", _inspect, "show what an artifact is, and what its last validation found")
     inspect.add_argument("artifact", metavar="ARTIFACT", help="folder of the artifact")
     _output(inspect)
 
@@ -76,11 +94,11 @@ def parser() -> argparse.ArgumentParser:
 
     verify = _command(commands, "verify", _verify, "recompute every digest of an artifact")
     verify.add_argument("artifact", metavar="ARTIFACT", help="folder of the artifact")
-    _output(verify, quiet="show nothing when all is well")
+    _output(verify, quiet="show nothing when all is well, its last validation too")
 
     recipes = _group(commands, "recipes", "list, show, schema: the recipes that ship and how to write one")
     _output(_command(recipes, "list", _recipes_list, "the recipes that ship"))
-    show = _command(recipes, "show", _recipes_show, "print a recipe's file")
+    show = _command(recipes, "show", _recipes_show, "print a recipe's file, with paths that work from anywhere")
     show.add_argument("recipe", metavar="NAME|PATH")
     _command(recipes, "schema", _recipes_schema, "print the JSON Schema of recipes, for editors")
 
@@ -94,18 +112,72 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+class _Ended(KeyboardInterrupt):
+    """A signal that asks the process to end; everything that cleans up after Ctrl-C cleans up after it.
+
+    Ctrl-C raises it too: Python remembers a KeyboardInterrupt itself that passed through `exec`, and would end by the
+    signal although it was caught.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal without ✓ shows ?
+    streams.prepare()
     try:
-        code = _main(sys.argv[1:] if arguments is None else arguments)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `edgewright … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
+        try:
+            with _signals_raise():
+                code = _main(sys.argv[1:] if arguments is None else arguments)
+        except SystemExit as ended:  # argparse, after its help or its error
+            code = int(ended.code or 0)
+        streams.write("")  # what argparse printed leaves here, or fails here
+    except streams.OutputLost as error:
+        code = _fail(error, error.exit_code)
     sys.exit(code)
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise _Ended; of the last two only the first does, so that cleaning up can end."""
+    quiet = (signal.SIGTERM, signal.SIGHUP)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if _importing(frame):
+            again = threading.Timer(_PATIENCE_S, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
+        if number in quiet:
+            for each in quiet:
+                signal.signal(each, _unheard)
+        raise _Ended(number)
+
+    # One that is ignored stays so, as nohup wants it; handlers can be set by the main thread alone.
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *quiet) if main_thread}
+    ours = [number for number, old in before.items() if old in (signal.SIG_DFL, signal.default_int_handler)]
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
+
+
+def _unheard(number: int, frame: object) -> None:
+    """A signal that came while the first one is obeyed. (Ignored by the system, Python would complain of a race.)"""
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: an exception there aborts the process in the native parts of some."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _main(arguments: Sequence[str]) -> int:
@@ -113,18 +185,21 @@ def _main(arguments: Sequence[str]) -> int:
     if args.version:
         from edgewright import __version__
 
-        print(f"edgewright {__version__}")
+        streams.write(f"edgewright {__version__}\n")
         return 0
     if "function" not in args:
         parser().print_help()
         return 0
     function: Callable[[argparse.Namespace], int] = args.function
     try:
+        rooms.check()
         return function(args)
-    except KeyboardInterrupt:
-        print("interrupted; nothing half-written is left, and the next run goes on from here", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
+    except KeyboardInterrupt as ended:
+        number = ended.number if isinstance(ended, _Ended) else signal.SIGINT
+        how = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+        print(f"{how}; nothing half-written is left, and the next run goes on from here", file=sys.stderr)
+        return 128 + number
+    except streams.OutputLost:
         raise
     except Exception as error:
         code = getattr(error, "exit_code", None)
@@ -133,10 +208,16 @@ def _main(arguments: Sequence[str]) -> int:
 
             traceback.print_exc()
             error, code = RuntimeError(f"this is a defect of Edgewright, not of your input: {error!r}"), 70
+        _fail(error, code)
         if getattr(args, "json", False):
-            _print_json({"error": {"message": str(error), "exit_code": code}})
-        print(f"error: {error}", file=sys.stderr)
+            streams.write_json({"error": {"message": str(error), "exit_code": code}})
         return code
+
+
+def _fail(error: Exception, code: int) -> int:
+    if str(error):
+        print(f"error: {streams.plain(str(error))}", file=sys.stderr)
+    return code
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -153,9 +234,10 @@ def _run(args: argparse.Namespace) -> int:
             progress=progress,
         )
     if args.json:
-        _print_json(report.model_dump(mode="json"))
+        streams.write_json(report.model_dump(mode="json"))
     elif args.quiet:
         render.show(render.verdict_line(report))
+        render.show_reasons(report.targets)
     else:
         render.show(render.report(report))
     return _exit_code(report.verdict)
@@ -166,11 +248,14 @@ def _plan(args: argparse.Namespace) -> int:
 
     recipe = api.load_recipe(args.recipe)
     plans = api.plan(recipe, targets=args.target, checkpoint=args.checkpoint)
+    fits = api.plan_fits(recipe, targets=args.target, profiles=args.profile, checkpoint=args.checkpoint)
     if args.json:
-        _print_json({"recipe": recipe.name, "targets": [vars(item) for item in plans]})
+        streams.write_json(
+            {"recipe": recipe.name, "targets": [vars(item) for item in plans], "fits": [vars(item) for item in fits]}
+        )
     else:
-        render.show(render.plans(recipe, plans))
-    return 1 if any(item.refused for item in plans) else 0
+        render.show(render.plans(recipe, plans, fits))
+    return 1 if any(item.refused for item in plans) or any(item.verdict == "does not fit" for item in fits) else 0
 
 
 def _validate(args: argparse.Namespace) -> int:
@@ -179,9 +264,10 @@ def _validate(args: argparse.Namespace) -> int:
     with render.progress(shown=not (args.json or args.quiet)) as progress:
         report = api.validate(args.artifact, profiles=args.profile, progress=progress)
     if args.json:
-        _print_json(report.model_dump(mode="json"))
+        streams.write_json(report.model_dump(mode="json"))
     elif args.quiet:
         render.show(render.verdict(report.verdict))
+        render.show_reasons([report])
     else:
         render.show(render.target(report))
         render.show(render.verdict(report.verdict))
@@ -189,48 +275,53 @@ def _validate(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from pathlib import Path
+    from artifacts import read_manifest, user_path
 
-    from artifacts import read_manifest
-
-    manifest = read_manifest(Path(args.artifact))
+    folder = user_path(args.artifact, "ARTIFACT")
+    manifest = read_manifest(folder)
     if args.json:
-        _print_json(manifest.model_dump(mode="json"))
+        streams.write_json(manifest.model_dump(mode="json"))
     else:
         from edgewright import render
 
-        render.show(render.manifest(manifest))
+        render.show(render.manifest(manifest, folder))
     return 0
 
 
 def _quantize_report(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
+    from artifacts import user_path
     from compiler.quantize import evidence
+    from edgewright import render
 
-    found = evidence.report(Path(args.artifact))
+    with render.progress(shown=not args.json) as progress:
+        found = evidence.report(user_path(args.artifact, "ARTIFACT"), progress)
     if args.json:
-        _print_json(found.model_dump(mode="json"))
+        streams.write_json(found.model_dump(mode="json"))
     else:
-        from edgewright import render
-
         render.show(render.quantization(found, args.worst or len(found.tensors)))
     return 0
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from artifacts import read_manifest, verify
+    from artifacts import read_manifest, user_path, verify
     from edgewright import render
 
-    folder = Path(args.artifact)
+    folder = user_path(args.artifact, "ARTIFACT")
+    manifest = read_manifest(folder)
     with render.progress(shown=not (args.json or args.quiet)) as progress:
         problems = verify(folder, progress)
     if args.json:
-        _print_json({"intact": not problems, "problems": [problem.model_dump() for problem in problems]})
+        streams.write_json(
+            {
+                "intact": not problems,
+                "problems": [problem.model_dump() for problem in problems],
+                "verdict": None if problems else manifest.verdict,
+            }
+        )
     elif problems or not args.quiet:
-        render.show(render.problems(args.artifact, problems, len(read_manifest(folder).files)))
+        render.show(render.problems(folder, problems, manifest))
+    elif manifest.verdict != "passed":
+        render.show(render.standing(manifest, folder))
     return 1 if problems else 0
 
 
@@ -240,7 +331,7 @@ def _recipes_list(args: argparse.Namespace) -> int:
 
     found = [(name, api.load_recipe(path)) for name, path in shipped().items()]
     if args.json:
-        _print_json(
+        streams.write_json(
             {"recipes": [{"name": name, **recipe.model_dump(mode="json", by_alias=True)} for name, recipe in found]}
         )
     else:
@@ -252,11 +343,12 @@ def _recipes_list(args: argparse.Namespace) -> int:
 
 def _recipes_show(args: argparse.Namespace) -> int:
     from edgewright import api
-    from recipes.load import find
+    from edgewright.recipe_text import standalone
 
-    path = find(args.recipe)
-    recipe = api.load_recipe(path)
-    sys.stdout.write(f"# {path}\n# digest {recipe.digest}\n{path.read_text(encoding='utf-8')}")
+    recipe = api.load_recipe(args.recipe)
+    assert recipe.origin is not None  # it was read from a file
+    text = standalone(recipe.origin, recipe)
+    streams.write(streams.plain(text) if sys.stdout.isatty() else text)
     return 0
 
 
@@ -264,7 +356,7 @@ def _recipes_schema(args: argparse.Namespace) -> int:
     from edgewright import api
 
     schema = api.recipe_type().model_json_schema()
-    _print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema})
+    streams.write_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema})
     return 0
 
 
@@ -273,7 +365,7 @@ def _profiles_list(args: argparse.Namespace) -> int:
 
     found = [load_profile(name) for name in list_profiles()]
     if args.json:
-        _print_json({"profiles": [profile.model_dump(mode="json") for profile in found]})
+        streams.write_json({"profiles": [profile.model_dump(mode="json") for profile in found]})
     else:
         from edgewright import render
 
@@ -282,15 +374,17 @@ def _profiles_list(args: argparse.Namespace) -> int:
 
 
 def _profiles_show(args: argparse.Namespace) -> int:
+    from artifacts import user_path
     from device_farm import load_profile
 
+    user_path(args.profile, "PROFILE")
     profile = load_profile(args.profile).model_dump(mode="json")
     if args.json:
-        _print_json(profile)
+        streams.write_json(profile)
     else:
         import yaml
 
-        sys.stdout.write(yaml.safe_dump(profile, sort_keys=False, allow_unicode=True, width=100))
+        streams.write(streams.plain(yaml.safe_dump(profile, sort_keys=False, allow_unicode=True, width=100)))
     return 0
 
 
@@ -301,22 +395,16 @@ def _doctor(args: argparse.Namespace) -> int:
 
     found = findings()
     if args.json:
-        _print_json({"findings": [asdict(finding) for finding in found]})
+        streams.write_json({"findings": [asdict(finding) for finding in found]})
         return 0
     for finding in found:
         advice = f"  → {finding.advice}" if finding.advice else ""
-        print(f"{'✗' if finding.advice else '✓'} {finding.subject:22} {finding.state}{advice}")
+        streams.write(f"{'✗' if finding.advice else '✓'} {finding.subject:22} {finding.state}{advice}\n")
     return 0
 
 
 def _exit_code(verdict: RunVerdict) -> int:
     return 1 if verdict == "failed" else 0
-
-
-def _print_json(value: Any) -> None:
-    import json
-
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def _command(

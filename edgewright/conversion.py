@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from artifacts import read_manifest
+from artifacts import read_manifest, scratch_folder
 from compiler.models import decoder
 from compiler.quantize.packed import PackedWeights
 from compiler.targets import load_target
@@ -35,8 +34,8 @@ def first_divergence(recipe: Recipe, target: str, quantized: Path, artifact: Pat
         "quantized": str(quantized),
         "artifact": str(artifact),
     }
-    with tempfile.TemporaryDirectory(prefix="edgewright-") as folder:
-        path = Path(folder) / "order.json"
+    with scratch_folder() as folder:
+        path = folder / "order.json"
         path.write_text(json.dumps(order), encoding="utf-8")
         from runtime_tests.process import child_environment
 

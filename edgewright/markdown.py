@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from edgewright import text
-from edgewright.report import Report, TargetReport
+from edgewright.report import MemoryRun, Report, TargetReport
+from edgewright.standing import reasons
+from edgewright.streams import plain
 from edgewright.text import size
 
 
@@ -20,32 +22,43 @@ def markdown(report: Report) -> str:
         f"{size(host.memory_bytes)} memory, {host.system}",
         f"- With: {', '.join(f'{name} {version}' for name, version in report.tools.items())}",
         *(f"- **Warning:** {warning}" for warning in report.warnings),
+        *(f"- **Stale**, in no verdict here: `{item.artifact}`: {item.reason}" for item in report.stale),
         "",
-        "Every figure says how it was obtained; *measured* figures ran here, in the real runtime. Parity compares with "
-        "a PyTorch reference that holds the same dequantized weights, quality with the unquantized checkpoint, both on "
-        "held-out text. Memory is over the interpreter's own baseline, with a cold page cache.",
+        "Every figure says how it was obtained. *measured*: in the real runtime, on this machine. *emulated*: with "
+        "something in place of the phone or its runtime, which is named. *modelled*: calculated. *declared*: stated by "
+        "a file. Parity compares with a PyTorch reference that holds the same dequantized weights, quality with the "
+        "unquantized checkpoint in PyTorch, both on held-out text; ± is half of a 95 % confidence interval. Memory is "
+        "that of the whole context, over the interpreter's own baseline, with a cold page cache.",
         "",
     ]
     for target in report.targets:
         lines += _target(target)
-    return "\n".join(lines).rstrip() + "\n"
+    return plain("\n".join(lines).rstrip() + "\n")
 
 
 def _target(target: TargetReport) -> list[str]:
-    lines = [f"## {target.target}: {size(target.bytes)}, {text.scheme(target)}: {target.verdict}", ""]
+    shipped = text.sizes(target.app_bytes, target.folder_bytes)
+    lines = [f"## {target.target}: {shipped}, {text.scheme(target)}: {target.verdict}", ""]
+    lines += [f"The folder holds {size(target.folder_bytes)}: golden vectors and all that no app needs too.", ""]
+    if target.kept:
+        lines += [f"Kept from {target.created or 'an earlier run'}: this run did not build or test it.", ""]
+        lines += [*(f"- {reason}" for reason in reasons(target)), ""]
     rows = text.rows(target)
     if rows:
         lines += _table(
             ["", "check", "figure", "limit", "obtained", "verdict"],
-            [[row.group, row.name, row.figure, row.limit, row.obtained, row.verdict] for row in rows],
+            [[row.group, row.name, row.figure, row.limit, text.obtained(row), row.verdict] for row in rows],
         )
         lines += ["", *(f"- {row.group}: {row.reason}" for row in rows if row.reason), ""]
+        for line in filter(None, (text.quality(target), text.speed(target))):
+            lines += [line, ""]
     lines += [line for warning in target.warnings for line in (f"**Warning**: {warning}", "")]
     for step in target.failed_steps:
         lines += [f"**{step.step} failed**: {step.detail}", "", "```", step.stderr_tail.strip(), "```", ""]
-    for phone in target.phones:
-        if phone.run and phone.run.phases:
-            lines += [f"Memory on {phone.profile} ({phone.run.mechanism}), over the interpreter's baseline:", ""]
+    for run in _runs(target):
+        if run.phases:
+            phones = " and ".join(phone.profile for phone in target.phones if _same(phone.run, run))
+            lines += [f"Memory on {phones}, {_conditions(run)}, over the interpreter's baseline:", ""]
             lines += _table(
                 ["phase", "anonymous", "file-backed", "swap", "peak anonymous", "peak file-backed"],
                 [
@@ -54,7 +67,7 @@ def _target(target: TargetReport) -> list[str]:
                         *(size(b) for b in (phase.anonymous_bytes, phase.file_bytes, phase.swap_bytes)),
                         *(size(b) for b in (phase.peak_anonymous_bytes, phase.peak_file_bytes)),
                     ]
-                    for phase in phone.run.phases
+                    for phase in run.phases
                 ],
             )
             lines.append("")
@@ -62,7 +75,7 @@ def _target(target: TargetReport) -> list[str]:
         lines += ["All figures:", ""]
         lines += _table(
             ["figure", "value", "obtained"],
-            [[f.name, text.figure(f), f.obtained] for f in target.figures],
+            [[f.name, text.figure(f), text.obtained(f)] for f in target.figures],
         )
         lines.append("")
     lines += ["Weights:", ""]
@@ -74,6 +87,25 @@ def _target(target: TargetReport) -> list[str]:
         ],
     )
     return [*lines, ""]
+
+
+def _runs(target: TargetReport) -> list[MemoryRun]:
+    """The memory runs of a target, each once: phones may share one."""
+    found: list[MemoryRun] = []
+    for phone in target.phones:
+        if phone.run is not None and not any(_same(phone.run, run) for run in found):
+            found.append(phone.run)
+    return found
+
+
+def _same(one: MemoryRun | None, other: MemoryRun) -> bool:
+    return one is not None and (one.limit_bytes, one.phases) == (other.limit_bytes, other.phases)
+
+
+def _conditions(run: MemoryRun) -> str:
+    """How a phone's memory was held to its limit, and at which length."""
+    limit = "without a limit" if run.limit_bytes is None else f"under {size(run.limit_bytes)} by {run.mechanism}"
+    return f"{limit}, {run.context_tokens:,} tokens of context"
 
 
 def _table(head: list[str], body: list[list[str]]) -> list[str]:

@@ -1,10 +1,12 @@
 """What the terminal shows: tables, progress and errors. Figures in words come from `text.py`.
 
-Colour and bars only where a terminal is; elsewhere plain lines, 100 columns wide.
+Colour and bars only where a terminal is; elsewhere plain lines, 100 columns wide. Nothing that a document says can
+style, move or reorder what is shown: markup is off, and control characters are spelled out on the way.
 """
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding, PaddingDimensions
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Table
@@ -21,15 +23,20 @@ from rich.text import Text
 
 from artifacts import Manifest, Problem, silent
 from artifacts import Progress as ProgressCallback
+from artifacts.payload import app_bytes
 from compiler.pipeline import TargetPlan
 from compiler.quantize.evidence import QuantizationEvidence
 from device_farm import AndroidProfile, IosProfile
-from edgewright import text
+from edgewright import streams, text
+from edgewright.fit import PlanFit
 from edgewright.report import Report, TargetReport
+from edgewright.standing import reasons, standings
+from edgewright.streams import plain
 from edgewright.text import size
 from recipes.schema import Recipe
 
 _PLAIN_WIDTH = 100
+_MAX_ROWS = 500
 _STYLES = {
     "passed": "green",
     "fits": "green",
@@ -43,20 +50,45 @@ _MARKS = {"green": "✓", "yellow": "!", "bold red": "✗"}
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console on stdout or stderr; 100 columns where there is no terminal."""
+    """A console on stderr, or one that keeps what stdout is to show; 100 columns where there is no terminal."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else _PLAIN_WIDTH)
+    return Console(
+        file=stream if stderr else io.StringIO(),
+        force_terminal=stream.isatty(),
+        width=None if stream.isatty() else _PLAIN_WIDTH,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
 
 
 def show(what: RenderableType) -> None:
-    """Print on stdout; without the spaces at the ends of lines where there is no terminal."""
+    """Print on stdout; without the spaces at the ends of lines where there is no terminal. Raises OutputLost."""
     screen = console()
-    if screen.is_terminal:
-        screen.print(what)
-        return
-    with screen.capture() as captured:
-        screen.print(what)
-    sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
+    screen.print(_Plain(what))
+    assert isinstance(screen.file, io.StringIO)
+    shown = screen.file.getvalue()
+    if not screen.is_terminal:
+        shown = "".join(line.rstrip() + "\n" for line in shown.splitlines())
+    streams.write(shown)
+
+
+class _Plain:
+    """Something to show, with the control characters of its text spelled out."""
+
+    def __init__(self, what: RenderableType) -> None:
+        self._what = what
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self._what, options):
+            yield segment._replace(text=plain(segment.text))
+
+
+def show_reasons(targets: Sequence[TargetReport]) -> None:
+    """Print why each failed target failed, one line each."""
+    for item in targets:
+        for reason in reasons(item):
+            show(Text(f"  {item.target}{_when(item)}: {plain(reason, lines=False)}", no_wrap=True, overflow="ignore"))
 
 
 def verdict(word: str) -> Text:
@@ -67,7 +99,12 @@ def verdict(word: str) -> Text:
 
 def report(found: Report) -> RenderableType:
     """The table at the end of a run, and where everything is."""
-    parts: list[RenderableType] = [target(item, found.recipe.name) for item in found.targets]
+    parts: list[RenderableType] = [target(item, found.recipe.name) for item in found.targets if not item.kept]
+    parts += [_padded(_kept(item), (0, 1)) for item in found.targets if item.kept]
+    parts += [
+        _padded(Text(f"stale, in no verdict: {item.artifact}: {item.reason}", style="yellow"), (0, 1))
+        for item in found.stale
+    ]
     parts += [_padded(Text(f"warning: {warning}", style="yellow"), (0, 1, 1, 1)) for warning in found.warnings]
     where = _pairs(
         [
@@ -76,6 +113,17 @@ def report(found: Report) -> RenderableType:
         ]
     )
     return Group(*parts, _padded(where, (0, 1)), _padded(verdict_line(found), (1, 1, 0, 1)))
+
+
+def _kept(item: TargetReport) -> Text:
+    line = Text(f"{item.target}{_when(item)}: ")
+    line.append_text(verdict(item.verdict))
+    return line.append("".join(f"\n  {reason}" for reason in reasons(item)))
+
+
+def _when(item: TargetReport) -> str:
+    """Said beside a result that the run itself did not find."""
+    return f", kept from {item.created or 'an earlier run'}" if item.kept else ""
 
 
 def verdict_line(found: Report) -> Text:
@@ -89,7 +137,7 @@ def target(item: TargetReport, recipe: str | None = None) -> RenderableType:
     """One target: every check with its figure, limit and verdict."""
     head = Text.assemble(
         (f"{recipe} → {item.target}" if recipe else item.target, "bold"),
-        (f"   {size(item.bytes)}   {text.scheme(item)}", "dim"),
+        (f"   {text.sizes(item.app_bytes, item.folder_bytes)}   {text.scheme(item)}", "dim"),
     )
     table = _table("", "check", ">figure", "limit", "obtained", "verdict")
     group = None
@@ -109,10 +157,11 @@ def target(item: TargetReport, recipe: str | None = None) -> RenderableType:
     parts: list[RenderableType] = [_padded(head, (1, 1, 0, 1))]
     parts.append(table if rows else _padded(Text("built, not run", style="dim"), (0, 1)))
     parts += [
-        _padded(Text(f"{row.group}: {row.reason}", style=_STYLES[row.verdict]), (0, 1))
+        _padded(Text(f"{row.group}: {row.reason}", style=_STYLES.get(row.verdict, "")), (0, 1))
         for row in rows
-        if row.reason and row.verdict not in ("passed", "fits")
+        if row.remarkable
     ]
+    parts += [_padded(Text(line, style="dim"), (0, 1)) for line in text.stand_ins(rows)]
     for step in item.failed_steps:
         tail = "\n".join(step.stderr_tail.strip().splitlines()[-8:])
         parts.append(_padded(Text(f"{step.step} failed: {step.detail}\n{tail}", style="red"), (0, 1)))
@@ -121,26 +170,53 @@ def target(item: TargetReport, recipe: str | None = None) -> RenderableType:
     return Group(*parts, Text(""))
 
 
-def plans(recipe: Recipe, items: Sequence[TargetPlan]) -> RenderableType:
-    """Static estimates, one line for each target."""
-    table = _table("target", ">package", ">weights", ">KV cache", ">activations", "")
+def plans(recipe: Recipe, items: Sequence[TargetPlan], fits: Sequence[PlanFit]) -> RenderableType:
+    """Static estimates, one line for each target, and whether they fit each phone."""
+    table = _table("target", "package", ">weights", ">KV cache", ">activations", "")
     for item in items:
         refused = Text(f"refused: {item.refused}", style="bold red") if item.refused else Text("")
         table.add_row(
             Text(item.target, style="bold"),
-            *(size(b) for b in (item.file_bytes, item.weight_bytes, item.kv_bytes, item.activation_bytes)),
+            text.sizes(item.app_bytes),
+            *(size(b) for b in (item.weight_bytes, item.kv_bytes, item.activation_bytes)),
             refused,
         )
     note = (
         f"declared: from the checkpoint's config alone, for {recipe.context.max_tokens:,} tokens of context. "
         "A runtime may hold more: `edgewright run` measures it."
     )
+    notes = [note, *filter(None, [text.budget(recipe)])]
     head = Text(recipe.name, style="bold")
-    return Group(_padded(head, (1, 1, 0, 1)), table, _padded(Text(note, style="dim"), (0, 1)))
+    parts: list[RenderableType] = [_padded(head, (1, 1, 0, 1)), table]
+    if fits:
+        parts.append(_fits(fits))
+    return Group(*parts, *(_padded(Text(line, style="dim"), (0, 1)) for line in notes))
 
 
-def manifest(found: Manifest) -> RenderableType:
-    """What an artifact is, without its file digests."""
+def _fits(fits: Sequence[PlanFit]) -> RenderableType:
+    table = _table("phone", "target", ">least need", ">limit", ">longest context", "by estimate")
+    for item in fits:
+        word = verdict("fits" if item.verdict == "fits by estimate" else item.verdict)
+        longest = "" if item.longest_context is None else f"{item.longest_context:,} tokens"
+        row = (item.profile, item.target, size(item.needed_bytes), size(item.limit_bytes), longest)
+        table.add_row(*row, word)
+    reasons = dict.fromkeys(
+        f"{item.target} on {item.profile}: {item.reason}" for item in fits if item.verdict != "fits by estimate"
+    )
+    return Group(table, *(_padded(Text(reason), (0, 1)) for reason in reasons))
+
+
+def standing(found: Manifest, artifact: Path) -> RenderableType:
+    """What was found out about an artifact since it was built."""
+    parts = []
+    for item in standings(found, artifact):
+        style = _STYLES.get(item.verdict, "")
+        parts.append(Text(f"{_MARKS[style]} {plain(item.words, lines=False)}", style=style))
+    return Group(*parts)
+
+
+def manifest(found: Manifest, artifact: Path) -> RenderableType:
+    """What an artifact is, without its file digests, and what was found out about it."""
     checkpoint = found.checkpoint
     about = _pairs(
         [
@@ -149,7 +225,8 @@ def manifest(found: Manifest) -> RenderableType:
             ("checkpoint", checkpoint.source + (f" at {checkpoint.revision}" if checkpoint.revision else "")),
             ("weights", f"digest {found.weights_digest[:16]}"),
             ("made with", ", ".join(f"{name} {version}" for name, version in found.created_by.items())),
-            ("runtime", ", ".join(f"{key} {value}" for key, value in found.runtime.items())),
+            ("runtime", ", ".join(f"{key} {value}" for key, value in found.runtime.items() if key != "payload")),
+            ("in an app", text.sizes(app_bytes(Path(), found))),
         ]
     )
     weights = _table("bits", "group", "method", ">tensors", ">parameters", ">bytes")
@@ -163,15 +240,17 @@ def manifest(found: Manifest) -> RenderableType:
             size(group.bytes),
         )
     files = _table("file", ">size", "sha256")
-    for file in found.files:
+    for file in found.files[:_MAX_ROWS]:
         files.add_row(file.path, size(file.size), Text(file.sha256[:16] + "…", style="dim"))
+    if len(found.files) > _MAX_ROWS:
+        files.add_row(f"and {len(found.files) - _MAX_ROWS:,} more", "", "")
     files.add_section()
     files.add_row("all", size(found.total_bytes), "")
-    parts: list[RenderableType] = [_padded(about, (1, 1)), weights, files]
+    parts: list[RenderableType] = [_padded(about, (1, 1)), _padded(standing(found, artifact), (0, 1)), weights, files]
     if found.figures:
         figures = _table("figure", ">value", "obtained")
         for figure in found.figures:
-            figures.add_row(figure.name, text.figure(figure), figure.obtained)
+            figures.add_row(figure.name, text.figure(figure), text.obtained(figure))
         parts.append(figures)
     return Group(*parts)
 
@@ -183,11 +262,12 @@ def quantization(found: QuantizationEvidence, worst: int) -> RenderableType:
         rows = [
             ("on", f"{text_.text}, {text_.tokens:,} tokens"),
             ("perplexity", f"{text_.perplexity:.3f}, of the checkpoint {text_.perplexity_original:.3f}"),
+            ("both", "in PyTorch, with dequantized weights; a run's report has the perplexity of the runtime"),
             ("divergence", f"{text_.mean_kl:.6f} nats on average"),
             ("same top token", f"{text_.top1_agreement:.2%}"),
         ]
         parts.append(_padded(_pairs(rows), (1, 1)))
-    tensors = _table("tensor", ">bits", ">group", "method", ">size", ">signal to noise", ">output error")
+    tensors = _table("tensor", ">bits", ">group", "method", ">size", ">signal\nto noise", ">output\nerror")
     for tensor in found.tensors[: max(worst, 0)]:
         tensors.add_row(
             tensor.slot,
@@ -207,19 +287,21 @@ def quantization(found: QuantizationEvidence, worst: int) -> RenderableType:
     return Group(*parts)
 
 
-def problems(folder: str, found: Sequence[Problem], files: int) -> RenderableType:
-    """The outcome of a verification."""
+def problems(folder: Path, found: Sequence[Problem], manifest: Manifest) -> RenderableType:
+    """The outcome of a verification, and what was found out about the files if they are what they were."""
     if not found:
-        return Text(f"✓ {folder}: {files} files, every digest matches", style="green")
+        intact = Text(f"✓ {folder}: {len(manifest.files)} files, every digest matches", style="green")
+        return Group(intact, standing(manifest, folder))
     table = _table("file", "problem")
-    for problem in found:
+    for problem in found[:_MAX_ROWS]:
         table.add_row(problem.path, Text(problem.message, style="red"))
-    return Group(table, Text(f"✗ {folder}: {len(found)} problems", style="bold red"))
+    more = f", {_MAX_ROWS} of them shown" if len(found) > _MAX_ROWS else ""
+    return Group(table, Text(f"✗ {folder}: {len(found):,} problems{more}", style="bold red"))
 
 
 def recipes(found: Sequence[tuple[str, Recipe]]) -> RenderableType:
     """The recipes that ship."""
-    table = _table("<recipe", "<checkpoint", "weights", "targets", "<phones")
+    table = _table("<recipe", "checkpoint", "weights", "targets", "phones")
     for name, recipe in found:
         bits = ", ".join(dict.fromkeys(f"INT{r.bits}" if r.bits < 16 else "half" for r in recipe.quantize.rules))
         table.add_row(
@@ -249,11 +331,15 @@ def profiles(found: Sequence[AndroidProfile | IosProfile]) -> RenderableType:
 
 
 def _table(*columns: str) -> Table:
-    """Columns by name; one that starts with > is aligned right, one that starts with < or > is never wrapped."""
+    """Columns by name; one that starts with > is aligned right, one that starts with < or > is never wrapped.
+
+    The others fold where the terminal is narrow: no text is cut.
+    """
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 1, 0, 0))
     for name in columns:
         side: Literal["left", "right"] = "right" if name.startswith(">") else "left"
-        table.add_column(name.lstrip("<>"), justify=side, no_wrap=name.startswith(("<", ">")))
+        whole = name.startswith(("<", ">"))
+        table.add_column(name.lstrip("<>"), justify=side, no_wrap=whole, overflow="ellipsis" if whole else "fold")
     return table
 
 
@@ -262,7 +348,7 @@ def _pairs(pairs: Sequence[tuple[str, str]]) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in pairs:
-        table.add_row(name, Text(value))
+        table.add_row(plain(name, lines=False), plain(value, lines=False))
     return table
 
 
@@ -290,16 +376,23 @@ def progress(*, shown: bool) -> Iterator[ProgressCallback]:
 
 
 def _bars() -> Iterator[ProgressCallback]:
-    columns = (TextColumn("  {task.description}"), BarColumn(24), TextColumn("{task.percentage:>3.0f} %"), _Elapsed())
+    columns = (
+        TextColumn("  {task.description}", markup=False),
+        BarColumn(24),
+        TextColumn("{task.percentage:>3.0f} %"),
+        _Elapsed(),
+    )
     with Progress(*columns, console=console(stderr=True)) as bars:
         tasks: dict[str, TaskID] = {}
 
         def show(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage)
+                tasks[stage] = bars.add_task(plain(stage, lines=False))
             bars.update(tasks[stage], completed=done, total=max(total, 1))
 
         yield show
+        for task in bars.tasks:  # the work came to its good end, and so did every part of it
+            bars.update(task.id, completed=task.total)
 
 
 def _lines() -> Iterator[ProgressCallback]:
@@ -310,6 +403,6 @@ def _lines() -> Iterator[ProgressCallback]:
         if done >= total and begin >= 0:
             started[stage] = -1.0
             if (took := time.monotonic() - begin) > 0.05:
-                print(f"  {stage}: {took:.1f} s", file=sys.stderr, flush=True)
+                print(f"  {plain(stage, lines=False)}: {took:.1f} s", file=sys.stderr, flush=True)
 
     yield show

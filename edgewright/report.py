@@ -4,6 +4,20 @@ What lives here: the pydantic models (`Report.model_json_schema()` is the docume
 What must not: how a report looks (`render.py`, `markdown.py`).
 
 `schema_version` changes when a key is renamed, removed or changes its meaning; new keys may come without.
+
+Version 2, against version 1:
+
+- a check is `artifacts.Check`: it has `group`, `label`, `stand_in`, `at`, `band` and `interval` beside what it had;
+  `comparison` is `direction`; `verdict` is null where nothing limits the figure. `shipped_top1` is no check any more:
+  `shipped_clear_top1` is, which passes over tokens that the limit of the divergence leaves open;
+- `obtained` is `measured` for the real runtime on this machine alone. What ran in place of the runtime or of the phone
+  is `emulated` and named in `stand_in`; counts and PyTorch's figures are `declared`;
+- the unit of `perplexity_increase` is `change`, and it carries its 95 % interval;
+- memory on a phone is that of the whole context (`at`, `run.context_tokens`), not of a prompt of 512 tokens; phones may
+  share a run without a limit (`run.limit_bytes` null), so that a verdict needs no run of its own;
+- `phones[].passed` is `phones[].verdict`, which may be `not for this platform`; a target, and a run, whose only phones
+  are of other platforms is `not assessed`;
+- `targets[].bytes` is `targets[].app_bytes`, by platform, and `targets[].folder_bytes`.
 """
 
 from __future__ import annotations
@@ -17,49 +31,36 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from artifacts import EdgewrightError, Manifest
-from artifacts.manifest import Figure, Obtained, QuantizationGroup
-from device_farm import Assessment, PhaseMemory
-from runtime_tests.parity import Gate
+from artifacts import Check, EdgewrightError, Figure, Manifest
+from artifacts.manifest import QuantizationGroup
+from artifacts.payload import app_bytes
+from device_farm import PhaseMemory
+from runtime_tests.child import context_tokens
 from runtime_tests.validate import ProfileResult, Validation
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 REPORT_JSON = "report.json"
 REPORT_MD = "report.md"
 
-CheckVerdict = Literal["passed", "failed", "fits", "tight", "does not fit", "not assessed"]
-RunVerdict = Literal["passed", "failed", "not validated"]
+RunVerdict = Literal["passed", "failed", "not assessed", "not validated"]
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Check(_Model):
-    """One figure against one limit, both in `unit`. A figure that could not be obtained is null and does not pass.
-
-    `verdict` is passed or failed for parity and quality; fits, tight, does not fit or not assessed for a phone.
-    """
-
-    name: str
-    value: float | None
-    limit: float | None
-    comparison: Literal["at most", "at least"]
-    unit: str
-    obtained: Obtained | None
-    verdict: CheckVerdict
-    reason: str = ""
-
-
 class MemoryRun(_Model):
-    """How a phone's memory was measured. Sizes in bytes over the interpreter's baseline.
+    """How a phone's memory came to be known. Sizes in bytes over the interpreter's baseline.
 
     `mechanism` enforced the limit: a control group (cgroup2, cgroup1) or the watchdog on anonymous memory.
+    `limit_bytes` null: nothing limited the run, its memory was read by kind, and other phones may share it.
+    `context_tokens` is prompt and answer together; each phase says how many tokens it ran.
     """
 
     rule: Literal["android", "ios"]
     mechanism: Literal["cgroup2", "cgroup1", "watchdog"]
     limit_bytes: int | None
+    context_tokens: int
     outcome: Literal["ok", "over_budget", "crashed", "error"]
     detail: str
     phases: tuple[PhaseMemory, ...]
@@ -68,10 +69,14 @@ class MemoryRun(_Model):
 
 
 class PhoneReport(_Model):
-    """One phone profile: its checks, its figures, the run they come from (None: modelled), and whether it passed."""
+    """One phone profile: its checks, its figures, and the run they come from (None: modelled, or none was made).
+
+    `not for this platform`: the phone cannot run this artifact; it neither passed nor failed.
+    """
 
     profile: str
-    passed: bool
+    platform: Literal["android", "ios"]
+    verdict: Literal["passed", "failed", "not for this platform"]
     checks: tuple[Check, ...]
     figures: tuple[Figure, ...]
     run: MemoryRun | None
@@ -86,12 +91,23 @@ class FailedStep(_Model):
 
 
 class TargetReport(_Model):
-    """One target's artifact and all that was found about it. `artifact` is its folder, `bytes` its files' size."""
+    """One target's artifact and all that was found about it. `artifact` is its folder.
+
+    `app_bytes` is what an app ships of it, by platform (null: the manifest does not say), without the runtime's own
+    library; `folder_bytes` is everything, golden vectors and libraries for other machines too.
+    `created`: when this was found. `kept`: by an earlier run, from the same recipe and the same quantized weights.
+    `manifest`: the identity of what was built, by which a result is told from one of an earlier build.
+    """
 
     target: str
     artifact: str
-    bytes: int
+    created: str = ""
+    kept: bool = False
+    manifest: str = ""
+    app_bytes: dict[str, int] | None
+    folder_bytes: int
     quantization: tuple[QuantizationGroup, ...]
+    held_out_text: str = Field("", description="what the tokens of parity and quality are")
     checks: tuple[Check, ...] = ()
     figures: tuple[Figure, ...] = ()
     phones: tuple[PhoneReport, ...] = ()
@@ -102,6 +118,14 @@ class TargetReport(_Model):
     def value(self, name: str) -> float | None:
         """A figure's value by its name; None when the report has none."""
         return next((float(figure.value) for figure in self.figures if figure.name == name), None)
+
+
+class StaleArtifact(_Model):
+    """A package in the folder that another recipe or checkpoint left; no verdict of this report is about it."""
+
+    target: str
+    artifact: str
+    reason: str
 
 
 class RecipeUsed(_Model):
@@ -130,9 +154,12 @@ class Host(_Model):
 
 
 class Report(_Model):
-    """One run of a recipe. `verdict` is failed if any target failed, passed if all passed."""
+    """A recipe's folder after a run. `verdict` is failed if any target failed, passed if all passed.
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    `targets` are those of the run, then those that it did not touch and that are still true (`kept`).
+    """
+
+    schema_version: Literal[2] = SCHEMA_VERSION
     verdict: RunVerdict
     created: str = Field(description="time of the end of the run, UTC, ISO 8601")
     recipe: RecipeUsed
@@ -140,82 +167,68 @@ class Report(_Model):
     host: Host
     tools: dict[str, str] = Field(description="versions of what took part")
     targets: tuple[TargetReport, ...]
+    stale: tuple[StaleArtifact, ...] = ()
     warnings: tuple[str, ...] = ()
     seconds: float
     folder: str = Field(description="where the artifacts and the report are")
 
 
 def overall(targets: Sequence[TargetReport]) -> RunVerdict:
-    """failed if any target failed, passed if all passed."""
+    """failed if any target failed, passed if all passed, else what keeps it from that."""
     found = {target.verdict for target in targets}
-    return "failed" if "failed" in found else "passed" if found == {"passed"} else "not validated"
+    order: tuple[RunVerdict, ...] = ("failed", "not validated", "not assessed")
+    return next((verdict for verdict in order if verdict in found), "passed" if found else "not validated")
 
 
 def target_report(artifact: Path, manifest: Manifest, validation: Validation | None) -> TargetReport:
     """What is known of an artifact, from its manifest and from its validation if there was one."""
     built = TargetReport(
-        target=manifest.target, artifact=str(artifact), bytes=manifest.total_bytes, quantization=manifest.quantization
+        target=manifest.target,
+        artifact=str(artifact),
+        created=now(),
+        manifest=manifest.identity,
+        app_bytes=app_bytes(artifact, manifest),
+        folder_bytes=manifest.total_bytes,
+        quantization=manifest.quantization,
     )
     if validation is None:
         return built
-    units = {figure.name: figure.unit for figure in validation.figures}
+    context = context_tokens(artifact, manifest)
     return built.model_copy(
         update={
-            "checks": tuple(_check(gate, units.get(gate.name, "")) for gate in validation.gates),
+            "held_out_text": validation.held_out_text,
+            "checks": validation.checks,
             "figures": validation.figures,
-            "phones": tuple(_phone(result) for result in validation.profiles),
+            "phones": tuple(_phone(result, context) for result in validation.profiles),
             "failed_steps": tuple(
                 FailedStep(step=f.step, detail=f.detail, stderr_tail=f.stderr_tail) for f in validation.failures
             ),
             "warnings": validation.warnings,
-            "verdict": "passed" if validation.passed else "failed",
+            "verdict": validation.verdict,
         }
     )
 
 
-def _check(gate: Gate, unit: str) -> Check:
-    return Check(
-        name=gate.name,
-        value=gate.value,
-        limit=gate.limit,
-        comparison=gate.comparison,
-        unit=unit,
-        obtained=None if gate.value is None else "measured",
-        verdict="passed" if gate.passed else "failed",
-    )
-
-
-def _phone(result: ProfileResult) -> PhoneReport:
+def _phone(result: ProfileResult, context: int) -> PhoneReport:
     run = result.run
     return PhoneReport(
         profile=result.profile,
-        passed=result.passed,
-        checks=tuple(_assessment(item) for item in result.assessments),
+        platform=result.platform,
+        verdict=result.verdict,
+        checks=result.checks,
         figures=result.figures,
         run=run
         and MemoryRun(
             rule=run.rule,
             mechanism=run.mechanism,
             limit_bytes=run.limit_bytes,
+            context_tokens=context,
             outcome=run.outcome,
             detail=run.detail,
             phases=run.phases,
             thrash_percent=run.thrash_percent,
             page_cache_left_warm_bytes=run.cache.warm_bytes,
         ),
-    )
-
-
-def _assessment(item: Assessment) -> Check:
-    return Check(
-        name=item.subject,
-        value=item.figure,
-        limit=item.limit,
-        comparison="at least" if item.unit == "tok/s" else "at most",
-        unit=item.unit,
-        obtained=item.obtained,
-        verdict=item.verdict.value,
-        reason=item.reason,
     )
 
 

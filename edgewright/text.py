@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from artifacts import Figure
-from edgewright.report import Check, TargetReport
+from artifacts import Check, Figure
+from edgewright.report import TargetReport
+from recipes.schema import Recipe
 
-_NAMES = {
-    "exact_max_abs_logit": "prefill, exact: max |Δlogit|",
-    "decode_exact_max_abs_logit": "cached decode, exact: max |Δlogit|",
-    "shipped_mean_kl": "prefill, as shipped: mean KL",
-    "decode_shipped_mean_kl": "cached decode, as shipped: mean KL",
-    "shipped_top1": "prefill, as shipped: same token",
-    "genai_greedy_equal": "onnxruntime-genai: same text",
-    "perplexity_increase": "perplexity, change",
-    "top1_agreement": "same token as unquantized",
-    "mean_kl": "mean KL to unquantized",
-}
-_PARITY = ("exact_", "decode_", "shipped_", "genai_")
-_CHANGES = ("perplexity_increase",)
+_NOT_FOR = "not for this platform"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a report: a check in words. `group` is parity, quality, or the name of a phone profile."""
+    """One line of a report: a check in words. `group` is parity, quality, or the name of a phone profile.
+
+    `stand_in` is what an emulated figure was obtained with in place of the phone or its runtime.
+    """
 
     group: str
     name: str
@@ -33,6 +25,21 @@ class Row:
     obtained: str
     verdict: str
     reason: str = ""
+    stand_in: str = ""
+
+    @property
+    def remarkable(self) -> bool:
+        """Whether the reason says more than the row does: all reasons but that of what simply fits."""
+        return bool(self.reason) and self.verdict != "fits"
+
+
+def budget(recipe: Recipe) -> str | None:
+    """What a plan does not know of a recipe that leaves bits to a budget; None without one."""
+    wanted = recipe.quantize.budget
+    if wanted is None:
+        return None
+    what = f"to a size of {size(wanted.size)}" if wanted.size is not None else "by measured sensitivity"
+    return f"quantize.budget chooses bits and groups {what} while running; the sizes above are those of the rules."
 
 
 def size(count: float) -> str:
@@ -50,8 +57,8 @@ def size(count: float) -> str:
     return f"{count:.0f} B"
 
 
-def quantity(value: float | None, unit: str, *, change: bool = False) -> str:
-    """A figure in its unit; `change` puts a sign before it."""
+def quantity(value: float | None, unit: str) -> str:
+    """A figure in its unit; a change carries its sign."""
     if value is None:
         return "none"
     if unit == "bytes":
@@ -59,7 +66,9 @@ def quantity(value: float | None, unit: str, *, change: bool = False) -> str:
     if unit == "boolean":
         return "yes" if value else "no"
     if unit == "fraction":
-        return f"{100 * value:{'+' if change else ''}.2f} %"
+        return f"{100 * value:.2f} %"
+    if unit == "change":
+        return f"{100 * value:+.2f} %"
     if unit in ("logit", "nat"):
         return f"{value:.1e}"
     if unit == "s":
@@ -70,34 +79,46 @@ def quantity(value: float | None, unit: str, *, change: bool = False) -> str:
 
 
 def figure(found: Figure) -> str:
-    """A figure's value in its unit; text as it is."""
-    return found.value if isinstance(found.value, str) else quantity(float(found.value), found.unit)
+    """A figure's value in its unit, with the load that it is of; text as it is."""
+    if isinstance(found.value, str):
+        return found.value
+    load = f" at {found.at}" if found.at and not found.at.startswith("after") else f" {found.at or ''}".rstrip()
+    return _sampled(float(found.value), found) + load
+
+
+def obtained(found: Figure | Check | Row) -> str:
+    """How a figure was obtained, with the name of what stood in."""
+    return f"{found.obtained or ''}" + (f": {found.stand_in}" if found.stand_in else "")
 
 
 def rows(target: TargetReport) -> list[Row]:
     """Every check of a target in the order in which to read it: parity, quality, phones."""
-    parity = [_row("parity", check) for check in target.checks if check.name.startswith(_PARITY)]
-    quality = [_row("quality", check) for check in target.checks if not check.name.startswith(_PARITY)]
-    gated = {check.name for check in target.checks}
-    for name in ("perplexity_increase", "top1_agreement"):
-        value = target.value(name)
-        if value is not None and name not in gated:
-            shown = quantity(value, "fraction", change=name in _CHANGES)
-            quality.append(Row("quality", _NAMES[name], shown, "", "measured", ""))
-    phones = [
-        Row(
-            phone.profile,
-            row.name,
-            row.figure,
-            row.limit,
-            _how(row.obtained, phone.run.mechanism if phone.run else ""),
-            row.verdict,
-            row.reason,
-        )
-        for phone in target.phones
-        for row in (_row(phone.profile, check) for check in phone.checks)
-    ]
-    return parity + quality + phones
+    found = [*target.checks, *(check for phone in target.phones for check in phone.checks)]
+    groups = list(dict.fromkeys(check.group for check in found))
+    return [_row(check) for check in sorted(found, key=lambda check: groups.index(check.group))]
+
+
+def stand_ins(found: list[Row]) -> list[str]:
+    """What stood in where rows say that they are emulated: one line for each, with the groups that it serves."""
+    groups: dict[str, dict[str, None]] = {}
+    for row in found:
+        if row.stand_in:
+            groups.setdefault(row.stand_in, {})[row.group] = None
+    return [f"emulated ({', '.join(names)}): {name}" for name, names in groups.items()]
+
+
+def sizes(app_bytes: dict[str, int] | None, folder_bytes: int | None = None) -> str:
+    """What an app ships, by platform where they differ: `android 9.90 MB, ios 9.80 MB in an app`.
+
+    Where there is none, or the manifest does not say, `folder_bytes` says what the folder holds.
+    """
+    if app_bytes:
+        by_size = {size(count): None for count in app_bytes.values()}
+        if len(by_size) == 1:
+            return f"{next(iter(by_size))} in an app ({', '.join(app_bytes)})"
+        return ", ".join(f"{name} {size(count)}" for name, count in app_bytes.items()) + " in an app"
+    whole = [] if folder_bytes is None else [size(folder_bytes)]
+    return " ".join([*whole, "in its folder"]) if app_bytes is None else ", ".join([*whole, "for no phone"])
 
 
 def scheme(target: TargetReport) -> str:
@@ -111,12 +132,16 @@ def scheme(target: TargetReport) -> str:
 
 def quality(target: TargetReport) -> str | None:
     """Where the quality figures come from, in one line; None when there are none."""
-    own, original, kl = (target.value(name) for name in ("perplexity", "perplexity_original", "mean_kl"))
-    if own is None or original is None or kl is None:
+    own, reference, original, kl = (
+        target.value(name) for name in ("perplexity", "perplexity_reference", "perplexity_original", "mean_kl")
+    )
+    if own is None or reference is None or original is None or kl is None:
         return None
+    tokens, origin = target.value("golden_positions") or 0, target.held_out_text or "held-out text"
     return (
-        f"on held-out text: perplexity {own:.3f}, unquantized {original:.3f}; mean KL {quantity(kl, 'nat')} "
-        f"over {target.value('golden_positions') or 0:,.0f} tokens"
+        f"on {tokens:,.0f} tokens of {origin}: perplexity "
+        f"{own:.3f} as it runs, {reference:.3f} in PyTorch with the same weights, {original:.3f} there unquantized; "
+        f"mean KL {quantity(kl, 'nat')}"
     )
 
 
@@ -127,20 +152,35 @@ def speed(target: TargetReport) -> str | None:
         return None
     prompt = target.value("host_prompt_tokens") or 0
     return (
-        f"on this host: load {quantity(load, 's')}, {prompt:.0f}-token prompt {quantity(first, 's')}, "
-        f"decode {quantity(decode, 'tok/s')}"
+        f"on this host: load {quantity(load, 's')}, {prompt:,.0f}-token prompt {quantity(first, 's')}, "
+        f"decode after it {quantity(decode, 'tok/s')}"
     )
 
 
-def _row(group: str, check: Check) -> Row:
+def _row(check: Check) -> Row:
+    if check.verdict == _NOT_FOR:
+        return Row(check.group, f"{check.label}: {_NOT_FOR}", "", "", "", "", check.reason)
     limit = ""
     if check.limit is not None:
-        sign = "≤" if check.comparison == "at most" else "≥"
+        sign = "≤" if check.direction == "at most" else "≥"
         limit = "yes" if check.unit == "boolean" else f"{sign} {quantity(check.limit, check.unit)}"
-    value = quantity(check.value, check.unit, change=check.name in _CHANGES)
-    name = _NAMES.get(check.name, check.name.replace("_", " "))
-    return Row(group, name, value, limit, check.obtained or "", check.verdict, check.reason)
+    return Row(
+        check.group,
+        check.label,
+        _sampled(check.value, check),
+        limit,
+        check.obtained or "",
+        check.verdict or "",
+        check.reason,
+        check.stand_in or "",
+    )
 
 
-def _how(obtained: str, mechanism: str) -> str:
-    return ", ".join(filter(None, (obtained, mechanism))) if obtained else ""
+def _sampled(value: float | None, found: Figure | Check) -> str:
+    """A value with half the width of its interval behind it, if it has one."""
+    shown = quantity(value, found.unit)
+    if found.interval is None or value is None:
+        return shown
+    half = max(value - found.interval[0], found.interval[1] - value)
+    number, *unit = shown.rsplit(" ", 1)
+    return " ".join([number, "±", quantity(half, found.unit).lstrip("+").rsplit(" ", 1)[0], *unit])

@@ -17,6 +17,7 @@ from recipes.errors import Problem, RecipeError
 MAX_BYTES = 256 * 1024
 MAX_NODES = 10_000
 MAX_DEPTH = 32
+_LONGEST_KEY = 80
 
 Path = tuple[Hashable, ...]
 _TAG = "tag:yaml.org,2002:"
@@ -40,10 +41,12 @@ class Document:
 
 
 def key_path(path: Path) -> str:
-    """`("quantize", "rules", 0, "bits")` as `quantize.rules[0].bits`."""
+    """`("quantize", "rules", 0, "bits")` as `quantize.rules[0].bits`; a key's control characters are escaped."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+        word = str(part) if len(str(part)) <= _LONGEST_KEY else f"{str(part)[:_LONGEST_KEY]}…"
+        word = word if word.isprintable() else repr(word)[1:-1]
+        text += f"[{word}]" if isinstance(part, int) else f".{word}" if text else word
     return text
 
 

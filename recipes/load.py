@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -45,10 +46,11 @@ def find(name_or_path: str | Path) -> Path:
     text, path = str(name_or_path), Path(name_or_path)
     looks_like_path = isinstance(name_or_path, Path) or len(path.parts) != 1 or path.suffix in (".yaml", ".yml")
     if looks_like_path:
-        if path.is_dir():
+        if os.path.isdir(path):
             raise RecipeError(text, "is a folder; name the recipe file in it")
-        if not path.is_file():
-            raise RecipeError(text, f"no such recipe file{_same_name(path)}")
+        if not os.path.isfile(path):  # pipes and devices are none, and some names can be no file's
+            what = "is no file that can be read" if os.path.lexists(path) else "no such recipe file"
+            raise RecipeError(text, f"{what}{_same_name(path)}")
         return path
     known = shipped()
     if text not in known:

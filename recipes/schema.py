@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -38,6 +39,7 @@ BUILT_IN_TEXT = "stdlib-python"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}")
 _HUB_ID = re.compile(r"[\w][\w.-]{0,95}/[\w][\w.-]{0,95}", re.ASCII)
+_MAX_PATH = 4096
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -60,6 +62,17 @@ def _check_commit(revision: Any) -> Any:
     return revision
 
 
+def check_path(path: str) -> str:
+    """A path as a recipe may name one; whether anything is there is seen when it is read. Raises ValueError."""
+    if any(ord(character) < 32 or ord(character) == 127 or "\ud800" <= character <= "\udfff" for character in path):
+        raise ValueError("must be a path without control characters and halves of surrogate pairs")
+    if len(path.encode()) > _MAX_PATH:
+        raise ValueError(f"must be a path of at most {_MAX_PATH} bytes, not of {len(path.encode())}")
+    if path.startswith("~") and os.path.expanduser(path) == path:
+        raise ValueError(f"begins with the home of a user whom this machine does not know: {path.split('/')[0]!r}")
+    return path
+
+
 def _check_glob(glob: str) -> str:
     if not glob or any(c.isspace() for c in glob):
         raise ValueError(f"must be a glob over slot names, such as model.layers.*.mlp.*, not {glob!r}")
@@ -71,6 +84,12 @@ def _check_glob(glob: str) -> str:
     return glob
 
 
+def _check_text(text: str) -> str:
+    if text != BUILT_IN_TEXT and not text.endswith((".txt", ".jsonl")):
+        raise ValueError(f"must be {BUILT_IN_TEXT} or a .txt or .jsonl file, not {text!r}")
+    return text
+
+
 def _check_group(group: Any) -> Any:
     if group == "channel":
         return group
@@ -79,9 +98,19 @@ def _check_group(group: Any) -> Any:
     raise ValueError(f'must be "channel" or a power of two from 16 up (32, 64, 128…), not {group!r}')
 
 
+RecipePath = Annotated[str, AfterValidator(check_path)]
+
+
 def _empty_mapping(value: Any) -> Any:
     """`onnx:` with nothing after it means `onnx: {}`."""
     return {} if value is None else value
+
+
+Text = Annotated[
+    RecipePath,
+    AfterValidator(_check_text),
+    Field(min_length=1, description=f"{BUILT_IN_TEXT}, or a .txt or .jsonl file relative to the recipe"),
+]
 
 
 class Strict(BaseModel):
@@ -93,12 +122,12 @@ class Strict(BaseModel):
 class Checkpoint(Strict):
     """Where the weights come from: a folder, or a repository of the Hub at one commit."""
 
-    path: str | None = Field(None, min_length=1, description="folder of the checkpoint, relative to the recipe")
+    path: RecipePath | None = Field(None, min_length=1, description="folder of the checkpoint, relative to the recipe")
     hub: Annotated[str, AfterValidator(_check_hub_id)] | None = Field(None, description="owner/name on the Hub")
     revision: Annotated[str | None, BeforeValidator(_check_commit)] = Field(
         None, description="full commit; null takes the newest at the first download and writes it to a lock file"
     )
-    config: str | None = Field(
+    config: RecipePath | None = Field(
         None, min_length=1, description="config.json that stands for the checkpoint's until it is downloaded"
     )
 
@@ -130,17 +159,9 @@ class Rule(Strict):
 class Calibration(Strict):
     """The text that data-driven methods look at."""
 
-    text: str = Field(
-        BUILT_IN_TEXT, min_length=1, description=f"{BUILT_IN_TEXT}, or a .txt or .jsonl file relative to the recipe"
-    )
+    text: Text = BUILT_IN_TEXT
     tokens: int = Field(16384, ge=1, le=2**30)
     seed: int = Field(0, ge=0, lt=2**32)
-
-    @model_validator(mode="after")
-    def _known_kind(self) -> Self:
-        if self.text != BUILT_IN_TEXT and not self.text.endswith((".txt", ".jsonl")):
-            raise ValueError(f"text must be {BUILT_IN_TEXT} or a .txt or .jsonl file, not {self.text!r}")
-        return self
 
 
 class Budget(Strict):
@@ -182,8 +203,9 @@ class Context(Strict):
 
 
 class Quality(Strict):
-    """Limits against the unquantized checkpoint, on held-out text."""
+    """Limits against the unquantized checkpoint, on text that nothing was calibrated on."""
 
+    text: Text = BUILT_IN_TEXT
     max_perplexity_increase: Fraction | None = None
     min_top1_agreement: Share | None = None
     max_mean_kl: float | None = Field(None, gt=0)
@@ -229,7 +251,7 @@ class Recipe(Strict):
 
     def resolve(self, path: str) -> Path:
         """A path of the recipe, which is relative to its file (to the working directory when it has none)."""
-        return (self._origin.parent if self._origin else Path()) / Path(path).expanduser()
+        return (self._origin.parent if self._origin else Path()) / os.path.expanduser(path)
 
     @property
     def digest(self) -> str:
@@ -300,7 +322,7 @@ def _known_profile(profiles: Collection[str] | None) -> Callable[[str], str]:
     def check(name: str) -> str:
         if profiles is not None and name not in profiles and not name.endswith((".yaml", ".yml")):
             raise PydanticCustomError("unknown_profile", "unknown phone profile", {"known": sorted(profiles)})
-        return name
+        return check_path(name)
 
     return check
 

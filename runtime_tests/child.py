@@ -6,7 +6,8 @@ the runtime.
 It writes JSON, one object per line, on stdout; whatever a runtime prints goes to stderr. ``{"progress": [stage, done,
 total]}``, ``{"result": …}`` (last), ``{"error": message}`` for an EdgewrightError, whose exit code follows. The job
 "memory" speaks the protocol of ``device_farm.sandbox``: a phase "baseline" with the runtime imported and nothing
-loaded, a line on stdin to go on, then the phases "load", "prefill" and "steady" with seconds and tokens.
+loaded, then the phases "load", "prefill" and "steady" with seconds and tokens; after each of them it waits for a line
+on stdin, so that what is read then is of that phase.
 """
 
 from __future__ import annotations
@@ -24,28 +25,44 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from artifacts import MANIFEST, EdgewrightError, Figure, Manifest, read_manifest
 from artifacts.manifest import payload_file
+from runtime_tests.quality import QualityLimits
 
 Emit = Callable[[dict[str, Any]], None]
 
 
 class Job(BaseModel):
-    """What to do with an artifact whose digests the parent has checked. ``prompt`` is for "genai" only."""
+    """What to do with an artifact whose digests the parent has checked.
+
+    prompt_tokens: of a "memory" job; None: as many as leave room for decode_tokens in the context. limits: of a
+    "quality" job. prompt (tokens) and text, which they were encoded from if there is a tokenizer: of a "genai" job.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["quality", "memory", "genai", "model_memory"]
     artifact: Path
     threads: int = Field(2, gt=0)
-    prompt_tokens: int = Field(512, gt=0)
+    prompt_tokens: int | None = Field(512, gt=0)
     decode_tokens: int = Field(32, gt=0)
+    limits: QualityLimits = QualityLimits()
     prompt: tuple[int, ...] = ()
+    text: str | None = None
+
+
+def context_tokens(artifact: Path, manifest: Manifest) -> int:
+    """The context that an artifact promises. EdgewrightError where its manifest gives none."""
+    return _positive(artifact, manifest, "max_tokens")
 
 
 def run_quality(job: Job, manifest: Manifest, emit: Emit) -> None:
-    """Result: figures, the golden file's tolerances, a prompt with its greedy continuation, the runner's warnings."""
+    """Result: figures, checks, what the held-out text is, a prompt with its greedy continuation, the warnings.
+
+    A runner that reads text itself adds "own": what its tokenizer and its generation made of the prompt's text.
+    """
+    from runtime_tests.from_text import read_prompt
     from runtime_tests.golden import GOLDEN, read_golden
-    from runtime_tests.parity import decode_span, observe, observe_decode, parity_figures
-    from runtime_tests.quality import quality_figures
+    from runtime_tests.parity import Ran, observe, observe_decode, parity
+    from runtime_tests.quality import quality
     from runtime_tests.runners import greedy, make_runner
 
     def progress(stage: str, done: int, total: int) -> None:
@@ -54,19 +71,29 @@ def run_quality(job: Job, manifest: Manifest, emit: Emit) -> None:
     golden = read_golden(payload_file(job.artifact, GOLDEN))
     runner = make_runner(job.artifact, manifest)
     runner.load(exact=True, threads=job.threads)
+    exact_stand_in = getattr(runner, "stand_in", None)
     exact_decode = observe_decode(runner, golden, progress, "decoding exactly")
     exact = observe(runner, golden, progress, "comparing exact logits")
     runner.load(exact=False, threads=job.threads)
+    ran = Ran(exact_stand_in, getattr(runner, "stand_in", None))
     shipped_decode = observe_decode(runner, golden, progress, "decoding as shipped")
-    prompt = golden.tokens[0, : decode_span(golden)[0]]
-    continuation = greedy(runner, prompt.astype("int64"), min(job.decode_tokens, golden.length - len(prompt)))
+    room = context_tokens(job.artifact, manifest) - 1
+    prompt = read_prompt(job.artifact, golden, room)
+    count = min(job.decode_tokens, room + 1 - len(prompt.ids))
+    continuation = greedy(runner, prompt.array(), count)
+    own = runner.generate(prompt.text, count) if prompt.text is not None and hasattr(runner, "generate") else None
     shipped = observe(runner, golden, progress, "comparing shipped logits")
-    figures = parity_figures(golden, exact, shipped, exact_decode, shipped_decode) + quality_figures(golden, shipped)
+    figures, checks = parity(golden, exact, shipped, exact_decode, shipped_decode, ran)
+    more_figures, more_checks = quality(golden, shipped, job.limits, ran.shipped)
     result = {
-        "figures": [figure.model_dump(mode="json") for figure in figures],
-        "tolerances": golden.tolerances.model_dump(),
-        "prompt": prompt.tolist(),
+        "figures": [figure.model_dump(mode="json") for figure in (*figures, *more_figures)],
+        "checks": [check.model_dump(mode="json") for check in (*checks, *more_checks)],
+        "held_out_text": golden.text,
+        "prompt": prompt.ids,
+        "text": prompt.text,
         "greedy": continuation,
+        "own": own,
+        "stand_in": ran.shipped,
         "warnings": list(getattr(runner, "warnings", ())),
     }
     emit({"result": result})
@@ -78,32 +105,38 @@ def run_memory(job: Job, manifest: Manifest, emit: Emit) -> None:
 
     from runtime_tests.runners import make_runner
 
-    context, vocabulary = (_positive(job.artifact, manifest, key) for key in ("max_tokens", "vocab_size"))
+    def phase(name: str, **payload: Any) -> None:
+        emit({"phase": name, "wait": True, **payload})
+        if not sys.stdin.readline():
+            raise EdgewrightError("the parent is gone")
+
+    context, vocabulary = context_tokens(job.artifact, manifest), _positive(job.artifact, manifest, "vocab_size")
     decode = min(job.decode_tokens, context - 1)
-    prompt = np.arange(min(job.prompt_tokens, context - decode), dtype=np.int64) % vocabulary
+    room = context - decode
+    prompt = np.arange(min(job.prompt_tokens or room, room), dtype=np.int64) % vocabulary
     runner = make_runner(job.artifact, manifest)
-    emit({"phase": "baseline"})
-    if not sys.stdin.readline():
-        raise EdgewrightError("the parent is gone")
+    phase("baseline")
     begin = time.perf_counter()
     runner.load(threads=job.threads)
-    emit({"phase": "load", "seconds": time.perf_counter() - begin})
+    phase("load", seconds=time.perf_counter() - begin, stand_in=getattr(runner, "stand_in", None))
     begin = time.perf_counter()
     token = int(runner.prefill(prompt).argmax())
-    emit({"phase": "prefill", "tokens": len(prompt), "seconds": time.perf_counter() - begin})
+    phase("prefill", tokens=len(prompt), seconds=time.perf_counter() - begin)
     seconds = []
     for _ in range(decode):
         begin = time.perf_counter()
         token = int(runner.decode(token).argmax())
         seconds.append(time.perf_counter() - begin)
-    emit({"phase": "steady", "tokens": decode, "seconds": sum(seconds), "median_seconds": statistics.median(seconds)})
+    phase("steady", tokens=decode, seconds=sum(seconds), median_seconds=statistics.median(seconds))
 
 
 def run_genai(job: Job, manifest: Manifest, emit: Emit) -> None:
-    """Result: the tokens with which onnxruntime-genai continues the prompt."""
-    from runtime_tests.genai import generate_greedy
+    """Result: what onnxruntime-genai makes of the text, or of the prompt where there is none (`genai.generate`)."""
+    from runtime_tests.genai import generate
 
-    emit({"result": generate_greedy(job.artifact, list(job.prompt), job.decode_tokens, threads=job.threads)})
+    options = manifest.runtime.get("genai_tokenizer_options")
+    asked = {str(key): str(value) for key, value in options.items()} if isinstance(options, dict) else {}
+    emit({"result": generate(job.artifact, job.text, job.prompt, asked, job.decode_tokens, threads=job.threads)})
 
 
 def run_model_memory(job: Job, manifest: Manifest, emit: Emit) -> None:

@@ -1,21 +1,38 @@
-"""onnxruntime-genai: does the package load there as it is, and does it continue a prompt with the same tokens?
+"""onnxruntime-genai: does the package load there as it is, and does it go from text to the same tokens and on?
 
-What lives here: greedy generation with that runtime, inside a child process only. What must not: other runtimes
-(``runners/``).
+What lives here: encoding and greedy generation with that runtime, inside a child process only. What must not: other
+runtimes (``runners/``), and what the answers are compared with (``from_text.py``).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from artifacts import EdgewrightError, MissingTool
+from artifacts import MissingTool
 
 CONFIG = "genai_config.json"
+NAME = "onnxruntime-genai"
+SHORT = "genai"
 
 
-def generate_greedy(artifact: Path, prompt: list[int], tokens: int, *, threads: int = 2) -> list[int]:
-    """Up to ``tokens`` most likely tokens after ``prompt``; an end-of-text token ends it early (included)."""
+def generate(
+    artifact: Path,
+    text: str | None,
+    prompt: Sequence[int],
+    options: Mapping[str, str],
+    tokens: int,
+    *,
+    threads: int = 2,
+) -> dict[str, Any]:
+    """Encode ``text`` as the package does by itself and once more with ``options``, then continue it greedily.
+
+    Without a text, or where genai cannot read the tokenizer, ``prompt`` is continued. Keys: "by_default" and "as_asked"
+    (ids or None), "problem" (genai's words about the tokenizer, or None), "continuation": up to ``tokens`` most likely
+    tokens; an end-of-text token ends it early (included).
+    """
     try:
         import onnxruntime_genai as og
     except ModuleNotFoundError as error:
@@ -25,25 +42,24 @@ def generate_greedy(artifact: Path, prompt: list[int], tokens: int, *, threads: 
     config = og.Config(str(artifact))
     config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
     model = og.Model(config)
+    by_default = as_asked = problem = None
+    if text is not None:
+        try:
+            tokenizer = og.Tokenizer(model)
+        except RuntimeError as error:  # the only kind that genai raises
+            problem = str(error)
+        else:
+            by_default = as_asked = [int(token) for token in tokenizer.encode(text)]
+            if options:
+                tokenizer.update_options(**options)
+                as_asked = [int(token) for token in tokenizer.encode(text)]
+    begin = list(as_asked or prompt)
     parameters = og.GeneratorParams(model)
-    parameters.set_search_options(do_sample=False, max_length=len(prompt) + tokens)
+    parameters.set_search_options(do_sample=False, max_length=len(begin) + tokens)
     generator = og.Generator(model, parameters)
-    generator.append_tokens(prompt)
+    generator.append_tokens(begin)
     produced: list[int] = []
     while len(produced) < tokens and not generator.is_done():
         generator.generate_next_token()
         produced.append(int(generator.get_next_tokens()[0]))
-    return produced
-
-
-def same_continuation(artifact: Path, genai: list[int], plain: list[int]) -> bool:
-    """Whether both produced the same tokens; genai may stop early, but only at an end-of-text token."""
-    try:
-        model = json.loads((artifact / CONFIG).read_text(encoding="utf-8"))["model"]
-        eos = model["eos_token_id"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EdgewrightError(
-            f"{artifact / CONFIG}: no model.eos_token_id ({error}); build the artifact again"
-        ) from error
-    ended = bool(genai) and genai[-1] in (eos if isinstance(eos, list) else [eos])
-    return genai == plain[: len(genai)] and (len(genai) == len(plain) or ended)
+    return {"by_default": by_default, "as_asked": as_asked, "problem": problem, "continuation": produced}

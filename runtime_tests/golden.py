@@ -1,12 +1,13 @@
 """golden.safetensors: the expected outputs that an artifact carries, read and checked.
 
-What lives here: the file's layout and its validation; it is untrusted input like everything in an artifact. What does
-not: running anything (``parity.py``) and judging (``quality.py``).
+What lives here: the file's tensors and their validation; it is untrusted input like everything in an artifact. What
+does not: its name and limits (``artifacts/formats/vectors.py``), running anything (``parity.py``) and judging
+(``quality.py``).
 
 N sequences of L held-out tokens, a vocabulary of V. Two sides: ``reference`` is the PyTorch model with the same
 dequantized weights, ``original`` the unquantized checkpoint. Per side and position: log p of the next token,
-logsumexp of the logits and the 64 largest logits (all of a vocabulary below 64); for the reference also all logits at
-four positions.
+logsumexp of the logits and the 64 largest logits (all of a vocabulary below 64); for the reference also all logits at F
+positions: four, fewer of a vocabulary whose logits would not fit.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from artifacts import EdgewrightError
+from artifacts.formats.vectors import GOLDEN, MAX_BYTES, TOP, VERSION, room
 
-GOLDEN = "golden.safetensors"
-TOP = 64
-MAX_BYTES = 5_000_000
-_VERSION = "1"
+__all__ = ["GOLDEN", "Golden", "Side", "Tolerances", "read_golden"]
+
 _ROUNDING = 1e-5
+_LONGEST_TEXT = 200
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int32]
@@ -56,9 +57,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Golden:
-    """The whole file. ``full_index`` int32 [4, 2] holds (sequence, position) of the rows of ``full_logits`` f32 [4, V].
+    """The whole file. ``full_index`` int32 [F, 2] holds (sequence, position) of the rows of ``full_logits`` f32 [F, V].
 
-    Positions from ``original_positions`` on lie beyond the context that the model was first trained with.
+    Positions from ``original_positions`` on lie beyond the context that the model was first trained with. ``text`` says
+    in a few printable words what the tokens are.
     """
 
     tokens: Ids
@@ -107,22 +109,27 @@ def read_golden(path: Path) -> Golden:
 
 
 def _checked(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> Golden:
-    if (version := metadata.get("version")) != _VERSION:
-        raise ValueError(f"version {version!r}, this Edgewright reads {_VERSION!r}")
+    if (version := metadata.get("version")) != VERSION:
+        raise ValueError(f"version {version!r}, this Edgewright reads {VERSION!r}")
     try:
         positions = int(metadata["original_positions"])
         tolerances = Tolerances.model_validate(json.loads(metadata["tolerances"]))
+        text = metadata["text"]
     except KeyError as error:
         raise ValueError(f"metadata lacks {error}") from error
     if positions <= 0:
         raise ValueError(f"original_positions is {positions}")
+    if not text.isprintable() or not 0 < len(text) <= _LONGEST_TEXT:
+        raise ValueError(f"text is {text[:_LONGEST_TEXT]!r}; one to {_LONGEST_TEXT} printable characters are expected")
     take = _taker(tensors)
     tokens = take("tokens", np.int32, None, None)
     n, length = tokens.shape
     if n < 1 or length < 2:
         raise ValueError(f"tokens: shape {tokens.shape} leaves nothing to predict")
-    full_logits = take("reference.full_logits", np.float32, 4, None)
-    vocabulary = full_logits.shape[1]
+    full_logits = take("reference.full_logits", np.float32, None, None)
+    full, vocabulary = full_logits.shape
+    if not vocabulary or full != room(vocabulary).full:
+        raise ValueError(f"reference.full_logits: {full} positions are not what a vocabulary of {vocabulary} has")
     top = min(TOP, vocabulary)
 
     def side(name: str) -> Side:
@@ -142,11 +149,11 @@ def _checked(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> Gold
         tokens=tokens,
         reference=side("reference"),
         original=side("original"),
-        full_index=take("full.index", np.int32, 4, 2),
+        full_index=take("full.index", np.int32, full, 2),
         full_logits=full_logits,
         original_positions=positions,
         tolerances=tolerances,
-        text=metadata.get("text", ""),
+        text=text,
     )
     if tensors:
         raise ValueError(f"unknown tensors {', '.join(sorted(tensors))}")

@@ -41,6 +41,43 @@ def perplexity(target_logprob: Array) -> float:
     return float(np.exp(-target_logprob.astype(np.float64).mean()))
 
 
+def mean_interval(values: Float64) -> tuple[float, float] | None:
+    """The 95 % confidence interval of the mean of values [N, T] of N sequences; None for a single value.
+
+    From the standard error over blocks of neighbouring positions, which are taken as independent of each other:
+    neighbours are not, and so single positions would give too narrow an interval. The blocks are of 64 positions,
+    shorter where there would be fewer than 32 of them, and Student's t (to first order) makes up for their number.
+    """
+    length = max(1, min(_BLOCK, values.size // _BLOCKS))
+    blocks = [block for row in values for block in np.array_split(row, max(1, len(row) // length))]
+    if len(blocks) < 2:
+        return None
+    counts = np.array([len(block) for block in blocks], np.float64)
+    totals = np.array([block.sum() for block in blocks], np.float64)
+    count, mean = len(blocks), float(totals.sum() / counts.sum())
+    squares = float(((totals - mean * counts) ** 2).sum())
+    half = (_Z + (_Z**3 + _Z) / (4 * (count - 1))) * np.sqrt(count / (count - 1) * squares) / counts.sum()
+    return mean - float(half), mean + float(half)
+
+
+def disagreement_cost(top_logits: Array, p_logsumexp: Array) -> Float64:
+    """The least KL(p‖q) in nats, [...], of any q that ranks another token at least as high as p's first.
+
+    top_logits [..., 2 or more] in descending order. The nearest such q is p with its first two tokens made equal: with
+    m the margin between their logits, σ the logistic function and H the entropy of a coin in nats, it costs
+
+        (p₁ + p₂) · (ln 2 - H(σ(m)))        about (p₁ + p₂) · m² / 8 for small margins
+
+    so a limit K of the divergence allows the other token wherever m is at most about √(8 K / (p₁ + p₂)).
+    """
+    first, second = (top_logits[..., i].astype(np.float64) - p_logsumexp for i in (0, 1))
+    share = 1.0 / (1.0 + np.exp(second - first))
+    mass = np.exp(first) + np.exp(second)
+    entropy = -share * np.log(share) - (1 - share) * np.log(np.maximum(1 - share, _LEAST))
+    cost: Float64 = mass * np.maximum(np.log(2) - entropy, 0.0)
+    return cost
+
+
 def agreement(ids: NDArray[np.integer], expected: NDArray[np.integer]) -> float:
     """The share of positions at which both name the same token."""
     return float((ids == expected).mean())
@@ -48,6 +85,10 @@ def agreement(ids: NDArray[np.integer], expected: NDArray[np.integer]) -> float:
 
 # float32 logits leave an error of about 1e-7 in a probability: a rest below that is none, its logarithm noise
 _TINY = 1e-7
+_LEAST = 1e-300  # its logarithm is finite, and comes times zero
+_BLOCK = 64
+_BLOCKS = 32
+_Z = 1.959964
 
 
 def _rest(logprob: Float64) -> Float64:

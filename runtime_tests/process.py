@@ -1,15 +1,17 @@
 """Starting ``child.py`` and listening to it. Runs under a memory limit go through ``device_farm``'s sandbox instead.
 
-What lives here: the command, its environment and the pipes. What must not: what a job means.
+What lives here: the command, its environment, the pipes, progress, and how an end is told. What must not: what a job
+means.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -17,9 +19,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from artifacts import EdgewrightError, MissingTool, Progress, scratch_folder
 from runtime_tests.child import Job
 
 _STDERR_TAIL_BYTES = 8192
+_PHASES = ("baseline", "load", "prefill", "steady")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A step that did not end by itself: its name, what happened, and the end of what it wrote on stderr."""
+
+    step: str
+    detail: str
+    stderr_tail: str
+
+
+# What a runtime may need to know of this machine, by name and by how names begin: nothing else of the environment
+# reaches a child, because nobody can list the names that hold passwords (tokens, DATABASE_URL, proxies, agents).
+_KEPT = re.compile(
+    r"""
+      PATH | HOME | USER | LOGNAME | SHELL | TMPDIR | TEMP | TMP | TZ | TERM | LANG | LANGUAGE | LC_\w+ | XDG_\w+
+    | VIRTUAL_ENV | CONDA_PREFIX | DEVELOPER_DIR | SDKROOT | __CF_USER_TEXT_ENCODING
+    | PYTHON\w+ | LD_\w+ | DYLD_\w+ | NIX_LD\w* | MALLOC_\w+ | MIMALLOC_\w+ | GLIBC_TUNABLES
+    | (?:OMP|GOMP|KMP|MKL|OPENBLAS|BLIS|VECLIB|NUMEXPR|TORCH|PYTORCH|ORT|TVM|MLX|MTL|METAL|QEMU)_\w+
+    | HF_HOME | HF_HUB_OFFLINE | TRANSFORMERS_OFFLINE | HF_HUB_DISABLE_TELEMETRY | DO_NOT_TRACK | TOKENIZERS_PARALLELISM
+    """,
+    re.VERBOSE,
+)
+_CREDENTIAL = re.compile("TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -41,22 +69,23 @@ def child_command(job: Job, folder: Path) -> list[str]:
 
 
 def child_environment() -> dict[str, str]:
-    """This process's environment, with our packages importable from any working directory, which is left out."""
+    """What children get of this process's environment: no credentials, and our packages from any working directory."""
     root = str(Path(__file__).resolve().parents[1])
     inherited = os.environ.get("PYTHONPATH")
     return {
-        **os.environ,
+        **{k: v for k, v in os.environ.items() if _KEPT.fullmatch(k) and not _CREDENTIAL.search(k)},
         "PYTHONPATH": os.pathsep.join([root, inherited] if inherited else [root]),
         "PYTHONSAFEPATH": "1",
+        "ORT_DISABLE_TELEMETRY": "1",  # without it onnxruntime keeps a device's id and a database in the user's home
         "PYTHONUNBUFFERED": "1",
     }
 
 
 def run_child(job: Job, on_event: Callable[[dict[str, Any]], None]) -> Ended:
     """Run a job to its end. On any exception here, Ctrl-C included, the child is killed."""
-    with tempfile.TemporaryDirectory(prefix="edgewright-") as folder:
+    with scratch_folder() as folder:
         process = subprocess.Popen(
-            child_command(job, Path(folder)),
+            child_command(job, folder),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -75,7 +104,7 @@ def run_child(job: Job, on_event: Callable[[dict[str, Any]], None]) -> Ended:
                 except ValueError:  # killed in the middle of a line
                     continue
                 events.append(event)
-                if event.get("phase") == "baseline":
+                if event.get("wait") is True:
                     process.stdin.write(b"\n")
                     process.stdin.flush()
                 on_event(event)
@@ -89,3 +118,34 @@ def run_child(job: Job, on_event: Callable[[dict[str, Any]], None]) -> Ended:
     last = {key: value for event in events for key, value in event.items() if key in ("result", "error")}
     text = b"".join(tail)[-_STDERR_TAIL_BYTES:].decode(errors="replace")
     return Ended(exit_code, tuple(events), last.get("result"), last.get("error"), text)
+
+
+def failure_of(step: str, ended: Ended) -> Failure | None:
+    """None after a good end. What the user has to mend (a bad artifact, a missing tool) is raised instead."""
+    for kind in (EdgewrightError, MissingTool):
+        if ended.error is not None and ended.exit_code == kind.exit_code:
+            raise kind(ended.error)
+    if ended.exit_code == 0:
+        return None
+    how = f"exit code {ended.exit_code}" if ended.exit_code > 0 else signal.Signals(-ended.exit_code).name
+    return Failure(step, ended.error or f"the runtime ended with {how}", ended.stderr_tail)
+
+
+def forward(progress: Progress) -> Callable[[dict[str, Any]], None]:
+    """A child's own progress, as it tells it."""
+
+    def on_event(event: dict[str, Any]) -> None:
+        if "progress" in event:
+            progress(*event["progress"])
+
+    return on_event
+
+
+def phases(stage: str, progress: Progress) -> Callable[[dict[str, Any]], None]:
+    """The phases of a memory job as the progress of one stage."""
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event.get("phase") in _PHASES:
+            progress(stage, _PHASES.index(event["phase"]) + 1, len(_PHASES))
+
+    return on_event

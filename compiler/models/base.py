@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import JsonValue
 
-from compiler.checkpoint import CheckpointError
 from compiler.slots import HALF, Scheme, Schemes, Slot
+from compiler.tensors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +50,7 @@ class Entry:
 
     dimensions: smallest and largest size of every named dimension; memory is planned for the largest.
     shipped: False where only tests call it, so that a target may give it by other means than a program of its own.
+    keeps: False where a call gives its outputs alone and leaves the states as they were: for one pass over whole inputs.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Entry:
     outputs: tuple[Port, ...]
     dimensions: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     shipped: bool = True
+    keeps: bool = True
 
     def largest(self) -> dict[str, int]:
         """Every named dimension at its largest."""
@@ -79,10 +81,11 @@ class Component:
     slots: its weights in the order in which its graph reads them.
     states: ports that a session keeps between calls, zeros at first: a KV cache, a recurrent state.
     module: the graph of an entry under the given schemes, in the edge dialect and without weights:
-        forward(*inputs, *states) -> (*outputs, *states), each in the order of its ports.
+        forward(*inputs, *states) -> (*outputs, *states), each in the order of its ports; see `Entry.keeps`.
     fused: slots that one matmul may serve where their schemes agree.
     cuts: prefixes of slot names at which calibration may split the graph, in order.
     attention: the heads of its edge attentions; None without any.
+    head: the slot that makes the outputs of an entry "score" from those of "hidden"; of components without, "".
     live: how many values are alive at once in the widest place of an entry, at given sizes of its dimensions.
     """
 
@@ -95,6 +98,7 @@ class Component:
     fused: tuple[tuple[str, ...], ...] = ()
     cuts: tuple[str, ...] = ()
     attention: Heads | None = None
+    head: str = ""
 
     def entry(self, name: str) -> Entry:
         return next(entry for entry in self.entries if entry.name == name)

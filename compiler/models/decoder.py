@@ -7,24 +7,45 @@ is written in the edge dialect and holds no weights; `slots` names them all. Rot
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import JsonValue
 
-from compiler.checkpoint import CheckpointError
+from compiler.config import Keys
 from compiler.models.base import Component, Entry, Heads, Model, Port, scheme_arguments
 from compiler.slots import Schemes, Slot
+from compiler.tensors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
 
-WRAPPERS = ("mistral3",)
-MODEL_TYPES = ("llama", "mistral", "ministral3", *WRAPPERS)
+_DECODERS = ("llama", "mistral", "ministral3")
+_WRAPPERS = ("mistral3",)
+MODEL_TYPES = (*_DECODERS, *_WRAPPERS)
 _PREFIXES = ("model.", "language_model.model.", "model.language_model.")
+_MAX_POSITIONS = (1 << 31) - 1
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+_ROPE_NEEDS = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor",),
+}
+_ROPE_NUMBERS = {
+    "factor": (1, 1e6),
+    "low_freq_factor": (1e-6, 1e6),
+    "high_freq_factor": (1e-6, 1e6),
+    "beta_fast": (1e-6, 1e6),
+    "beta_slow": (1e-6, 1e6),
+    "attention_factor": (1e-6, 1e6),
+    "mscale": (0, 1e6),
+    "mscale_all_dim": (0, 1e6),
+    "llama_4_scaling_beta": (0, 1e6),
+}
+_ROPE_LENGTHS = ("original_max_position_embeddings", "max_position_embeddings")
+_ROPE_KEYS = {"type", "rope_type", "rope_theta", "partial_rotary_factor", "truncate", *_ROPE_NUMBERS, *_ROPE_LENGTHS}
 _NOT_OF_ROPE = ("llama_4_scaling_beta", "max_position_embeddings")  # Ministral-3 keeps them in rope_parameters
 
 
@@ -63,76 +84,104 @@ class DecoderSpec:
         return self.query_width + 2 * self.kv_width
 
 
-def read_spec(config: dict[str, Any]) -> DecoderSpec:
+def read_spec(config: Mapping[str, Any]) -> DecoderSpec:
     """Geometry from a Hugging Face config (its text side where it wraps one).
 
-    Raises CheckpointError naming the key when the config is not of this family.
+    Raises CheckpointError naming the key when the config is not of this family, or a value is not what it must be.
     """
-    if config.get("model_type") in WRAPPERS:
-        config = {**config, **_section(config)}
-    kind = config.get("model_type")
-    if kind not in MODEL_TYPES:
+    outer = inner = Keys(config)
+    if config.get("model_type") in _WRAPPERS:
+        inner = outer.section("text_config")
+        if "text_config" not in outer:
+            raise outer.error("text_config", f"must be an object in a {config.get('model_type')} config")
+    kind = inner.values.get("model_type")
+    if not isinstance(kind, str) or kind not in _DECODERS:
         raise CheckpointError(
-            f"config.json: model_type {kind!r} is not supported; decoders of type "
-            f"{', '.join(MODEL_TYPES)} (also inside {', '.join(WRAPPERS)}) are"
+            f"{inner.where}model_type {kind!r} is not supported; decoders of type "
+            f"{', '.join(_DECODERS)} (also inside {', '.join(_WRAPPERS)}) are"
         )
-    for key in ("attention_bias", "mlp_bias"):
-        if config.get(key):
-            raise CheckpointError(f"config.json: {key} is set; decoders with biases are not supported")
-    if config.get("hidden_act", "silu") != "silu":
-        raise CheckpointError(f"config.json: hidden_act {config['hidden_act']!r} is not supported; silu is")
-    if config.get("sliding_window") and kind != "llama":
-        raise CheckpointError("config.json: sliding_window is set; only full attention is supported")
 
-    hidden, heads = _integer(config, "hidden_size"), _integer(config, "num_attention_heads")
-    head_dim = config.get("head_dim") or hidden // heads
-    kv_heads = config.get("num_key_value_heads") or heads
+    def of(key: str) -> Keys:
+        return inner if key in inner.values else outer
+
+    for key in ("attention_bias", "mlp_bias"):
+        if of(key).flag(key, False):
+            raise CheckpointError(f"{of(key).where}{key} is set; decoders with biases are not supported")
+    of("hidden_act").word("hidden_act", ("silu",), "silu")
+    if of("sliding_window").values.get("sliding_window") and kind != "llama":
+        raise CheckpointError(f"{of('sliding_window').where}sliding_window is set; only full attention is supported")
+
+    def integer(key: str, high: int, default: int | None = None) -> int:
+        return of(key).integer(key, 1, high, default)
+
+    hidden, heads = integer("hidden_size", 1 << 20), integer("num_attention_heads", 1 << 12)
+    head_dim = integer("head_dim", 1 << 12, hidden // heads or None)
+    if head_dim % 2:
+        raise CheckpointError(f"{of('head_dim').where}head_dim {head_dim} is odd, which rotary positions cannot halve")
+    kv_heads = integer("num_key_value_heads", 1 << 12, heads)
     if heads % kv_heads:
-        raise CheckpointError(f"config.json: {heads} attention heads do not divide over {kv_heads} key-value heads")
-    max_positions = _integer(config, "max_position_embeddings")
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    rope["rope_theta"] = rope.get("rope_theta", config.get("rope_theta", 10000.0))
-    rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
-    if rope["rope_type"] not in _ROPE_TYPES:
         raise CheckpointError(
-            f"config.json: rope_type {rope['rope_type']!r} is not supported; {', '.join(_ROPE_TYPES)} are"
+            f"{of('num_key_value_heads').where}{heads} attention heads do not divide over {kv_heads} key-value heads"
         )
-    if rope.get("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0) != 1.0:
-        raise CheckpointError("config.json: partial_rotary_factor other than 1 is not supported")
-    eos = config.get("eos_token_id")
+    vocab, max_positions = integer("vocab_size", 1 << 24), integer("max_position_embeddings", _MAX_POSITIONS)
+    rope = _rope(of)
+    original_positions = rope.get("original_max_position_embeddings", max_positions)
     return DecoderSpec(
         model_type=kind,
-        vocab=_integer(config, "vocab_size"),
+        vocab=vocab,
         hidden=hidden,
-        layers=_integer(config, "num_hidden_layers"),
+        layers=integer("num_hidden_layers", 1 << 12),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        intermediate=_integer(config, "intermediate_size"),
-        eps=float(config.get("rms_norm_eps", 1e-6)),
-        tied=bool(config.get("tie_word_embeddings", False)),
+        intermediate=integer("intermediate_size", 1 << 22),
+        eps=of("rms_norm_eps").number("rms_norm_eps", 0, 1, 1e-6),
+        tied=of("tie_word_embeddings").flag("tie_word_embeddings", False),
         max_positions=max_positions,
-        original_positions=int(rope.get("original_max_position_embeddings") or max_positions),
+        original_positions=original_positions,
         rope=rope,
-        query_beta=float(rope.get("llama_4_scaling_beta") or 0.0),
-        query_period=int(rope.get("original_max_position_embeddings") or max_positions),
-        bos=config.get("bos_token_id"),
-        eos=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+        query_beta=float(rope.get("llama_4_scaling_beta", 0.0)),
+        query_period=original_positions,
+        bos=of("bos_token_id").integer("bos_token_id", 0, vocab - 1) if "bos_token_id" in of("bos_token_id") else None,
+        eos=_tokens(of("eos_token_id"), "eos_token_id", vocab),
     )
 
 
-def _section(config: dict[str, Any]) -> dict[str, Any]:
-    section = config.get("text_config")
-    if not isinstance(section, dict):
-        raise CheckpointError(f"config.json: a {config.get('model_type')} config needs a text_config object")
-    return section
+def _rope(of: Callable[[str], Keys]) -> dict[str, Any]:
+    """Rotary parameters, those that were read and found sound, by the names that transformers gives them."""
+    plain = of("rope_parameters").values.get("rope_parameters") not in (None, {})
+    name = "rope_parameters" if plain else "rope_scaling"
+    given = of(name).section(name)
+    for key, value in given.values.items():
+        if isinstance(value, dict):
+            raise given.error(
+                key, "cannot be an object: rotary parameters that differ between layers are not supported"
+            )
+    kind = given.word("rope_type", _ROPE_TYPES, given.word("type", _ROPE_TYPES, "default"))
+    for key in _ROPE_NEEDS.get(kind, ()):
+        if key not in given:
+            raise given.error(key, f"is needed for rope_type {kind}")
+    for key, (low, high) in _ROPE_NUMBERS.items():
+        given.number(key, low, high, low)
+    for key in _ROPE_LENGTHS:
+        given.integer(key, 1, _MAX_POSITIONS, 1)
+    given.flag("truncate", True)
+    if kind == "llama3" and given.values["low_freq_factor"] >= given.values["high_freq_factor"]:
+        raise given.error("high_freq_factor", "must be more than low_freq_factor")
+    partial = given if "partial_rotary_factor" in given else of("partial_rotary_factor")
+    if partial.number("partial_rotary_factor", 0, 1, 1.0) != 1:
+        raise CheckpointError(f"{partial.where}partial_rotary_factor other than 1 is not supported")
+    theta = given if "rope_theta" in given else of("rope_theta")
+    base = theta.number("rope_theta", 1.001, 1e12, 10000.0)
+    rope = {key: value for key, value in given.values.items() if key in _ROPE_KEYS and value is not None}
+    return rope | {"rope_theta": theta.values.get("rope_theta") or base, "rope_type": kind}
 
 
-def _integer(config: dict[str, Any], key: str) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise CheckpointError(f"config.json: {key} must be a positive integer, not {value!r}")
-    return value
+def _tokens(keys: Keys, key: str, vocab: int) -> tuple[int, ...]:
+    found = keys.tokens(key)
+    if any(token >= vocab for token in found):
+        raise keys.error(key, f"must be below vocab_size, {vocab}")
+    return found
 
 
 def slots(spec: DecoderSpec, tensors: Collection[str] | None = None) -> list[Slot]:
@@ -210,7 +259,7 @@ def head_slot(spec: DecoderSpec) -> str:
 
 def read(config: Mapping[str, Any], tensors: Collection[str] | None, max_tokens: int) -> Model:
     """The model of a checkpoint: one component, its cache as states. See `base.Family`."""
-    spec = read_spec(dict(config))
+    spec = read_spec(config)
     if max_tokens > spec.max_positions:
         raise CheckpointError(
             f"context.max_tokens is {max_tokens}, the checkpoint knows {spec.max_positions} positions"
@@ -231,7 +280,7 @@ def read(config: Mapping[str, Any], tensors: Collection[str] | None, max_tokens:
             Entry("prefill", ids, (last,), many),
             Entry("decode", ids, (last,), one),
             Entry("score", ids, (every,), many, shipped=False),
-            Entry("hidden", ids, (hidden,), many, shipped=False),
+            Entry("hidden", ids, (hidden,), many, shipped=False, keeps=False),
         ),
         module=partial(module, spec),
         live=partial(live, spec),
@@ -241,6 +290,7 @@ def read(config: Mapping[str, Any], tensors: Collection[str] | None, max_tokens:
         fused=tuple(tuple(names) for names in fused_projections(spec)),
         cuts=(*layers, "model.norm"),
         attention=Heads(spec.heads, spec.kv_heads, spec.head_dim),
+        head=head_slot(spec),
     )
     constants: dict[str, JsonValue] = {
         "max_tokens": max_tokens,
@@ -250,7 +300,20 @@ def read(config: Mapping[str, Any], tensors: Collection[str] | None, max_tokens:
         "max_positions": spec.max_positions,
         "original_positions": spec.original_positions,
     }
-    return Model("decoder", (decoder,), "text", constants, config)
+    return Model("decoder", (decoder,), "text", constants, _text_config(config))
+
+
+def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of the text decoder alone, as transformers loads it."""
+    found = dict(config)
+    if found.get("model_type") in _WRAPPERS:
+        tied = found.get("tie_word_embeddings")
+        found = dict(found["text_config"])
+        if tied is not None:
+            found.setdefault("tie_word_embeddings", tied)
+        found["architectures"] = [f"{found['model_type'].capitalize()}ForCausalLM"]
+    found.pop("quantization_config", None)
+    return found
 
 
 def live(spec: DecoderSpec, entry: Entry, sizes: Mapping[str, int]) -> int:
@@ -267,7 +330,7 @@ def module(spec: DecoderSpec, entry: Entry, schemes: Schemes) -> torch.nn.Module
     forward(input_ids int64 [batch, tokens], positions int64 [batch, tokens], *caches) -> (out, *caches); a cache is
     [batch, kv_heads, max_tokens, head_dim], key and value of every layer in turn. out by the entry's name: logits
     float32 [batch, 1, vocab] of the last position (prefill, decode), [batch, tokens, vocab] (score), or the normalized
-    states [batch, tokens, hidden] before the head (hidden).
+    states [batch, tokens, hidden] before the head, and no caches (hidden).
     schemes: by slot name; members of a fused projection whose schemes differ stay apart.
     """
     import torch
@@ -314,7 +377,8 @@ def module(spec: DecoderSpec, entry: Entry, schemes: Schemes) -> torch.nn.Module
                     spec.query_beta,
                     spec.query_period,
                 )
-                written += [key, value]
+                if entry.keeps:
+                    written += [key, value]
                 x = linear(x, p + "self_attn.o_proj")
                 h, residual = edge.add_rms_norm(x, residual, p + "post_attention_layernorm", spec.hidden, spec.eps)
                 gate, up = linear(h, p + "mlp.gate_proj", p + "mlp.up_proj").split(spec.intermediate, -1)

@@ -82,8 +82,8 @@ def round_rows(rows: NDArray[np.float32], scheme: Scheme) -> NDArray[np.float32]
     """Rows as a scheme would hold them, under searched scales."""
     import torch
 
-    from compiler.quantize import mse
-    from compiler.quantize.packed import dequantize
+    from compiler.codes import dequantize
+    from compiler.quantize.methods import mse
 
     return dequantize(mse.rounder(mse.MseOptions(candidates=8))(torch.from_numpy(rows), scheme))
 

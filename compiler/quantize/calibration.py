@@ -1,24 +1,19 @@
-"""Calibration text as token ids, with the checkpoint's own tokenizer and chat template; the same for the same seed.
-
-Prompts with images will join with the vision-language family: they are another source of input embeddings, not of
-token ids, and start where `layerwise.py` looks up the embedding.
-"""
+"""Calibration text as token ids, the same for the same seed."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from artifacts import EdgewrightError
 from compiler.models.decoder import DecoderSpec
-from recipes.corpus import stdlib_texts
-from recipes.schema import BUILT_IN_TEXT, Calibration
+from compiler.text import documents, encoder, text_file
+from compiler.tokenizer import FILE as TOKENIZER
+from recipes.schema import Calibration
 
+_KEY = "quantize.calibration"
 _LENGTH = 512
 
 
@@ -27,33 +22,25 @@ def calibration_tokens(
 ) -> NDArray[np.int32]:
     """Token ids [sequences, length] of at most `calibration.tokens` in all, whole sequences only.
 
-    file: the .txt or .jsonl file (None: the built-in text). A line of .jsonl is {"text": …} or {"messages": [...]},
-    the latter put through the chat template. Documents are shuffled by the seed, each starts with the BOS token.
-    Raises EdgewrightError when the text is empty, not decodable or too short.
+    file: the .txt or .jsonl file (None: the built-in text). Documents are shuffled by the seed. Raises EdgewrightError
+    when the text is empty, not decodable or too short.
     """
-    source = calibration.text if file is None else str(file)
+    if not (checkpoint / TOKENIZER).is_file():
+        raise EdgewrightError(
+            f"{checkpoint}: no {TOKENIZER}, which calibrated methods (gptq, awq) need; rtn, mse and hqq do not"
+        )
     rng = np.random.default_rng(calibration.seed)
-    documents = _documents(file, checkpoint)
-    if not any(text.strip() for text, _ in documents):
-        raise EdgewrightError(f"quantize.calibration: {source} holds no text")
-    tokenizer = _tokenizer(checkpoint)
+    found = list(documents(_KEY, file, "train", checkpoint))
+    encode = encoder(checkpoint, spec)
     ids: list[int] = []
-    for at in rng.permutation(len(documents)):
-        text, templated = documents[at]
-        found = tokenizer.encode(text, add_special_tokens=False).ids
-        if spec.bos is not None and not templated:
-            found = [spec.bos, *found]
-        ids += found
+    for at in rng.permutation(len(found)):
+        ids += encode(found[at])
         if len(ids) >= calibration.tokens:
             break
     if len(ids) < calibration.tokens:
         raise EdgewrightError(
-            f"quantize.calibration: {source} has {len(ids)} tokens, {calibration.tokens} are asked for; "
+            f"{_KEY}: {file or calibration.text} has {len(ids)} tokens, {calibration.tokens} are asked for; "
             f"give more text or set tokens: {len(ids)}"
-        )
-    if max(ids) >= spec.vocab:
-        raise EdgewrightError(
-            f"{checkpoint / 'tokenizer.json'}: gives token {max(ids)}; the model knows {spec.vocab} tokens"
         )
     length = min(_LENGTH, spec.max_positions, calibration.tokens)
     count = calibration.tokens // length
@@ -62,63 +49,4 @@ def calibration_tokens(
 
 def calibration_file(calibration: Calibration, resolved: Path) -> Path | None:
     """The file a recipe's calibration names (`resolved`), None for the built-in text. Raises EdgewrightError."""
-    if calibration.text == BUILT_IN_TEXT:
-        return None
-    if not resolved.is_file():
-        raise EdgewrightError(f"quantize.calibration: {resolved}: no such file")
-    return resolved
-
-
-def _tokenizer(checkpoint: Path) -> Any:
-    from tokenizers import Tokenizer
-
-    file = checkpoint / "tokenizer.json"
-    if not file.is_file():
-        raise EdgewrightError(
-            f"{checkpoint}: no tokenizer.json, which calibrated methods (gptq, awq) need; rtn, mse and hqq do not"
-        )
-    return Tokenizer.from_file(str(file))
-
-
-def _documents(file: Path | None, checkpoint: Path) -> list[tuple[str, bool]]:
-    """Texts, and whether a chat template has already put special tokens into each."""
-    if file is None:
-        return [(text, False) for text in stdlib_texts("train")]
-    try:
-        text = file.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise EdgewrightError(f"quantize.calibration: {file}: not UTF-8 text at byte {error.start}") from None
-    except OSError as error:
-        raise EdgewrightError(f"quantize.calibration: {file}: {error.strerror}") from error
-    return [(text, False)] if file.suffix == ".txt" else list(_lines(text, file, checkpoint))
-
-
-def _lines(text: str, file: Path, checkpoint: Path) -> Iterator[tuple[str, bool]]:
-    template: Any = None
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"quantize.calibration: {file}:{number}"
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise EdgewrightError(f"{where}: not JSON: {error}") from None
-        if isinstance(entry, dict) and isinstance(entry.get("text"), str):
-            yield entry["text"], False
-        elif isinstance(entry, dict) and isinstance(entry.get("messages"), list):
-            template = template or _chat_template(checkpoint)
-            try:
-                yield template(entry["messages"]), True
-            except Exception as error:  # a template is a program of the checkpoint's: it may raise anything
-                raise EdgewrightError(f"{where}: the chat template refuses its messages: {error}") from error
-        else:
-            raise EdgewrightError(f'{where}: expected {{"text": "…"}} or {{"messages": […]}}')
-
-
-def _chat_template(checkpoint: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
-    if not tokenizer.chat_template:
-        raise EdgewrightError(f"{checkpoint}: no chat template, which calibration messages need; give texts instead")
-    return lambda messages: tokenizer.apply_chat_template(messages, tokenize=False)
+    return text_file(_KEY, calibration.text, resolved)

@@ -1,26 +1,40 @@
 """What quantization did to a model, tensor by tensor and layer by layer: the content of `quantization.json`.
 
-The file lies in the quantized folder. What lives here: its shape, reading it, and ordering it worst first. What must
-not: anything that runs a model (`metrics.py` has the formulas).
+The file lies in the quantized folder and in every package. What lives here: its shape, reading it, and ordering it
+worst first. What must not: anything that runs a model (`metrics.py` has the formulas).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from artifacts import EdgewrightError
+from artifacts import (
+    MANIFEST,
+    EdgewrightError,
+    Manifest,
+    Progress,
+    read_manifest,
+    require_intact,
+    silent,
+)
+from artifacts.documents import read_bytes
+from artifacts.manifest import payload_file, sha256_file
 from compiler.slots import Scheme, Slot
 
 FILE = "quantization.json"
+_WEIGHTS = "quantized"
+_GOLDEN = "golden.safetensors"
+_MAX_BYTES = 64 << 20
 _EXACT_DB = 200.0
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TensorEvidence(_Frozen):
@@ -96,26 +110,57 @@ def write(folder: Path, evidence: QuantizationEvidence) -> None:
     (folder / FILE).write_text(evidence.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-def report(artifact: Path) -> QuantizationEvidence:
+def report(artifact: Path, progress: Progress = silent) -> QuantizationEvidence:
     """The evidence of an artifact, of its quantized weights, or of the folder that holds both.
 
-    Figures on held-out text come from golden vectors where the folder has them. Raises EdgewrightError.
+    Figures on held-out text come from golden vectors where there are any. Digests are recomputed first, as figures
+    about files that were changed would be about nothing. Raises EdgewrightError.
     """
     from compiler.quantize.metrics import held_out
 
-    found = read(artifact)
-    for golden in (artifact / "golden.safetensors", *sorted(artifact.glob("*/golden.safetensors"))):
-        if golden.is_file():
-            return found.model_copy(update={"held_out": held_out(golden)})
-    return found
+    is_recipe = not (artifact / MANIFEST).exists() and (artifact / _WEIGHTS / MANIFEST).exists()
+    folder = artifact / _WEIGHTS if is_recipe else artifact
+    manifest = require_intact(folder, progress)
+    found = _read(folder, manifest)
+    golden = _golden(folder, manifest)
+    if is_recipe:
+        golden = next(_goldens(artifact, manifest), None)
+    return found if golden is None else found.model_copy(update={"held_out": held_out(golden)})
 
 
-def read(folder: Path) -> QuantizationEvidence:
-    """`quantization.json` of a folder, of its `quantized` folder, or of the one beside it. Raises EdgewrightError."""
-    for place in (folder, folder / "quantized", folder.parent / "quantized"):
-        if (place / FILE).is_file():
-            try:
-                return QuantizationEvidence.model_validate_json((place / FILE).read_bytes())
-            except (ValidationError, OSError) as error:
-                raise EdgewrightError(f"{place / FILE}: {error}") from error
-    raise EdgewrightError(f"{folder}: no {FILE} here, in quantized/ or beside it: build it again")
+def _read(folder: Path, manifest: Manifest) -> QuantizationEvidence:
+    path = folder / FILE
+    if all(file.path != FILE for file in manifest.files):
+        raise EdgewrightError(f"{folder}: holds no {FILE}: build it again")
+    try:
+        return QuantizationEvidence.model_validate_json(read_bytes(path, _MAX_BYTES, links=False))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise EdgewrightError(f"{path}: {where}: {first['msg']}; build the artifact again or fetch it anew") from error
+
+
+def _goldens(recipe: Path, weights: Manifest) -> Iterator[Path]:
+    """Golden vectors of the packages in a recipe's folder that were built from these very weights, digests checked."""
+    for path in sorted(recipe.glob(f"*/{MANIFEST}")):
+        manifest = read_manifest(path.parent)
+        if manifest.target != weights.target and manifest.weights_digest == weights.weights_digest:
+            golden = _golden(path.parent, manifest)
+            if golden is None:
+                continue
+            listed = next(file for file in manifest.files if file.path == _GOLDEN)
+            if sha256_file(golden) != listed.sha256:
+                raise EdgewrightError(f"{golden}: sha256 differs: the content was changed; build the artifact again")
+            yield golden
+
+
+def _golden(folder: Path, manifest: Manifest) -> Path | None:
+    """An artifact's golden vectors; None where its manifest lists none."""
+    listed = next((file for file in manifest.files if file.path == _GOLDEN), None)
+    if listed is None:
+        return None
+    if listed.size > _MAX_BYTES:
+        raise EdgewrightError(
+            f"{folder / _GOLDEN}: {listed.size:,} bytes, which no golden vectors have; build it again"
+        )
+    return payload_file(folder, _GOLDEN)

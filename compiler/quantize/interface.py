@@ -1,9 +1,10 @@
-"""What a quantization method is: one module with these names, found by its `OPTIONS`.
+"""What a quantization method is: one module in `methods/` with these names, found by its `OPTIONS`.
 
-    OPTIONS                            light pydantic model of what a rule may say to it
-    CALIBRATED                         whether it looks at the inputs of a tensor (`Inputs`); absent means no
+    OPTIONS                              light pydantic model of what a rule may say to it
+    CALIBRATED                           whether it looks at the inputs of a tensor (`Inputs`); absent means no
     rounder(options, inputs) -> Rounder
-    fold_factors(inputs, …)            only methods that rescale channels (see `awq`)
+    corrects(options) -> bool            whether it looks at the drift of the inputs; absent means no
+    folding(options) -> Folding | None   only methods that rescale channels (see `awq`)
 
 A rounder takes rows of a matrix, any number of them, and gives their codes: rows are independent of each other once
 the inputs are known, so a matrix never has to be in memory as a whole. Importing a method loads no framework.
@@ -11,14 +12,12 @@ the inputs are known, so a matrix never has to be in memory as a whole. Importin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel
-
-from compiler.quantize.matmul import linear
-from compiler.quantize.packed import Codes
+from compiler.codes import Codes
+from compiler.matmul import linear
 from compiler.slots import Scheme
 
 if TYPE_CHECKING:
@@ -26,6 +25,11 @@ if TYPE_CHECKING:
 
 Rounder = Callable[["Tensor", Scheme], Codes]
 """Float32 rows [rows, columns] and their scheme to codes. Raises OverflowError when a scale does not fit in fp16."""
+
+Folding = Callable[[Sequence[tuple["Tensor", Scheme]], "Tensor", "Tensor"], "Tensor"]
+"""Factors [channels] by which to divide the inputs of matrices and multiply their columns: from the matrices
+[rows, columns] that share the inputs, with their schemes; the inputs' Hessian; and int64 [columns], the channel of each
+column."""
 
 
 @dataclass
@@ -54,9 +58,17 @@ class Inputs:
         return total if self.damping is None else total - float((rows.square() @ self.damping).sum())
 
 
-class Method(Protocol):
-    """A quantization method's module."""
+@dataclass(frozen=True)
+class Treatment:
+    """How one slot is quantized: by which method, into what, and what the method asks for.
 
-    OPTIONS: type[BaseModel]
+    prepare: from a matrix's inputs to its rounder; equal for slots whose rounders are.
+    calibrated, corrects: whether that looks at the inputs, and at their drift. folding: its search for factors, if any.
+    """
 
-    def rounder(self, options: BaseModel, inputs: Inputs | None = None) -> Rounder: ...
+    method: str
+    scheme: Scheme
+    prepare: Callable[[Inputs | None], Rounder]
+    calibrated: bool
+    corrects: bool
+    folding: Folding | None

@@ -1,9 +1,7 @@
-"""The packed form of quantized weights: codes, scales, zero points, and the checkpoint folder that holds them.
+"""The checkpoint folder that holds quantized weights: reading it slot by slot, and writing it.
 
-The folder is a `pack-quantized` checkpoint of compressed-tensors: int32 words, lowest bits first, values stored
-with an offset of 2**(bits - 1), float32 scales of fp16-representable values, zero points packed along the rows.
-As bytes on a little-endian machine the words of 4-bit codes are nibbles, low first, and those of 8-bit codes one
-byte each: the block layout of ONNX Runtime's MatMulNBits and of MLX, so targets copy them.
+It is a `pack-quantized` checkpoint of compressed-tensors, with float32 scales of fp16-representable values. Its words
+(`compiler/codes.py`) lie as ONNX Runtime's MatMulNBits and MLX have them, so targets copy them.
 
 Source: compressed-tensors, `compressors/pack_quantized` (v0.20). Knows no method and no target.
 """
@@ -13,85 +11,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.checkpoint import CheckpointError, TensorFiles, read_config, to_float32
+from compiler.codes import LARGEST_SCALE, Bytes, Codes, Int8, dequantize, pack, pack_zeros, unpack, unpack_zeros
+from compiler.config import Keys, read_config
 from compiler.slots import HALF, Scheme, Schemes, Slot
+from compiler.tensors import CheckpointError, Float32, TensorFiles, from_float32, to_float32
 
-Bytes = NDArray[np.uint8]
-Float32 = NDArray[np.float32]
-Int8 = NDArray[np.int8]
-
-# the smallest scale that every target holds exactly: below it fp16 is subnormal, which kernels flush
-SMALLEST_SCALE = 2.0**-14
-LARGEST_SCALE = 65504.0
 _STEP_ALIGN = 64
-
-
-@dataclass(frozen=True)
-class Codes:
-    """Quantized rows: codes int8 [rows, columns], scales float32 [rows, groups], zeros int8 [rows, groups] or None."""
-
-    codes: Int8
-    scales: Float32
-    zeros: Int8 | None = None
-
-
-def pack(codes: Int8, bits: int) -> Bytes:
-    """Codes [rows, columns] in [-2**(bits-1), 2**(bits-1)) to bytes [rows, columns * bits / 8].
-
-    Raises ValueError when a row does not fill whole 32-bit words.
-    """
-    if codes.shape[1] * bits % 32:
-        raise ValueError(f"rows of {codes.shape[1]} codes of {bits} bits do not fill 32-bit words")
-    unsigned = codes.view(np.uint8) + np.uint8(1 << (bits - 1))
-    if bits == 8:
-        return unsigned
-    low, high = unsigned[:, 0::2], unsigned[:, 1::2]
-    return (low & np.uint8(15)) | (high << np.uint8(4))
-
-
-def unpack(packed: Bytes, bits: int) -> Int8:
-    """The inverse of `pack`."""
-    if bits == 8:
-        return (packed - np.uint8(128)).view(np.int8)
-    out = np.empty((packed.shape[0], packed.shape[1] * 2), np.uint8)
-    out[:, 0::2] = packed & 15
-    out[:, 1::2] = packed >> 4
-    out -= np.uint8(8)
-    return out.view(np.int8)
-
-
-def dequantize(codes: Codes) -> Float32:
-    """(code - zero) * scale as float32 [rows, columns]."""
-    rows, columns = codes.codes.shape
-    values = codes.codes.reshape(rows, codes.scales.shape[1], -1).astype(np.float32)
-    if codes.zeros is not None:
-        values -= codes.zeros[:, :, None]
-    values *= codes.scales[:, :, None]
-    return values.reshape(rows, columns)
-
-
-def pack_zeros(zeros: Int8, bits: int) -> NDArray[np.int32]:
-    """Zero points [rows, groups] to int32 [ceil(rows * bits / 32), groups], packed along the rows."""
-    rows, groups = zeros.shape
-    padded = np.zeros((-(-rows * bits // 32) * 32 // bits, groups), np.int8)
-    padded[:rows] = zeros
-    words = pack(np.ascontiguousarray(padded.T), bits).view(np.int32).T.copy()
-    # padding rows must be zero bits, as the format's own packer leaves them
-    if rows * bits % 32:
-        words[-1] &= np.int32((1 << rows * bits % 32) - 1)
-    return words
-
-
-def unpack_zeros(words: NDArray[np.int32], bits: int, rows: int) -> Int8:
-    """The inverse of `pack_zeros`."""
-    return np.ascontiguousarray(unpack(np.ascontiguousarray(words.T).view(np.uint8), bits).T[:rows])
 
 
 class PackedWeights:
@@ -236,27 +167,28 @@ class PackedWriter:
             self._put(name + ".weight_zero_point", start * bits // 32, pack_zeros(codes.zeros, bits))
 
     def write_half(self, name: str, start: int, values: Float32) -> None:
-        """Write float rows of a 16-bit slot or a vector, rounded to the dtype it is stored in."""
+        """Write float rows of a 16-bit slot or a vector, rounded to the dtype it is stored in.
+
+        Raises CheckpointError for values that fp16 does not reach.
+        """
         key = self._slots[name].key
-        self._put(key, start, from_float32(values, self._header[key]["dtype"]))
+        rounded = from_float32(values, self._header[key]["dtype"])
+        if rounded.dtype == np.float16 and np.isinf(rounded).any():
+            raise CheckpointError(f"{key} holds values beyond {LARGEST_SCALE:g}, which fp16 does not; give it bits: 8")
+        self._put(key, start, rounded)
 
     def close(self, config: Mapping[str, Any]) -> None:
         """Flush the weights and write config.json with its quantization_config."""
         self._file.flush()
         self._file.close()
-        quantized = {n: s for n, s in self._schemes.items() if s.bits != 16}
-        full = {**config, "quantization_config": quantization_config(quantized)} if quantized else dict(config)
-        (self.folder / "config.json").write_text(json.dumps(full, indent=2) + "\n", encoding="utf-8")
+        write_config(self.folder, config, self._schemes)
 
 
-def from_float32(values: Float32, dtype: str) -> NDArray[Any]:
-    """Round float32 to F32, F16 or BF16 (as uint16, ties to even)."""
-    if dtype == "F32":
-        return values
-    if dtype == "F16":
-        return values.astype(np.float16)
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+def write_config(folder: Path, config: Mapping[str, Any], schemes: Schemes) -> None:
+    """config.json of a quantized checkpoint, with its quantization_config."""
+    quantized = {n: s for n, s in schemes.items() if s.bits != 16}
+    full = {**config, "quantization_config": quantization_config(quantized)} if quantized else dict(config)
+    (folder / "config.json").write_text(json.dumps(full, indent=2) + "\n", encoding="utf-8")
 
 
 def quantization_config(schemes: Schemes) -> dict[str, Any]:
@@ -293,13 +225,18 @@ def quantization_config(schemes: Schemes) -> dict[str, Any]:
 
 
 def read_schemes(config: Mapping[str, Any]) -> dict[str, Scheme]:
-    """Schemes by module name from a `quantization_config` that names its modules."""
-    section = config.get("quantization_config") or {}
+    """Schemes by module name from a `quantization_config` that names its modules. Raises CheckpointError."""
+    groups = Keys(config).section("quantization_config").section("config_groups")
     schemes: dict[str, Scheme] = {}
-    for group in section.get("config_groups", {}).values():
-        weights = group["weights"]
-        if weights["num_bits"] not in (4, 8) or weights["type"] != "int":
-            raise CheckpointError(f"config.json: {weights['num_bits']}-bit {weights['type']} weights are not supported")
-        scheme = Scheme(weights["num_bits"], weights.get("group_size") or 0, weights["symmetric"])
-        schemes |= dict.fromkeys(group["targets"], scheme)
+    for key in groups.values:
+        group = groups.section(key)
+        weights = group.section("weights")
+        weights.word("type", ("int",))
+        if (bits := weights.integer("num_bits", 4, 8)) not in (4, 8):
+            raise weights.error("num_bits", "must be 4 or 8")
+        targets = group.values.get("targets")
+        if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
+            raise group.error("targets", "must be a list of module names")
+        scheme = Scheme(bits, weights.integer("group_size", 0, 1 << 20, 0), weights.flag("symmetric", True))
+        schemes |= dict.fromkeys(targets, scheme)
     return schemes

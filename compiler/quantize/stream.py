@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import EdgewrightError, Progress
-from compiler.checkpoint import Checkpoint, row_blocks
+from compiler.checkpoint import Checkpoint
+from compiler.codes import dequantize
 from compiler.quantize.interface import Rounder
-from compiler.quantize.packed import PackedWriter, dequantize
+from compiler.quantize.packed import PackedWriter
 from compiler.slots import HALF, Schemes, Slot
+from compiler.tensors import row_blocks
 
 Loss = dict[str, tuple[float, float]]
 """Of each quantized slot, the sums of squares of its weights and of their error."""

@@ -16,7 +16,7 @@ from compiler.models.base import Component, Entry, Model, Port
 from compiler.quantize.packed import PackedWeights
 from compiler.slots import Schemes
 
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -52,11 +52,12 @@ class BuildJob(Job):
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes of one component, from its geometry alone.
+    """Bytes of one component, from its geometry alone, at the largest sizes of its entries.
 
-    state_bytes: what a session keeps between calls. copied_bytes: of weights, what the runtime copies into anonymous
-    memory; the rest stays mapped from its file. activation_bytes: values alive at once in the widest place of the
-    largest call that this target makes (`Component.live`), in the width it computes in.
+    app_bytes: what an app ships of the files, on each platform that runs them. state_bytes: what a session keeps
+    between calls. copied_bytes: of the weights, what the runtime holds in anonymous memory; the others stay mapped from
+    their file. activation_bytes: values alive at once in the widest place of the largest call that this target makes
+    (`Component.live`), in the width it computes in.
     """
 
     component: str
@@ -64,6 +65,7 @@ class Estimate:
     weight_bytes: int
     state_bytes: int
     activation_bytes: int
+    app_bytes: Mapping[str, int]
     copied_bytes: int = 0
 
 
@@ -71,7 +73,7 @@ class Estimate:
 class Built:
     """What a target says of the package it wrote.
 
-    runtime: what its session needs, by the model of `artifacts/formats/runtime.py`. narrowed: dimensions of which the
+    runtime: what its session needs, by the target's model in `artifacts/formats/`. narrowed: dimensions of which the
     package takes less than the model's entry does, by component, entry and dimension.
     """
 
@@ -131,6 +133,12 @@ def described(model: Model, narrowed: Mapping[tuple[str, str, str], interface.Di
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
     """Copy the tokenizer and generation files that a checkpoint folder has."""
-    for name in _TOKENIZER_FILES:
+    for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+
+
+def shipped_files(folder: Path, *left_out: str) -> list[str]:
+    """What an app ships of a built package, for `runtime.payload`: all but the README and what is named, sorted."""
+    found = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return [path.as_posix() for path in found if path.parts[0] not in ("README.md", *left_out)]

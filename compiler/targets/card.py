@@ -1,28 +1,48 @@
 """README.md of an artifact: the Hub's metadata, where the model comes from, its files, and what a target adds.
 
-What lives here: all that is the same for every target, the checkpoint's licence among it. What must not: how a runtime
-loads a package; that is each target's own sections.
+What lives here: all that is the same for every target. What must not: how a runtime loads a package; that is each
+target's own sections.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from artifacts import MANIFEST, read_manifest
+from compiler.licence import licence_of
 from compiler.slots import HALF
 from compiler.targets.base import BuildJob
 
 README = "README.md"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_TASKS = {"text": "text-generation"}
+
+
+@dataclass(frozen=True)
+class About:
+    """What kind of model a card is of. task: the Hub's `pipeline_tag`, "" without one; purpose: ends its sentence."""
+
+    what: str = "The components"
+    task: str = ""
+    purpose: str = ""
+
+
+_ANY = About()
 
 
 def write_card(
-    job: BuildJob, folder: Path, *, runtime: str, library: str, tags: Sequence[str], sections: Sequence[str]
+    job: BuildJob,
+    folder: Path,
+    *,
+    runtime: str,
+    library: str,
+    tags: Sequence[str],
+    sections: Sequence[str],
+    about: About = _ANY,
 ) -> None:
     """Write README.md, last of a package's files, since it lists them with their sizes.
 
@@ -32,8 +52,8 @@ def write_card(
     licence = licence_of(job.source)
     bits = sorted({job.schemes.get(s.name, HALF).bits for s in job.model.slots if not s.is_vector} - {16})
     metadata: dict[str, object] = {"license": licence or "unknown", "library_name": library}
-    if job.model.driver in _TASKS:
-        metadata["pipeline_tag"] = _TASKS[job.model.driver]
+    if about.task:
+        metadata["pipeline_tag"] = about.task
     if base is not None:
         metadata |= {"base_model": base, "base_model_relation": "quantized"}
     metadata["tags"] = [*tags, "edgewright", *(f"{b}-bit" for b in bits)]
@@ -42,9 +62,7 @@ def write_card(
     sizes = " and ".join(f"{b}-bit" for b in bits) or "16-bit"
     parts = [
         f"---\n{header}---\n\n# {job.name}, {runtime}",
-        f"Made from {origin} by Edgewright: {sizes} weights. `{MANIFEST}` holds the digest of every file, what the "
-        "package is called with, and what was found when it was validated; `golden.safetensors` and "
-        "`vectors.safetensors` are what it has to answer. An app needs none of these three.",
+        f"{about.what} of {origin}, {sizes} weights, written by Edgewright{about.purpose}.",
     ]
     if licence is None:
         parts.append("The checkpoint states no licence that could be read; set `license` before publishing.")
@@ -54,7 +72,12 @@ def write_card(
 def _files(folder: Path) -> str:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != README)
     rows = [f"| `{path.relative_to(folder).as_posix()}` | {path.stat().st_size:,} |" for path in files]
-    return "## Files\n\n| file | bytes |\n|---|---:|\n" + "\n".join(rows)
+    return (
+        "## Files\n\n| file | bytes |\n|---|---:|\n" + "\n".join(rows) + "\n\n"
+        f"Beside them, and of no use to an app: `{MANIFEST}` (every file's digest, how it was made, what was found "
+        "when it was validated), `golden.safetensors` or `vectors.safetensors` (what the package has to answer) and `quantization.json` (what "
+        "each tensor lost). `edgewright validate` on this folder runs it here and compares every answer."
+    )
 
 
 def _origin(job: BuildJob) -> tuple[str | None, str | None]:
@@ -63,17 +86,3 @@ def _origin(job: BuildJob) -> tuple[str | None, str | None]:
         return None, None
     entry = read_manifest(job.weights.path).checkpoint
     return (entry.source, entry.revision) if entry.revision and _HUB_ID.fullmatch(entry.source) else (None, None)
-
-
-def licence_of(checkpoint: Path) -> str | None:
-    """The licence in the metadata of a checkpoint's own card; None where none can be read."""
-    card = checkpoint / README
-    if not card.is_file():
-        return None
-    head = re.match(r"---\r?\n(.*?)\r?\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-    try:
-        metadata = yaml.safe_load(head.group(1)) if head else None
-    except yaml.YAMLError:
-        return None
-    found = metadata.get("license") if isinstance(metadata, dict) else None
-    return found if isinstance(found, str) else None

@@ -4,8 +4,9 @@
 
 Grouped queries with a query width that is not the hidden width, YaRN beyond its original positions,
 position-dependent query scaling, tied embeddings. All matmul widths divide by 256. It learns the Python
-standard library's source (`recipes/corpus.py`) until it is far below a Kneser-Ney trigram's perplexity on
-held-out files; both figures are printed and written to `training.json` beside the weights.
+standard library's source (the running interpreter's, tests included; `recipes/text/` is that of the Python which it
+was trained under) until it is far below a Kneser-Ney trigram's perplexity on held-out files; both figures are printed
+and written to `training.json` beside the weights.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import Ministral3Config, Ministral3ForCausalLM, PreTrainedTokenizerFast
 
-from recipes.corpus import stdlib_files, stdlib_texts
+from recipes.corpus import stdlib_texts
+from recipes.text.make_stdlib_python import stdlib_files
 
 OUT = Path(__file__).parent / "tiny-ministral3"
 VOCAB = 4096
@@ -75,7 +77,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
         special_tokens=[AddedToken(t, special=True) for t in SPECIAL],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    tokenizer.train_from_iterator(stdlib_texts("train", tests=True), trainer)
+    tokenizer.train_from_iterator((text for _, text in stdlib_files("train", tests=True)), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -157,7 +159,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
 
     tokenizer = train_tokenizer()
-    train_texts = list(stdlib_texts("train", tests=True))
+    train_texts = [text for _, text in stdlib_files("train", tests=True)]
     rng.shuffle(train_texts)
     train = tokens(tokenizer, train_texts)
     held_out = tokens(tokenizer, list(stdlib_texts("held-out")))

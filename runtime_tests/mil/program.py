@@ -98,8 +98,10 @@ class Function:
 
     def _constant(self, value: Any) -> Any:
         found = decode(value, self.package.blob)
-        if self._shapes_only and isinstance(found, Tensor) and found.is_floating_point():
-            return found.to("meta")
+        if self._shapes_only and isinstance(found, (Tensor, LazyTensor)):
+            dtype = DTYPES[tensor_type(value.type)[0]]
+            if dtype.is_floating_point:
+                return torch.empty(found.shape, dtype=dtype, device="meta")
         if self._exact and isinstance(found, Tensor) and found.dtype == torch.float16:
             return found.float()
         return found

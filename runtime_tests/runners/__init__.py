@@ -26,7 +26,14 @@ Logits = NDArray[np.float32]
 class Runner(Protocol):
     """One artifact in one runtime; batch size 1.
 
-    A runner may have `warnings`, sentences about this machine that belong in the report.
+    A runner may also have
+
+    - `stand_in`: what computes in place of the real runtime since the last `load`, in a few words; None where it runs
+      itself. Figures then say that they are emulated, and by what;
+    - `warnings`: sentences about this machine that belong in the report;
+    - `generate(text, tokens)`, where the runtime reads text itself: what its own tokenizer and generation make of it,
+      as {"runtime": its name, "ids": [...], "continuation": [...]};
+    - `model_memory()`, where the manifest says that memory is modelled: its figures.
     """
 
     def __init__(self, artifact: Path, runtime: Mapping[str, JsonValue]) -> None:

@@ -24,10 +24,16 @@ Arrays = dict[str, NDArray[Any]]
 class Session(Protocol):
     """One artifact in one runtime. States are the session's: they last from call to call.
 
-    warnings: sentences about this machine that belong in the report.
+    warnings: sentences about this machine that belong in the report. stand_in: what computes in place of the real
+    runtime since the last `load`, in a few words; None where it runs itself. Figures then say that they are emulated,
+    and by what.
+
+    A session whose runtime reads text itself also has `generate(text, tokens)`: what its own tokenizer and generation
+    make of it, as {"runtime": its name, "ids": [...], "continuation": [...]}.
     """
 
     warnings: tuple[str, ...]
+    stand_in: str | None
 
     def __init__(self, artifact: Path, manifest: Manifest) -> None:
         """Import the runtime; load nothing of the model."""

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from artifacts.manifest import CheckpointEntry, Figure, ManifestDraft, QuantizationGroup, RecipeEntry, write_manifest
+from artifacts import Check, Figure
+from artifacts.manifest import (
+    CheckpointEntry,
+    ManifestDraft,
+    QuantizationGroup,
+    RecipeEntry,
+    ValidationRecord,
+    write_manifest,
+)
 
 DRAFT = ManifestDraft(
     created_by={"edgewright": "0.1.0", "onnx": "1.23.2"},
@@ -21,6 +30,30 @@ DRAFT = ManifestDraft(
     figures=(Figure(name="size", value=20, unit="bytes", obtained="measured"),),
     weights_digest="2" * 64,
 )
+
+
+def record(verdict: Literal["passed", "failed"], *, limits: bool = True) -> ValidationRecord:
+    """What a validation leaves; by the limits of DRAFT's recipe, or of none."""
+    return ValidationRecord(
+        verdict=verdict,
+        created="2026-01-02T03:04:05+00:00",
+        host="a machine",
+        edgewright="0.1.0",
+        limits=DRAFT.recipe if limits else None,
+        checks=(
+            Check(
+                group="parity",
+                name="x",
+                label="max |Δlogit|",
+                value=1.0,
+                limit=2.0,
+                direction="at most",
+                unit="logit",
+                obtained="measured",
+                verdict=verdict,
+            ),
+        ),
+    )
 
 
 def fill(folder: Path) -> None:

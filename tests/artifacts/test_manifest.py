@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
-from artifacts import EdgewrightError, Figure, read_manifest, require_intact, verify, write_manifest
+from artifacts import EdgewrightError, read_manifest, require_intact, verify, write_manifest
 from artifacts.manifest import checked_path, payload_file, sha256_file
-from tests.artifacts.conftest import DRAFT
+from tests.artifacts.conftest import DRAFT, record
 
 
 def edit(artifact: Path, **changes: Any) -> None:
@@ -97,7 +96,7 @@ def test_a_linked_folder_is_not_walked_into(artifact: Path, tmp_path: Path) -> N
 def test_a_linked_manifest_is_refused(artifact: Path, tmp_path: Path) -> None:
     (artifact / "edgewright.json").rename(tmp_path / "edgewright.json")
     (artifact / "edgewright.json").symlink_to(tmp_path / "edgewright.json")
-    with pytest.raises(EdgewrightError, match="not an Edgewright artifact"):
+    with pytest.raises(EdgewrightError, match=r"edgewright\.json: cannot be read: it is a link, not a regular file"):
         read_manifest(artifact)
 
 
@@ -174,12 +173,62 @@ def test_a_folder_that_is_no_artifact(tmp_path: Path) -> None:
         read_manifest(tmp_path / "nowhere")
 
 
-def test_a_modelled_figure_never_appears_without_its_band() -> None:
-    with pytest.raises(ValidationError, match="band"):
-        Figure(name="decode", value=12.0, unit="tok/s", obtained="modelled")
-    assert Figure(name="decode", value=12.0, unit="tok/s", obtained="modelled", band=(9.0, 15.0)).band == (9.0, 15.0)
-    with pytest.raises(ValidationError, match="finite"):
-        Figure(name="kl", value=float("nan"), unit="nat", obtained="measured")
+def test_numbers_that_json_has_no_word_for_are_refused(artifact: Path) -> None:
+    path = artifact / "edgewright.json"
+    for word in ("NaN", "Infinity", "1e999"):
+        path.write_text(path.read_text().replace('"max_tokens": 1024', f'"max_tokens": {word}'))
+        with pytest.raises(EdgewrightError, match=r"edgewright\.json: not valid JSON: "):
+            read_manifest(artifact)
+        path.write_text(path.read_text().replace(word, "1024"))
+    assert verify(artifact) == []
+
+
+def test_folders_that_cannot_be_listed_are_problems_too(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner, real = artifact / "weights", os.scandir
+
+    def scandir(path: Any) -> Any:
+        if Path(path) == inner:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert kinds(artifact) == [("weights", "unreadable"), ("weights/model.onnx.data", "missing")]
+    with pytest.raises(EdgewrightError, match="regular files only"):
+        write_manifest(artifact, DRAFT)
+
+
+def test_folders_deeper_than_any_path_are_problems_and_no_crash(artifact: Path) -> None:
+    here = os.getcwd()
+    try:
+        os.chdir(artifact)
+        for _ in range(40):
+            os.mkdir("d" * 200)
+            os.chdir("d" * 200)
+    finally:
+        os.chdir(here)
+    assert [kind for _, kind in kinds(artifact)] == ["unreadable"]
+
+
+def test_names_that_are_no_text_are_told(artifact: Path) -> None:
+    (artifact / os.fsdecode(b"a\xff")).write_text("x")
+    assert kinds(artifact) == [("a\ufffd", "extra")]
+
+
+def test_the_identity_is_of_what_was_built_and_not_of_what_was_found(artifact: Path) -> None:
+    manifest = read_manifest(artifact)
+    assert manifest.verdict == "not validated"
+    judged = manifest.model_copy(update={"validations": (record("failed"),)})
+    assert judged.verdict == "failed" and judged.identity == manifest.identity
+    assert manifest.model_copy(update={"family": "other"}).identity != manifest.identity
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict"), [(["passed"], "passed"), (["passed", "failed"], "failed"), (["passed", "passed"], "passed")]
+)
+def test_one_failed_validation_is_a_failed_artifact(artifact: Path, found: list[Any], verdict: str) -> None:
+    manifest = read_manifest(artifact)
+    records = tuple(record(word, limits=bool(at)) for at, word in enumerate(found))
+    assert manifest.model_copy(update={"validations": records}).verdict == verdict
 
 
 def test_runtime_can_only_name_files_inside(artifact: Path, tmp_path: Path) -> None:

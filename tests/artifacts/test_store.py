@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from artifacts import EdgewrightError, read_manifest, staged, verify, write_manifest
-from tests.artifacts.conftest import DRAFT, fill
+from artifacts import EdgewrightError, read_manifest, record_validation, staged, verify, write_manifest
+from tests.artifacts.conftest import DRAFT, fill, record
 
 ROOT = Path(__file__).parents[2]
 
@@ -137,6 +137,92 @@ def test_the_same_process_cannot_build_one_artifact_twice_at_once(tmp_path: Path
     assert verify(tmp_path / "onnx") == []
 
 
+def test_a_verdict_is_written_into_the_manifest_and_nothing_else_changes(artifact: Path) -> None:
+    before = read_manifest(artifact)
+    payload = (artifact / "model.onnx").stat()
+    record_validation(artifact, before, record("failed"))
+    after = read_manifest(artifact)
+    assert (after.verdict, after.validations) == ("failed", (record("failed"),))
+    assert after.identity == before.identity and after.files == before.files
+    assert verify(artifact) == [] and listing(artifact.parent) == ["onnx"]
+    assert (artifact / "model.onnx").stat().st_mtime_ns == payload.st_mtime_ns
+
+
+def test_the_last_verdict_by_each_kind_of_limits_stays(artifact: Path) -> None:
+    manifest = read_manifest(artifact)
+    for item in (record("failed"), record("passed", limits=False), record("failed", limits=False), record("passed")):
+        record_validation(artifact, manifest, item)
+    assert read_manifest(artifact).validations == (record("failed", limits=False), record("passed"))
+
+
+def test_a_new_build_was_never_validated(artifact: Path) -> None:
+    record_validation(artifact, read_manifest(artifact), record("passed"))
+    with staged(artifact) as partial:
+        fill(partial)
+    assert read_manifest(artifact).verdict == "not validated"
+
+
+def test_a_verdict_about_a_build_that_was_replaced_is_not_written(artifact: Path) -> None:
+    validated = read_manifest(artifact)
+    with staged(artifact) as partial:
+        fill(partial)
+        (partial / "model.onnx").write_bytes(b"another graph")
+        write_manifest(partial, DRAFT)
+    with pytest.raises(EdgewrightError, match="was replaced while it was validated"):
+        record_validation(artifact, validated, record("passed"))
+    assert read_manifest(artifact).verdict == "not validated" and listing(artifact.parent) == ["onnx"]
+
+
+def test_a_verdict_that_cannot_be_written_leaves_the_manifest_as_it_was(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (artifact / "edgewright.json").read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(EdgewrightError, match="the verdict cannot be written"):
+        patch.setattr(os, "fsync", full)
+        record_validation(artifact, read_manifest(artifact), record("passed"))
+    assert (artifact / "edgewright.json").read_bytes() == before and listing(artifact.parent) == ["onnx"]
+
+
+def test_what_a_kill_left_of_a_verdict_is_removed_by_the_next_one(artifact: Path) -> None:
+    """A half-written manifest lies beside the artifact, never in it, so the artifact stays intact."""
+    for name in (".onnx.manifest-1", ".onnx.manifest-x", ".mlx.manifest-1"):
+        (artifact.parent / name).write_text("{")
+    record_validation(artifact, read_manifest(artifact), record("passed"))
+    assert listing(artifact.parent) == [".mlx.manifest-1", ".onnx.manifest-x", "onnx"] and verify(artifact) == []
+    (artifact.parent / ".onnx.manifest-2").write_text("{")
+    with staged(artifact) as partial:
+        fill(partial)
+    assert ".onnx.manifest-2" not in listing(artifact.parent)
+
+
+def test_a_link_put_where_the_manifest_is_written_is_not_followed(artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    (artifact.parent / f".onnx.manifest-{os.getpid()}").symlink_to(tmp_path / "precious")
+    with pytest.raises(EdgewrightError, match="the verdict cannot be written"):
+        record_validation(artifact, read_manifest(artifact), record("passed"))
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_a_signal_between_the_two_renames_puts_the_earlier_artifact_back(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name:
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(KeyboardInterrupt), staged(artifact) as partial:
+        fill(partial)
+    assert listing(artifact.parent) == ["onnx"] and verify(artifact) == []
+
+
 def test_what_is_not_an_artifact_is_never_replaced(tmp_path: Path, artifact: Path) -> None:
     thesis = tmp_path / "thesis"
     thesis.mkdir()
@@ -189,6 +275,19 @@ def test_a_disk_that_fills_up_gives_one_message_and_leaves_nothing(artifact: Pat
         with staged(artifact):  # what a writer in another language says
             raise RuntimeError("I/O error: No space left on device (os error 28)")
     assert listing(artifact.parent) == ["onnx"] and verify(artifact) == []
+
+
+def test_a_file_beyond_the_limit_of_the_shell_is_one_message(artifact: Path) -> None:
+    for error in (OSError(27, "File too large"), RuntimeError("I/O error: File too large (os error 27)")):
+        with pytest.raises(EdgewrightError, match=r"larger than this process may write .*ulimit -f"), staged(artifact):
+            raise error
+    assert listing(artifact.parent) == ["onnx"] and verify(artifact) == []
+
+
+def test_a_place_where_the_system_makes_no_folder_is_one_message() -> None:
+    with pytest.raises(EdgewrightError, match=r"/proc/x: no folder can be made there .*choose another --out"):
+        with staged(Path("/proc/x/onnx")):
+            raise AssertionError("never reached")
 
 
 def test_other_errors_pass_unchanged(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from artifacts import Progress
 from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
-from compiler.quantize import methods
+from compiler.quantize import runner
 from compiler.quantize.rules import assign
 from recipes.schema import Calibration
 from tests.bench.measure import high_water
@@ -69,7 +69,7 @@ def main() -> None:
     started = time.monotonic()
     calibration = Calibration(tokens=TOKENS)
     config = checkpoint.config
-    evidence = methods.run(
+    evidence = runner.run(
         checkpoint, spec, slots, assignment, calibration, None, folder, out / "work", config, reporter()
     )
     shutil.rmtree(out / "work", ignore_errors=True)

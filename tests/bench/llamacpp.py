@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.checkpoint import Checkpoint, row_blocks
+from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
+from compiler.tensors import row_blocks
 
 _NAMES = {
     "input_layernorm": "attn_norm",

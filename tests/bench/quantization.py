@@ -22,8 +22,9 @@ import torch
 from artifacts import silent
 from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
-from compiler.quantize import budget, knapsack, method_options, methods
+from compiler.quantize import budget, knapsack, runner
 from compiler.quantize.calibration import calibration_tokens
+from compiler.quantize.methods import method_options
 from compiler.quantize.packed import PackedWeights
 from compiler.quantize.rules import Assignment, assign
 from compiler.targets import target_options
@@ -61,7 +62,7 @@ def quantized(bench: Bench, out: Path, entries: list[dict[str, Any]]) -> tuple[T
         out.mkdir(parents=True)
         work = out.with_name(out.name + "-work")
         config = bench.checkpoint.config
-        methods.run(bench.checkpoint, bench.spec, bench.slots, assignment, CALIBRATION, None, out, work, config, silent)
+        runner.run(bench.checkpoint, bench.spec, bench.slots, assignment, CALIBRATION, None, out, work, config, silent)
         shutil.rmtree(work, ignore_errors=True)
     return Table(PackedWeights(out, bench.slots), bench.names), assignment
 

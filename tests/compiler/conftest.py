@@ -17,7 +17,7 @@ from artifacts.manifest import CheckpointEntry, ManifestDraft, RecipeEntry, writ
 from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
 from compiler.models.base import read_model
-from compiler.quantize import rtn
+from compiler.quantize.methods import rtn
 from compiler.quantize.packed import PackedWeights
 from compiler.quantize.stream import quantize_checkpoint
 from compiler.slots import Scheme

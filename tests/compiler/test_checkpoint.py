@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from artifacts import EdgewrightError
-from compiler.checkpoint import Checkpoint, CheckpointError, TensorFiles, row_blocks, to_float32
+from compiler.checkpoint import Checkpoint, listed
+from compiler.tensors import CheckpointError, TensorFiles, row_blocks, to_float32
 from tests.compiler.conftest import MINISTRAL3, random_tensors, save
 
 
@@ -35,6 +36,38 @@ def test_rows_are_the_tensor_in_float32(tmp_path: Path, dtype: torch.dtype) -> N
     np.testing.assert_array_equal(checkpoint.rows("w"), tensor.float().numpy())
     np.testing.assert_array_equal(checkpoint.rows("w", 5, 23), tensor[5:23].float().numpy())
     np.testing.assert_array_equal(checkpoint.rows("v"), tensor[0].float().numpy())
+
+
+def test_float64_is_read_and_rounded(tmp_path: Path) -> None:
+    tensor = torch.randn(37, 20, dtype=torch.float64)
+    big = torch.full((2, 2), 1e300, dtype=torch.float64)
+    checkpoint = Checkpoint(save(tmp_path / "c", MINISTRAL3, {"w": tensor, "big": big}))
+    np.testing.assert_array_equal(checkpoint.rows("w", 5, 23), tensor[5:23].float().numpy())
+    assert checkpoint.dtype("w") == "F32"
+    with pytest.raises(CheckpointError, match="'big' has 4 NaN or infinite values"):
+        checkpoint.rows("big")
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float8_e5m2, torch.bool])
+def test_weights_of_a_dtype_that_is_none_of_theirs_are_refused_before_they_are_read(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    checkpoint = Checkpoint(save(tmp_path / "c", MINISTRAL3, {"w": torch.ones(4, 4).to(dtype)}))
+    with pytest.raises(CheckpointError, match=r"tensor 'w' has dtype \w+; weights are read as BF16"):
+        checkpoint.check("w", (4, 4))
+
+
+def test_what_belongs_to_a_weight_that_is_read_is_not_left_over(tmp_path: Path) -> None:
+    names = ["a.0.q.weight", "a.0.q.weight_scale", "a.0.q.input_scale", "a.0.rotary_emb.inv_freq"]
+    stray = ["a.1.q.weight", "a.2.q.weight", "b.weight_scale", "a.0.q.bias", "visual.patch"]
+    tensors = {name: torch.ones(2) for name in names + stray}
+    checkpoint = Checkpoint(save(tmp_path / "c", MINISTRAL3, tensors))
+    left = checkpoint.unread(["a.0.q.weight"])
+    assert sorted(left) == sorted(stray)
+    shown = "'a.*.q.weight' (2), 'b.weight_scale', 'a.0.q.bias', 'visual.patch'"
+    assert sorted(listed(left).split(", ")) == sorted(shown.split(", "))
+    assert listed(str(n) + "x" for n in range(10)).endswith("'7x' and 2 more")
+    assert listed(["\x1b[31m"]) == "'\\x1b[31m'"
 
 
 def test_every_fp8_code_is_what_torch_reads() -> None:
@@ -65,6 +98,32 @@ def test_fp8_without_scales_is_refused(tmp_path: Path) -> None:
         checkpoint.rows("w")
 
 
+@pytest.mark.parametrize(
+    ("scale", "block", "message"),
+    [
+        (torch.ones(3, 2), "8", r"quantization_config\.weight_block_size must be two whole numbers from 1 up, not '8'"),
+        (torch.ones(3, 2), [8], "weight_block_size must be two"),
+        (torch.ones(3, 2), [0, 8], "weight_block_size must be two"),
+        (torch.ones(3, 2), [16, 8], "does not cover"),
+        (torch.ones(3, 2, 1), None, "does not cover"),
+        (torch.ones(0, 2), None, "does not cover"),
+        (torch.ones(3, 2).int(), None, "'w_scale_inv' has dtype I32; a scale is floating"),
+    ],
+)
+def test_fp8_scales_that_do_not_fit_are_refused_before_a_weight_is_read(
+    tmp_path: Path, scale: torch.Tensor, block: object, message: str
+) -> None:
+    tensors = {"w": torch.ones(24, 16).to(torch.float8_e4m3fn), "w_scale_inv": scale}
+    config = {**MINISTRAL3, "quantization_config": {"weight_block_size": block}}
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint(save(tmp_path / "c", config, tensors)).check("w", (24, 16))
+
+
+def test_a_quantization_config_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"quantization_config must be an object, not \['fp8'\]"):
+        Checkpoint(save(tmp_path / "c", {**MINISTRAL3, "quantization_config": ["fp8"]}, {"w": torch.ones(2)}))
+
+
 def test_shards_are_read_as_one(tmp_path: Path) -> None:
     first, second = torch.randn(4, 8), torch.randn(5, 8)
     save(tmp_path, MINISTRAL3, {"unused": first})
@@ -79,7 +138,7 @@ def test_shards_are_read_as_one(tmp_path: Path) -> None:
         Checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/passwd", "pytorch_model.bin", 7])
+@pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/passwd", "pytorch_model.bin", 7, ["a"], "x" * 5000])
 def test_an_index_cannot_leave_its_folder(tmp_path: Path, shard: object) -> None:
     save(tmp_path, MINISTRAL3, {"w": torch.ones(2, 2)})
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": shard}}))
@@ -98,9 +157,12 @@ def test_an_index_cannot_leave_its_folder(tmp_path: Path, shard: object) -> None
         (one("F32", [2], 8, 0), b"\0" * 8, "malformed"),
         (one("Q3", [2], 0, 8), b"\0" * 8, "'Q3', which is not supported"),
         ({"t": 3}, b"", "malformed"),
-        ([], b"", "not an object"),
-        (b"{not json", b"", "not valid JSON"),
-        (b"[" * 50000, b"", "not valid JSON"),
+        ([], b"", "header: not a JSON object"),
+        (b"{not json", b"", "header: not valid JSON"),
+        (b"[" * 50000, b"", "header: not valid JSON: nested deeper"),
+        (one("F32", [1] * 17, 0, 4), b"\0" * 4, "malformed"),
+        (one("F32", [2**64, 0], 0, 0), b"", "malformed"),
+        ({"x" * 600: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"\0" * 4, "malformed"),
     ],
 )
 def test_a_header_that_lies_is_refused(tmp_path: Path, header: object, data: bytes, message: str) -> None:
@@ -159,7 +221,7 @@ def test_missing_things_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no config.json"):
         Checkpoint(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+    with pytest.raises(EdgewrightError, match=r"config\.json: not valid JSON"):
         Checkpoint(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"neither model.safetensors"):

@@ -12,11 +12,12 @@ from transformers import AutoModelForCausalLM
 
 from artifacts import EdgewrightError
 from compiler import dialect
-from compiler.checkpoint import Checkpoint, CheckpointError
+from compiler.checkpoint import Checkpoint
 from compiler.graph import capture_decoder
 from compiler.models import decoder
 from compiler.pipeline import OriginalWeights
 from compiler.slots import Scheme
+from compiler.tensors import CheckpointError
 from tests.compiler.conftest import MINISTRAL3, Quantizer, random_tensors, reference_logits, save
 
 LLAMA: dict[str, Any] = {
@@ -130,18 +131,111 @@ def test_a_token_outside_the_vocabulary_is_refused(ministral: Path) -> None:
     [
         ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported"),
         ({"attention_bias": True}, "attention_bias"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"hidden_act": "gelu"}, "hidden_act must be one of silu, not 'gelu'"),
         ({"sliding_window": 128}, "sliding_window"),
-        ({"hidden_size": "64"}, "hidden_size must be a positive integer, not '64'"),
+        ({"hidden_size": "64"}, "hidden_size must be a whole number from 1 to 1048576, not '64'"),
         ({"num_hidden_layers": None}, "num_hidden_layers"),
         ({"num_key_value_heads": 3}, "4 attention heads do not divide over 3"),
-        ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type 'longrope'"),
+        (
+            {"rope_parameters": {"rope_type": "longrope"}},
+            r"rope_parameters\.rope_type must be one of default, linear, llama3, yarn, not 'longrope'",
+        ),
         ({"model_type": "mistral3"}, "text_config"),
     ],
 )
 def test_what_the_family_cannot_do_is_refused_by_key(change: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         decoder.read_spec({**MINISTRAL3, **change})
+
+
+_ROPE = MINISTRAL3["rope_parameters"]
+_LLAMA3 = {"rope_parameters": None, "rope_scaling": LLAMA3_ROPE}
+_WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"hidden_size": 10**30}, "hidden_size must be a whole number from 1 to 1048576"),
+    ({"hidden_size": 64.0}, "hidden_size must be a whole number"),
+    ({"hidden_size": True}, "hidden_size must be a whole number"),
+    ({"vocab_size": 2**30}, "vocab_size must be a whole number from 1 to"),
+    ({"num_hidden_layers": 10**9}, "num_hidden_layers must be a whole number from 1 to 4096"),
+    ({"num_attention_heads": -4}, "num_attention_heads must be"),
+    ({"num_attention_heads": 65, "head_dim": None}, "head_dim must be a whole number from 1 to 4096, and is missing"),
+    ({"num_key_value_heads": "2"}, "num_key_value_heads must be"),
+    ({"num_key_value_heads": 0}, "num_key_value_heads must be"),
+    ({"head_dim": [1]}, r"head_dim must be .*, not \[1\]"),
+    ({"head_dim": 33}, "head_dim 33 is odd"),
+    ({"intermediate_size": {}}, "intermediate_size must be"),
+    ({"max_position_embeddings": 2**63}, "max_position_embeddings must be"),
+    ({"max_position_embeddings": "256"}, "max_position_embeddings must be"),
+    ({"rms_norm_eps": "x"}, "rms_norm_eps must be a number from 0 to 1, not 'x'"),
+    ({"rms_norm_eps": [1e-5]}, "rms_norm_eps must be"),
+    ({"rms_norm_eps": -1e-5}, "rms_norm_eps must be"),
+    ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be"),
+    ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false, not 'false'"),
+    ({"attention_bias": "no"}, "attention_bias must be true or false"),
+    ({"hidden_act": ["silu"]}, "hidden_act must be one of silu"),
+    ({"model_type": ["llama"]}, r"model_type \['llama'\] is not supported"),
+    ({"model_type": {}}, "model_type {} is not supported"),
+    ({"bos_token_id": "<s>"}, "bos_token_id must be a whole number from 0 to 159"),
+    ({"bos_token_id": 160}, "bos_token_id must be a whole number from 0 to 159, not 160"),
+    ({"eos_token_id": "</s>"}, "eos_token_id must be a token id or a list of token ids"),
+    ({"eos_token_id": [2, "x"]}, "eos_token_id must be a token id or a list"),
+    ({"eos_token_id": [2, 160]}, r"eos_token_id must be below vocab_size, 160, not \[2, 160\]"),
+    ({"eos_token_id": -1}, "eos_token_id must be a token id"),
+    ({"eos_token_id": {"a": 2}}, "eos_token_id must be a token id"),
+    ({"rope_parameters": "yarn"}, "rope_parameters must be an object, not 'yarn'"),
+    ({"rope_parameters": []}, "rope_parameters must be an object"),
+    ({"rope_parameters": None, "rope_scaling": 4.0}, "rope_scaling must be an object, not 4.0"),
+    ({"rope_parameters": {"full_attention": _ROPE}}, r"rope_parameters\.full_attention cannot be an object"),
+    ({"rope_parameters": {**_ROPE, "factor": None}}, r"rope_parameters\.factor is needed for rope_type yarn"),
+    ({"rope_parameters": {**_ROPE, "factor": "16"}}, r"rope_parameters\.factor must be a number from 1 to 1e\+06"),
+    ({"rope_parameters": {**_ROPE, "factor": 0}}, r"rope_parameters\.factor must be"),
+    ({"rope_parameters": {**_ROPE, "rope_theta": 1.0}}, r"rope_parameters\.rope_theta must be a number from 1.001"),
+    ({"rope_parameters": {**_ROPE, "rope_theta": [1e4]}}, r"rope_parameters\.rope_theta must be"),
+    ({"rope_parameters": {**_ROPE, "original_max_position_embeddings": 0}}, "original_max_position_embeddings must be"),
+    ({"rope_parameters": {**_ROPE, "beta_fast": "32"}}, r"rope_parameters\.beta_fast must be"),
+    ({"rope_parameters": {**_ROPE, "mscale": [1]}}, r"rope_parameters\.mscale must be"),
+    ({"rope_parameters": {**_ROPE, "attention_factor": -1}}, r"rope_parameters\.attention_factor must be"),
+    ({"rope_parameters": {**_ROPE, "llama_4_scaling_beta": "x"}}, r"rope_parameters\.llama_4_scaling_beta must be"),
+    ({"rope_parameters": {**_ROPE, "truncate": 1}}, r"rope_parameters\.truncate must be true or false"),
+    ({"rope_parameters": {**_ROPE, "type": 7}}, r"rope_parameters\.type must be one of default"),
+    ({"rope_parameters": {**_ROPE, "partial_rotary_factor": 0.5}}, "partial_rotary_factor other than 1"),
+    ({"rope_parameters": {**_ROPE, "partial_rotary_factor": "1"}}, "partial_rotary_factor must be a number"),
+    ({"rope_parameters": {"rope_type": "default"}, "rope_theta": "x"}, "^config.json: rope_theta must be a number"),
+    ({**_LLAMA3, "rope_scaling": {**LLAMA3_ROPE, "high_freq_factor": 1.0}}, "high_freq_factor must be more than"),
+    ({**_LLAMA3, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, r"rope_scaling\.low_freq_factor is needed"),
+    ({"model_type": "mistral3", "text_config": []}, "text_config must be an object"),
+    ({"model_type": "mistral3", "text_config": {**MINISTRAL3, "head_dim": "x"}}, r"text_config\.head_dim must be"),
+    (
+        {"model_type": "mistral3", "text_config": {**MINISTRAL3, "rope_parameters": 3}},
+        r"text_config\.rope_parameters mus",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), _WRONG)
+def test_a_value_of_the_wrong_type_or_size_is_refused_by_key(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message) as raised:
+        decoder.read_spec({**MINISTRAL3, **change})
+    assert "config.json: " in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rms_norm_eps": 0},
+        {"tie_word_embeddings": None, "eos_token_id": None, "bos_token_id": None},
+        {"num_key_value_heads": None, "head_dim": None},
+        {"rope_parameters": {}, "rope_theta": 500000},
+        {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2}},
+        {"rope_parameters": {**_ROPE, "finetuned": True, "attention_factor": None, "factor": 16}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 1}},
+        {"sliding_window": 0, "attention_bias": False, "hidden_act": "silu"},
+        {"eos_token_id": [2, 5, 159]},
+    ],
+)
+def test_what_checkpoints_do_say_is_still_read(change: dict[str, Any]) -> None:
+    spec = decoder.read_spec({**MINISTRAL3, **change})
+    frequencies, factor = decoder.rotary_frequencies(spec)
+    assert np.isfinite([*frequencies, factor]).all() and len(frequencies) == spec.head_dim // 2
 
 
 def test_a_checkpoint_without_a_text_side_is_refused() -> None:

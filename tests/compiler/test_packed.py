@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from transformers import AutoModelForCausalLM
 
-from compiler.quantize import rtn
-from compiler.quantize.packed import Codes, dequantize, pack, pack_zeros, unpack, unpack_zeros
-from compiler.slots import HALF, Scheme
+from artifacts import EdgewrightError
+from compiler.codes import Codes, dequantize, pack, pack_zeros, unpack, unpack_zeros
+from compiler.quantize.methods import rtn
+from compiler.quantize.packed import PackedWriter
+from compiler.slots import HALF, Scheme, Slot
 from tests.compiler.conftest import Quantizer, reference_logits
 
 SCHEMES = [Scheme(4, 32), Scheme(8, 32), Scheme(4, 16, False), Scheme(8, 0), Scheme(8, 0, False)]
@@ -115,6 +117,13 @@ def test_transformers_loads_mixed_schemes_when_the_table_is_in_half_precision(
     with torch.no_grad():
         theirs = model(torch.from_numpy(ids)).logits.numpy()
     np.testing.assert_allclose(reference_logits(spec, weights, ids), theirs, atol=2e-5)
+
+
+def test_values_beyond_half_precision_are_refused_by_name(tmp_path: Path) -> None:
+    writer = PackedWriter(tmp_path, [Slot("lm_head", "lm_head.weight", 2, 4, "linear")], {}, {"lm_head": "F16"})
+    writer.write_half("lm_head", 0, np.full((1, 4), 65504, np.float32))
+    with pytest.raises(EdgewrightError, match=r"lm_head\.weight holds values beyond 65504, which fp16 does not"):
+        writer.write_half("lm_head", 1, np.full((1, 4), 7e4, np.float32))
 
 
 def test_blocks_of_rows_are_the_rows(ministral: Path, quantized: Quantizer) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from artifacts import EdgewrightError, read_manifest, silent
 from compiler import pipeline
 from compiler.checkpoint import Checkpoint
-from compiler.quantize import method_options
+from compiler.quantize.methods import method_options
 from compiler.targets import target_options
 from recipes.schema import Recipe, recipe_model
 from tests.compiler.conftest import MINISTRAL3, random_tensors, save
@@ -73,7 +73,10 @@ def test_groups_say_what_was_stored(ministral: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("used", "message"),
     [
-        (recipe({"match": "*", "bits": 4, "group": "channel"}), "onnx: model.embed_tokens has one scale per row"),
+        (
+            recipe({"match": "*", "bits": 4, "group": 32, "symmetric": False}, targets={"tvm": {}}),
+            "tvm: model.embed_tokens has zero points",
+        ),
         (recipe({"match": "*", "bits": 4, "group": 64}), "'model.layers.0.mlp.down_proj' has 96 columns"),
         (recipe(max_tokens=512), "context.max_tokens is 512, the checkpoint knows 256 positions"),
     ],

@@ -81,6 +81,17 @@ def main(way: str, *arguments: str) -> None:
         announce("prefill", wait=True)
         del first
         announce("steady", wait=True)
+    elif way == "dies slowly":
+        held = memset(40_000_000)
+        announce("load", wait=True)
+        announce("steady")
+        del held
+        time.sleep(1)
+    elif way == "ends at once":
+        held = memset(40_000_000)
+        announce("load", wait=True)
+        announce("steady")
+        os._exit(0)
     elif way == "reread":
         held = read_mapped(arguments[0])
         for _ in range(int(arguments[1])):

@@ -35,6 +35,8 @@ def test_the_split_tells_anonymous_from_file_pages(tmp_path: Path) -> None:
 
 def test_a_process_that_has_ended_has_no_split() -> None:
     assert parse_status(b"Name:\tpython\nState:\tZ (zombie)\n") is None
+    assert parse_status(b"Name:\tpython\nState:\tZ (zombie)\nRssAnon:\t 6340 kB\n") is None
+    assert parse_status(b"Name:\tpython\nState:\tR (running)\nRssAnon:\t 6340 kB\n") is not None
     with pytest.raises(EdgewrightError, match="cannot read the memory"):
         read_split(4194305)
 

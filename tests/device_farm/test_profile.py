@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,23 @@ def test_a_profile_of_ones_own_is_read_by_its_path(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(ANDROID.replace("name: android-4gb", "name: mine"))
     assert load_profile(path).name == load_profile(str(path)).name == "mine"
-    with pytest.raises(ProfileError, match=r"gone\.yaml: cannot read the profile: No such file"):
+    with pytest.raises(ProfileError, match=r"gone\.yaml: cannot be read: No such file.*as a phone profile"):
         load_profile(tmp_path / "gone.yaml")
+
+
+def test_a_profile_that_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    for path, what in [
+        (tmp_path / "pipe.yaml", "it is a pipe"),
+        (Path("/dev/zero"), "it is a device"),
+        (tmp_path, "it is a folder"),
+        (tmp_path / "loop.yaml", "Too many levels"),
+        (tmp_path / "a\0.yaml", "null"),
+        (tmp_path / ("x" * 300 + ".yaml"), "too long"),
+    ]:
+        with pytest.raises(ProfileError, match=rf"cannot be read: .*{what}.*phone profile"):
+            load_profile(path)
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:

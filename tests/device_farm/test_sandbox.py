@@ -61,6 +61,21 @@ def test_each_phase_has_its_split_and_its_peak_over_the_baseline(
     assert result.baseline is not None and result.baseline.anonymous > MB
 
 
+@pytest.mark.parametrize("way", ["dies slowly", "ends at once"])
+def test_a_dying_process_gives_no_sample_of_its_last_phase(way: str, child: Command) -> None:
+    """It announces its last phase and goes on to its end; the parent is busy meanwhile and reads the line too late."""
+
+    def busy(event: dict[str, Any]) -> None:
+        time.sleep(0.3 if event["phase"] == "load" else 0)
+
+    result = run(child(way), limit_bytes=None, rule="ios", on_event=busy)
+    assert result.outcome == "error"
+    assert result.detail == "did not wait for the sample of its last phase 'steady'"
+    assert result.peak_anonymous_bytes == pytest.approx(40 * MB, abs=2 * MB)
+    if way == "ends at once":  # it holds nothing any more that would be of any phase
+        assert [phase.phase for phase in result.phases] == ["load"]
+
+
 def test_clean_mapped_files_are_free_on_ios_and_charged_on_android(child: Command, weights: Path) -> None:
     ios = run(child("reread", weights, 1), limit_bytes=100 * MB, rule="ios", cold_paths=[weights])
     assert ios.outcome == "ok"

@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 
+from artifacts import Check
 from device_farm import (
     CacheDrop,
     MemoryBudget,
     SandboxResult,
     Split,
-    Verdict,
     assess_memory,
-    latency_not_assessed,
-    passes,
+    by_rule,
+    limit_needed,
+    not_assessed,
+    not_for_platform,
 )
 
 MB = 1_000_000
@@ -48,98 +50,121 @@ WATCHDOG: dict[str, Any] = {"mechanism": "watchdog", "thrash_percent": None, "th
 ONLY_MEASURED: dict[str, Any] = {**WATCHDOG, "limit_bytes": None}
 
 
-def android(**changes: Any) -> Verdict:
-    return assess_memory(dataclasses.replace(RESULT, **changes), ANDROID).verdict
+def assessed(result: SandboxResult, budget: MemoryBudget) -> Check:
+    return assess_memory(result, budget, "a phone", "2,048 tokens")
 
 
-def ios(charged: int, **changes: Any) -> Verdict:
+def android(**changes: Any) -> str | None:
+    return assessed(dataclasses.replace(RESULT, **changes), ANDROID).verdict
+
+
+def ios(charged: int, **changes: Any) -> str | None:
     peaks = {"peak_unreclaimable_bytes": charged, "peak_charged_bytes": charged}
-    return assess_memory(dataclasses.replace(RESULT, rule="ios", **{**WATCHDOG, **peaks, **changes}), IOS).verdict
+    return assessed(dataclasses.replace(RESULT, rule="ios", **{**WATCHDOG, **peaks, **changes}), IOS).verdict
 
 
 def test_ios_charges_the_footprint_alone() -> None:
-    assert ios(400 * MB, peak_file_bytes=3000 * MB) is Verdict.FITS
-    assert ios(401 * MB) is Verdict.TIGHT
-    assert ios(500 * MB) is Verdict.TIGHT
-    assert ios(501 * MB) is Verdict.DOES_NOT_FIT
-    assert ios(501 * MB, limit_bytes=None) is Verdict.DOES_NOT_FIT
+    assert ios(400 * MB, peak_file_bytes=3000 * MB) == "fits"
+    assert ios(401 * MB) == "tight"
+    assert ios(500 * MB) == "tight"
+    assert ios(501 * MB) == "does not fit"
+    assert ios(501 * MB, limit_bytes=None) == "does not fit"
 
 
 def test_android_fits_when_everything_stays() -> None:
-    assert android() is Verdict.FITS
-    assert android(**WATCHDOG) is Verdict.FITS
-    assert android(**ONLY_MEASURED) is Verdict.FITS
+    assert android() == "fits"
+    assert android(**WATCHDOG) == "fits"
+    assert android(**ONLY_MEASURED) == "fits"
 
 
 def test_android_is_tight_between_the_comfortable_limit_and_the_limit() -> None:
-    assert android(peak_charged_bytes=450 * MB) is Verdict.TIGHT
-    assert android(peak_charged_bytes=450 * MB, **WATCHDOG) is Verdict.TIGHT
-    assert android(peak_unreclaimable_bytes=450 * MB, peak_charged_bytes=460 * MB) is Verdict.TIGHT
+    assert android(peak_charged_bytes=450 * MB) == "tight"
+    assert android(peak_charged_bytes=450 * MB, **WATCHDOG) == "tight"
+    assert android(peak_unreclaimable_bytes=450 * MB, peak_charged_bytes=460 * MB) == "tight"
 
 
 def test_android_kills_what_rereads_its_file_cache() -> None:
-    assert android(thrash_percent=99.0) is Verdict.FITS
-    assert android(thrash_percent=100.0) is Verdict.DOES_NOT_FIT
+    assert android(thrash_percent=99.0) == "fits"
+    assert android(thrash_percent=100.0) == "does not fit"
     # without a limit nothing was under pressure
-    assert android(thrash_percent=100.0, limit_bytes=None) is Verdict.FITS
+    assert android(thrash_percent=100.0, limit_bytes=None) == "fits"
 
 
 def test_android_is_not_assessed_where_nothing_shows_what_dropping_pages_does() -> None:
     over: dict[str, Any] = {"peak_charged_bytes": 900 * MB}
-    assert android(**over, **WATCHDOG) is Verdict.NOT_ASSESSED
-    assert android(**over, **ONLY_MEASURED) is Verdict.NOT_ASSESSED
-    assert android(peak_charged_bytes=490 * MB, thrash_source="pgmajfault") is Verdict.NOT_ASSESSED
+    assert android(**over, **WATCHDOG) == "not assessed"
+    assert android(**over, **ONLY_MEASURED) == "not assessed"
+    assert android(peak_charged_bytes=490 * MB, thrash_source="pgmajfault") == "not assessed"
     # pages that stayed in the page cache are charged to nobody
-    assert android(peak_charged_bytes=490 * MB, cache=CacheDrop(1, 900 * MB, 300 * MB)) is Verdict.NOT_ASSESSED
+    assert android(peak_charged_bytes=490 * MB, cache=CacheDrop(1, 900 * MB, 300 * MB)) == "not assessed"
     # anonymous memory beyond the limit needs no such evidence
-    assert android(peak_unreclaimable_bytes=501 * MB, **over, **ONLY_MEASURED) is Verdict.DOES_NOT_FIT
+    assert android(peak_unreclaimable_bytes=501 * MB, **over, **ONLY_MEASURED) == "does not fit"
 
 
 def test_how_a_run_ended_comes_first() -> None:
     killed = dataclasses.replace(RESULT, outcome="over_budget", detail="killed after the phase 'load'", exit_code=-9)
-    assessed = assess_memory(killed, ANDROID)
-    assert assessed.verdict is Verdict.DOES_NOT_FIT
-    assert assessed.reason == "It needs more than the limit of 500 MB: killed after the phase 'load'."
-    assert android(outcome="crashed") is Verdict.NOT_ASSESSED
-    assert android(outcome="error") is Verdict.NOT_ASSESSED
+    found = assessed(killed, ANDROID)
+    assert found.verdict == "does not fit"
+    assert found.reason == "It needs more than the limit of 500 MB: killed after the phase 'load'."
+    assert android(outcome="crashed") == "not assessed"
+    assert android(outcome="error") == "not assessed"
 
 
-def test_an_assessment_carries_its_figure_and_how_it_was_obtained() -> None:
-    assessed = assess_memory(RESULT, ANDROID)
-    assert (assessed.figure, assessed.limit, assessed.unit, assessed.obtained) == (
-        300 * MB,
-        500 * MB,
-        "bytes",
-        "measured",
-    )
-    assert assessed.reason.count(".") == 1
-    nothing = assess_memory(dataclasses.replace(RESULT, outcome="error", baseline=None), ANDROID)
-    assert (nothing.figure, nothing.obtained) == (None, None)
+def test_a_check_carries_its_figure_and_how_it_was_obtained() -> None:
+    found = assessed(RESULT, ANDROID)
+    assert (found.group, found.name, found.label) == ("a phone", "peak_memory", "peak memory at 2,048 tokens")
+    assert (found.value, found.limit, found.unit, found.direction) == (300 * MB, 500 * MB, "bytes", "at most")
+    assert found.reason.count(".") == 1
+    nothing = assessed(dataclasses.replace(RESULT, outcome="error", baseline=None), ANDROID)
+    assert (nothing.value, nothing.obtained, nothing.stand_in) == (None, None, None)
+
+
+def test_a_phone_is_emulated_and_the_mechanism_named() -> None:
+    """Nothing here is measured: this machine under a byte limit stands in for the phone."""
+    found = assessed(RESULT, ANDROID)
+    assert (found.obtained, found.stand_in) == ("emulated", "this machine under a limit of 500 MB (cgroup1)")
+    unlimited = assessed(dataclasses.replace(RESULT, **ONLY_MEASURED), ANDROID)
+    assert unlimited.stand_in == "this machine without a limit, memory by kind"
 
 
 def test_a_run_is_judged_by_the_budget_that_it_ran_under() -> None:
     with pytest.raises(ValueError, match="judged by ios"):
-        assess_memory(RESULT, IOS)
+        assessed(RESULT, IOS)
     with pytest.raises(ValueError, match="under 500000000"):
-        assess_memory(RESULT, dataclasses.replace(ANDROID, limit_bytes=1))
+        assessed(RESULT, dataclasses.replace(ANDROID, limit_bytes=1))
 
 
-def test_latency_has_no_verdict_yet() -> None:
-    assessed = latency_not_assessed("time to first token", 4.0, "s")
-    assert (assessed.verdict, assessed.figure, assessed.limit) == (Verdict.NOT_ASSESSED, None, 4.0)
+def test_a_run_without_a_limit_says_what_ios_would_charge() -> None:
+    free = dataclasses.replace(RESULT, **ONLY_MEASURED)
+    assert by_rule(free, "android") is free
+    footprint = by_rule(free, "ios")
+    assert (footprint.rule, footprint.peak_charged_bytes, footprint.peak_file_bytes) == ("ios", 100 * MB, 200 * MB)
+    assert assessed(footprint, IOS).verdict == "fits"
+    with pytest.raises(ValueError, match="says nothing of ios"):
+        by_rule(RESULT, "ios")
+    with pytest.raises(ValueError, match="says nothing of android"):
+        by_rule(footprint, "android")
 
 
 @pytest.mark.parametrize(
-    ("verdicts", "plain", "strict", "allowing"),
-    [
-        ([Verdict.FITS, Verdict.FITS], True, True, True),
-        ([Verdict.FITS, Verdict.TIGHT], True, False, True),
-        ([Verdict.FITS, Verdict.NOT_ASSESSED], False, False, True),
-        ([Verdict.FITS, Verdict.DOES_NOT_FIT], False, False, False),
-        ([], False, False, True),
-    ],
+    ("charged", "held", "needed"),
+    [(300, 100, False), (400, 100, False), (401, 100, True), (900, 100, True), (900, 501, False)],
 )
-def test_the_gate(verdicts: list[Verdict], plain: bool, strict: bool, allowing: bool) -> None:
-    assert passes(verdicts) is plain
-    assert passes(verdicts, strict=True) is strict
-    assert passes(verdicts, allow_unassessed=True) is allowing
+def test_a_limit_is_needed_where_it_would_drop_file_pages(charged: int, held: int, needed: bool) -> None:
+    """Not where all of it stays within what is certain, and not where no dropping would help."""
+    peaks = {"peak_charged_bytes": charged * MB, "peak_unreclaimable_bytes": held * MB}
+    free = dataclasses.replace(RESULT, **ONLY_MEASURED, **peaks)
+    assert limit_needed(assessed(free, ANDROID), ANDROID) is needed
+    assert not limit_needed(assessed(by_rule(free, "ios"), IOS), IOS)
+
+
+def test_what_has_no_figure_says_so() -> None:
+    found = not_assessed("a phone", "decode", "decode", 12.0, "tok/s", "at least", "There is no model.")
+    assert (found.verdict, found.value, found.limit, found.direction) == ("not assessed", None, 12.0, "at least")
+
+
+def test_another_platform_gives_no_verdict() -> None:
+    found = not_for_platform("a phone", "android", ["ios"])
+    assert (found.verdict, found.value, found.limit) == ("not for this platform", None, None)
+    assert found.reason == "This package runs on ios alone, and the phone is android: nothing was judged."
+    assert "runs on no phone" in not_for_platform("a phone", "android", []).reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,24 +32,32 @@ validate:
 
 def write_checkpoint(folder: Path) -> Path:
     """Two layers of Ministral 3 with random weights, and a byte-level tokenizer."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
     from tests.compiler.conftest import MINISTRAL3, random_tensors, save
 
     config = {**MINISTRAL3, "vocab_size": 320}
     save(folder, config, random_tensors(config))
+    write_tokenizer(folder, 320)
+    return folder
+
+
+def write_tokenizer(folder: Path, vocabulary: int) -> None:
+    """A tokenizer in the files of today's checkpoints, which puts <s> before every text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=320,
+        vocab_size=vocabulary,
         special_tokens=["<unk>", "<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(["def f(self, value):\n    return self.value + value\n"], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
     tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
+    config = {"tokenizer_class": "TokenizersBackend", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 @dataclass(frozen=True)

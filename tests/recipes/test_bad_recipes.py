@@ -125,6 +125,30 @@ CASES = {
         [r"peak_memory: must be a size with one of the units .*, not '300QB'"],
     ),
     "a name that leaves its folder": (MINIMAL.replace("small", "../x"), [r":1:7: name: must be lower-case letters"]),
+    "the home of nobody": (
+        MINIMAL.replace("path: weights", "path: ~nosuchuser/weights"),
+        [r":2:20: checkpoint\.path: begins with the home of a user whom this machine does not know: '~nosuchuser'"],
+    ),
+    "a path with a NUL": (
+        MINIMAL.replace("path: weights", r'hub: a/b, config: "a\0b"'),
+        [r":2:32: checkpoint\.config: must be a path without control characters"],
+    ),
+    "a path with half a surrogate pair": (
+        MINIMAL.replace("path: weights", r'path: "\ud800"'),
+        [r":2:20: checkpoint\.path: must be a path without .*surrogate"],
+    ),
+    "a path longer than any": (
+        MINIMAL.replace("path: weights", f"path: {'x/' * 3000}"),
+        [r":2:20: checkpoint\.path: must be a path of at most 4096 bytes, not of 6000"],
+    ),
+    "a calibration file of nobody": (
+        MINIMAL.replace("bits: 4}", "bits: 4}\n  calibration: {text: ~nosuchuser.txt}"),
+        [r":6:23: quantize\.calibration\.text: begins with the home of a user"],
+    ),
+    "a profile file that no file system takes": (
+        MINIMAL + 'validate:\n  profiles: {"a\\0.yaml": {}}\n',
+        [r":10:\d+: validate\.profiles\.a\\x00\.yaml: must be a path without control characters"],
+    ),
     "a duplicate key": (
         MINIMAL.replace("bits: 4", "bits: 4, bits: 8"),
         [r":5:29: quantize\.rules\[0\]\.bits: duplicate key; it stands in line 5 already"],

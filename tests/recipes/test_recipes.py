@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -98,6 +99,34 @@ def test_a_path_is_never_taken_for_a_name(tmp_path, monkeypatch):
         find("quickstart.yaml")
     with pytest.raises(RecipeError, match="is a folder"):
         find(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["a\0b.yaml", "x" * 300 + ".yaml", "x/" * 5000, "\ud800.yaml"])
+def test_a_path_that_no_file_can_have_is_no_recipe_file(path):
+    with pytest.raises(RecipeError, match="no such recipe file"):
+        find(path)
+
+
+def test_what_is_no_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    for path in (tmp_path / "pipe.yaml", tmp_path / "loop.yaml", Path("/dev/zero")):
+        with pytest.raises(RecipeError, match="is no file that can be read"):
+            find(path)
+
+
+def test_a_path_of_nobodys_home_is_taken_as_it_stands_when_a_recipe_is_made_in_python(model):
+    recipe = model.model_validate(
+        {
+            "name": "small",
+            "checkpoint": {"path": "weights"},
+            "quantize": {"rules": [{"match": "*", "bits": 4}]},
+            "context": {"max_tokens": 2},
+            "targets": {"phone": {}},
+        }
+    )
+    assert recipe.resolve("~nosuchuser/x") == Path("~nosuchuser/x")
+    assert recipe.resolve("~/x") == Path.home() / "x"
 
 
 def test_an_unknown_name_gets_the_nearest_one():

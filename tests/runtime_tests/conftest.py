@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,17 +78,24 @@ def write_checkpoint(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(CONFIG))
 
 
-def compile_package(out: Path, options: dict[str, Any], target: str = "onnx") -> Path:
-    """An INT4 package of the random checkpoint, in a folder as ``edgewright run`` leaves it."""
+def compile_package(
+    out: Path, options: dict[str, Any], target: str = "onnx", prepare: Callable[[Path], None] | None = None
+) -> Path:
+    """An INT4 package of the random checkpoint, in a folder as ``edgewright run`` leaves it.
+
+    prepare: what is done to the checkpoint's folder before it is compiled.
+    """
     from compiler import pipeline
     from compiler.checkpoint import Checkpoint
-    from compiler.quantize import method_options
+    from compiler.quantize.methods import method_options
     from compiler.targets import target_options
     from recipes.schema import recipe_model
 
     source = out / "checkpoint"
     source.mkdir()
     write_checkpoint(source)
+    if prepare is not None:
+        prepare(source)
     recipe = recipe_model(target_options(), method_options()).model_validate(
         {
             "name": "random",
@@ -127,3 +135,59 @@ def sign_again(artifact: Path, **changes: Any) -> None:
     manifest = read_manifest(artifact)
     fields = {name: getattr(manifest, name) for name in ManifestDraft.model_fields} | changes
     write_manifest(artifact, ManifestDraft(**fields))
+
+
+RUNTIMES = """
+import atexit, ctypes, mmap, os, sys, time
+import numpy
+
+HELD = []
+
+def end():
+    HELD.clear()
+    time.sleep(0.5)
+
+class Runner:
+    def __init__(self, artifact, runtime):
+        self.runtime = runtime
+        self.artifact = artifact
+    def load(self, *, exact=False, threads=2):
+        print("the runtime says hello")
+        os.write(1, b"and from native code\\n")
+        sys.stderr.write("loading " + "x" * 100_000 + " the end of stderr\\n")
+        sys.stderr.flush()
+        if self.runtime["does"] == "segfault":
+            ctypes.string_at(0)
+        if self.runtime["does"] == "hold":  # until it begins to end, which takes it a while
+            HELD.append(numpy.ones(self.runtime["bytes"], numpy.uint8))
+            atexit.register(end)
+        if self.runtime["does"] == "map":
+            with open(self.artifact / "weights.bin", "rb") as file:
+                self.mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    def prefill(self, ids):
+        if self.runtime["does"] == "map":
+            numpy.frombuffer(self.mapped, numpy.uint8)[:: mmap.PAGESIZE].sum()
+        return numpy.ones(8, numpy.float32)
+    def decode(self, token):
+        return self.prefill([token])
+    def logits(self, ids):
+        raise AssertionError("not reached")
+
+RUNNER = Runner
+"""
+
+
+@pytest.fixture
+def fake_runtime(own_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The child finds one more runner, for the target "fake", in a folder of the test."""
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    (folder / "fake.py").write_text(RUNTIMES)
+    (folder / "sitecustomize.py").write_text(f"import runtime_tests.runners as r; r.__path__.append({str(folder)!r})")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    yield own_package
+
+
+def as_fake(package: Path, does: str, **runtime: Any) -> None:
+    """Make a package one of the fake runtime, which then `does` something."""
+    sign_again(package, target="fake", runtime={"does": does, "max_tokens": 64, "vocab_size": 8, **runtime})

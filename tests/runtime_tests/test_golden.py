@@ -87,6 +87,11 @@ def with_value(index: tuple[int, ...], value: float) -> Callable[[Any], Any]:
         (set_to("full.index", with_value((0, 1), L)), r"full\.index: outside of 2 × 5"),
         (set_to("full.index", with_value((0, 0), -1)), r"full\.index: outside"),
         (set_to("full.index", lambda t: t[:3]), r"full\.index: int32 \[3, 2\]"),
+        (set_to("reference.full_logits", lambda t: t[:3]), r"full_logits: 3 positions are not what a vocabulary of 70"),
+        (
+            set_to("reference.full_logits", lambda t: t[:, :0]),
+            r"full_logits: 4 positions are not what a vocabulary of 0",
+        ),
     ],
 )
 def test_every_lie_in_a_tensor_is_named(tmp_path: Path, change: Callable[[Tensors], None], message: str) -> None:
@@ -105,6 +110,9 @@ def test_every_lie_in_a_tensor_is_named(tmp_path: Path, change: Callable[[Tensor
         ({"tolerances": "{"}, "build the artifact again"),
         ({"tolerances": "{}"}, "exact_max_abs_logit"),
         ({"tolerances": METADATA["tolerances"].replace("0.97", "NaN")}, "shipped_min_top1"),
+        ({"text": "a\x1b[2Jb"}, r"text is 'a\\x1b\[2Jb'; one to 200 printable characters"),
+        ({"text": ""}, "text is ''"),
+        ({"text": "x" * 201}, "one to 200 printable characters"),
     ],
 )
 def test_every_lie_in_the_metadata_is_named(tmp_path: Path, change: dict[str, str], message: str) -> None:
@@ -112,10 +120,14 @@ def test_every_lie_in_the_metadata_is_named(tmp_path: Path, change: dict[str, st
         read_golden(written(tmp_path, tensors(), METADATA | change))
 
 
-def test_a_missing_key_and_a_missing_file_are_named(tmp_path: Path) -> None:
-    metadata = {key: value for key, value in METADATA.items() if key != "tolerances"}
-    with pytest.raises(EdgewrightError, match="metadata lacks 'tolerances'"):
+@pytest.mark.parametrize("missing", ["original_positions", "tolerances", "text"])
+def test_a_missing_key_is_named(tmp_path: Path, missing: str) -> None:
+    metadata = {key: value for key, value in METADATA.items() if key != missing}
+    with pytest.raises(EdgewrightError, match=f"metadata lacks '{missing}'"):
         read_golden(written(tmp_path, tensors(), metadata))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(EdgewrightError, match="cannot be read as safetensors"):
         read_golden(tmp_path / "nowhere.safetensors")
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from runtime_tests.metrics import agreement, logsumexp, perplexity, top_kl
+from runtime_tests.metrics import agreement, disagreement_cost, logsumexp, mean_interval, perplexity, top_kl
 
 F = NDArray[np.float32]
 
@@ -89,3 +89,59 @@ def test_perplexity_of_a_uniform_guess_is_the_vocabulary() -> None:
 
 def test_agreement_is_a_share() -> None:
     assert agreement(np.array([1, 2, 3, 4]), np.array([1, 2, 0, 4])) == 0.75
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 9), st.floats(0.01, 8.0), st.floats(0.01, 8.0))
+def test_no_disagreement_costs_less_than_said(seed: int, vocabulary: int, scale: float, noise: float) -> None:
+    """Whatever a runtime says, if its first token is another one, its divergence is at least that."""
+    generator = np.random.default_rng(seed)
+    p = -np.sort(-(scale * generator.standard_normal(vocabulary)))
+    q = p + noise * generator.standard_normal(vocabulary)
+    at_least = float(disagreement_cost(p[:2], logsumexp(p)))
+    if q.argmax() != 0:
+        assert float(top_kl(p, logsumexp(p), q, logsumexp(q))) >= at_least - 1e-9
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 9), st.floats(0.01, 8.0))
+def test_the_nearest_disagreement_costs_just_that(seed: int, vocabulary: int, scale: float) -> None:
+    """Its first two tokens made equal: by the formula, and by the divergence of that very distribution."""
+    p = -np.sort(-(scale * np.random.default_rng(seed).standard_normal(vocabulary)))
+    q = p.copy()
+    q[:2] = np.log(np.exp(p[:2]).mean())
+    found = float(disagreement_cost(p[:2], logsumexp(p)))
+    assert found == pytest.approx(full_kl(p.astype(np.float32), q.astype(np.float32)), abs=1e-5, rel=1e-3)
+
+
+def test_the_margin_that_a_limit_of_the_divergence_leaves_open() -> None:
+    """About √(8 K / (p₁ + p₂)) logits, as the formula says for small limits."""
+    for limit, mass in ((2e-3, 1.0), (2e-4, 0.5), (2e-3, 0.1)):
+        margin = math.sqrt(8 * limit / mass)
+        for factor, over in ((0.98, False), (1.02, True)):
+            pair = np.array([margin * factor, 0.0])
+            total = logsumexp(pair) - math.log(mass)
+            assert bool(disagreement_cost(pair, total) > limit) is over
+    assert disagreement_cost(np.array([800.0, 0.0]), np.float64(800.0)) == pytest.approx(math.log(2))
+    assert disagreement_cost(np.zeros(2), logsumexp(np.zeros(2))) == 0.0
+
+
+@pytest.mark.parametrize(("memory", "shape"), [(0.0, (4, 1023)), (0.9, (4, 1023)), (0.5, (1, 400)), (0.0, (1, 100))])
+def test_the_interval_holds_the_true_mean_95_times_of_100(memory: float, shape: tuple[int, int]) -> None:
+    """Also where neighbours are alike: an error that stays with a passage is no evidence from every token of it."""
+    generator, inside, tries = np.random.default_rng(5), 0, 600
+    for _ in range(tries):
+        values = generator.standard_normal(shape)
+        for at in range(1, shape[1]):
+            values[:, at] += memory * values[:, at - 1]
+        interval = mean_interval(values)
+        assert interval is not None and interval[0] < values.mean() < interval[1]
+        inside += interval[0] < 0 < interval[1]
+    assert 0.90 < inside / tries < 0.98
+
+
+def test_the_interval_is_the_same_every_time_and_shrinks_with_the_text() -> None:
+    values = np.random.default_rng(6).standard_normal((8, 512))
+    assert mean_interval(values) == mean_interval(values.copy())
+    long, short = mean_interval(values), mean_interval(values[:2])
+    assert long is not None and short is not None and long[1] - long[0] < 0.7 * (short[1] - short[0])
+    assert mean_interval(np.zeros((1, 1))) is None
+    assert mean_interval(np.full((2, 64), 0.25)) == pytest.approx((0.25, 0.25))

@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
 from artifacts import EdgewrightError, read_manifest
-from device_farm import Verdict, load_profile
+from device_farm import load_profile
 from runtime_tests import validate as validation
 from runtime_tests.child import Job
-from runtime_tests.genai import same_continuation
 from runtime_tests.process import child_command, child_environment
 from runtime_tests.quality import QualityLimits
 from runtime_tests.validate import Limits, Validation, validate
-from tests.runtime_tests.conftest import sign_again
+from tests.runtime_tests.conftest import as_fake, compile_package, sign_again
 
 
 @pytest.fixture(scope="module")
@@ -38,30 +37,40 @@ def named(items: Any) -> dict[str, Any]:
 
 def test_a_good_package_passes(good: Validation) -> None:
     assert good.passed and good.failures == () and good.target == "onnx"
-    assert set(named(good.gates)) == {
-        "exact_max_abs_logit",
-        "decode_exact_max_abs_logit",
-        "shipped_mean_kl",
-        "decode_shipped_mean_kl",
-        "shipped_top1",
-        "mean_kl",
-        "genai_greedy_equal",
+    assert {name: (check.group, check.verdict) for name, check in named(good.checks).items()} == {
+        "exact_max_abs_logit": ("parity", "passed"),
+        "decode_exact_max_abs_logit": ("parity", "passed"),
+        "shipped_mean_kl": ("parity", "passed"),
+        "decode_shipped_mean_kl": ("parity", "passed"),
+        "shipped_clear_top1": ("parity", "passed"),
+        "genai_greedy_equal": ("parity", "passed"),
+        "perplexity_increase": ("quality", None),
+        "top1_agreement": ("quality", None),
+        "mean_kl": ("quality", "passed"),
     }
 
 
-def test_every_figure_is_measured_and_has_a_unit(good: Validation) -> None:
+def test_every_figure_says_how_it_was_obtained_and_has_a_unit(good: Validation) -> None:
     figures = named(good.figures)
-    assert {item.obtained for item in good.figures} == {"measured"} and all(item.unit for item in good.figures)
-    assert figures["genai_greedy_equal"].value is True
+    assert all(item.unit for item in good.figures)
+    declared = {item.name for item in good.figures if item.obtained == "declared"}
+    assert declared == {
+        *("golden_positions", "golden_positions_past_original", "golden_positions_clear"),
+        *("decode_positions", "decode_positions_past_original", "host_prompt_tokens"),
+        *("perplexity_original", "perplexity_reference"),  # PyTorch's, not the runtime's
+    }
+    assert {item.obtained for item in good.figures if item.name not in declared} == {"measured"}
+    assert named(good.checks)["genai_greedy_equal"].value == 1.0
     for name in ("host_load", "host_time_to_first_token", "host_decode", "perplexity", "mean_kl"):
         assert figures[name].value > 0
 
 
 def test_memory_is_judged_by_each_phones_own_rule(good: Validation) -> None:
     android, iphone = good.profiles
-    assert [item.verdict for item in android.assessments] == [Verdict.FITS, Verdict.NOT_ASSESSED]
-    assert [item.verdict for item in iphone.assessments] == [Verdict.FITS]
-    assert iphone.run.mechanism == "watchdog" and iphone.assessments[0].limit == 10**9
+    assert [item.verdict for item in android.checks] == ["fits", "not assessed"]
+    assert [item.verdict for item in iphone.checks] == ["fits"]
+    assert iphone.run.mechanism == "watchdog" and iphone.checks[0].limit == 10**9
+    assert android.checks[0].value >= iphone.checks[0].value, "Android charges file pages too"
     for result in good.profiles:
         assert [phase.phase for phase in result.run.phases] == ["load", "prefill", "steady"]
         assert (
@@ -72,7 +81,7 @@ def test_memory_is_judged_by_each_phones_own_rule(good: Validation) -> None:
 
 def test_a_validation_is_json(good: Validation) -> None:
     data = json.loads(json.dumps(good.to_json(), allow_nan=False))
-    assert data["passed"] is True and data["profiles"][0]["assessments"][0]["verdict"] == "fits"
+    assert data["verdict"] == "passed" and data["profiles"][0]["checks"][0]["verdict"] == "fits"
     assert data["profiles"][0]["run"]["events"] == [] and data["figures"][0]["obtained"] == "measured"
 
 
@@ -86,16 +95,33 @@ def test_what_cannot_be_assessed_fails_unless_allowed(package: Path, monkeypatch
 def test_a_budget_that_is_too_small_is_a_verdict_not_a_failure(package: Path) -> None:
     result = validate(package, [(load_profile("iphone-12"), Limits(peak_memory=500_000))])
     assert not result.passed and result.failures == ()
-    assert (
-        result.profiles[0].assessments[0].verdict is Verdict.DOES_NOT_FIT
-        and result.profiles[0].run.outcome == "over_budget"
-    )
+    check = result.profiles[0].checks[0]
+    assert check.verdict == "does not fit" and check.value > check.limit == 500_000
+
+
+def test_a_healthy_package_of_an_unsure_model_passes(tmp_path: Path) -> None:
+    """All tokens weigh the same, so many are nearly as likely as the first: it tips, and no divergence shows it."""
+
+    def flatten(folder: Path) -> None:
+        from safetensors.numpy import load_file, save_file
+
+        tensors = load_file(folder / "model.safetensors")
+        table = tensors["model.embed_tokens.weight"].astype(np.float32)
+        tensors["model.embed_tokens.weight"] = (table / np.linalg.norm(table, axis=1, keepdims=True)).astype(np.float16)
+        tensors["model.norm.weight"] *= np.float16(0.1)
+        save_file(tensors, folder / "model.safetensors")
+
+    found = validate(compile_package(tmp_path, {}, prepare=flatten))
+    figures, checks = named(found.figures), named(found.checks)
+    assert figures["shipped_top1"].value < 0.97 and figures["shipped_mean_kl"].value < 1e-4
+    assert checks["shipped_clear_top1"].verdict == "passed"
+    assert {check.name for check in found.checks if check.verdict == "failed"} <= {"genai_greedy_equal"}
 
 
 def test_a_missed_quality_limit_fails_with_figure_and_limit(package: Path) -> None:
     result = validate(package, quality=QualityLimits(min_top1_agreement=0.999))
-    gate = named(result.gates)["top1_agreement"]
-    assert not result.passed and not gate.passed and gate.limit == 0.999 and gate.value < 0.999
+    check = named(result.checks)["top1_agreement"]
+    assert not result.passed and check.verdict == "failed" and check.limit == 0.999 and check.value < 0.999
 
 
 def test_progress_names_what_happens(package: Path) -> None:
@@ -110,7 +136,7 @@ def test_progress_names_what_happens(package: Path) -> None:
         "comparing shipped logits",
         "comparing with onnxruntime-genai",
         "measuring speed",
-        "validating iphone-12",
+        "measuring memory",
     ]
     assert all(0 <= done <= total for _, done, total in seen)
 
@@ -153,8 +179,8 @@ def test_a_package_that_was_built_wrong_fails_its_gates(own_package: Path) -> No
     damage_flip(own_package)
     sign_again(own_package)
     result = validate(own_package)
-    gate = named(result.gates)["exact_max_abs_logit"]
-    assert not result.passed and not gate.passed and gate.value > gate.limit
+    check = named(result.checks)["exact_max_abs_logit"]
+    assert not result.passed and check.verdict == "failed" and check.value > check.limit
 
 
 def test_a_graph_that_the_runtime_refuses_is_a_failure_with_its_words(own_package: Path) -> None:
@@ -164,10 +190,10 @@ def test_a_graph_that_the_runtime_refuses_is_a_failure_with_its_words(own_packag
     assert not result.passed and [item.step for item in result.failures] == [
         "parity and quality",
         "speed",
-        "memory on iphone-12",
+        "memory",
     ]
     assert "exit code 1" in result.failures[0].detail and "rror" in result.failures[0].stderr_tail
-    assert result.profiles[0].assessments[0].verdict is Verdict.NOT_ASSESSED and not result.profiles[0].passed
+    assert result.profiles[0].checks[0].verdict == "not assessed" and result.profiles[0].verdict == "failed"
 
 
 def test_weights_outside_of_the_package_are_not_read(own_package: Path, tmp_path: Path) -> None:
@@ -178,56 +204,17 @@ def test_weights_outside_of_the_package_are_not_read(own_package: Path, tmp_path
             if entry.key == "location":
                 entry.value = "../model.onnx.data"
     onnx.save(model, str(own_package / "model.onnx"))
-    sign_again(own_package)
+    runtime = read_manifest(own_package).runtime
+    sign_again(own_package, runtime={key: value for key, value in runtime.items() if key != "payload"})
     result = validate(own_package)
     assert not result.passed and "escapes" in result.failures[0].stderr_tail + result.failures[1].stderr_tail
-
-
-RUNTIMES = """
-import ctypes, os, sys
-
-class Runner:
-    def __init__(self, artifact, runtime):
-        self.runtime = runtime
-    def load(self, *, exact=False, threads=2):
-        print("the runtime says hello")
-        os.write(1, b"and from native code\\n")
-        sys.stderr.write("loading " + "x" * 100_000 + " the end of stderr\\n")
-        sys.stderr.flush()
-        if self.runtime["does"] == "segfault":
-            ctypes.string_at(0)
-    def prefill(self, ids):
-        import numpy
-        return numpy.ones(8, numpy.float32)
-    def decode(self, token):
-        return self.prefill([token])
-    def logits(self, ids):
-        raise AssertionError("not reached")
-
-RUNNER = Runner
-"""
-
-
-@pytest.fixture
-def fake_runtime(own_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The child finds one more runner, for the target "fake", in a folder of the test."""
-    folder = tmp_path / "plugins"
-    folder.mkdir()
-    (folder / "fake.py").write_text(RUNTIMES)
-    (folder / "sitecustomize.py").write_text(f"import runtime_tests.runners as r; r.__path__.append({str(folder)!r})")
-    monkeypatch.setenv("PYTHONPATH", str(folder))
-    yield own_package
-
-
-def as_fake(package: Path, does: str) -> None:
-    sign_again(package, target="fake", runtime={"does": does, "max_tokens": 64, "vocab_size": 8})
 
 
 def test_a_crash_of_the_runtime_is_told_with_its_signal_and_the_end_of_stderr(fake_runtime: Path) -> None:
     as_fake(fake_runtime, "segfault")
     result = validate(fake_runtime, [(load_profile("iphone-12"), Limits())], allow_unassessed=True)
     assert not result.passed
-    assert [item.step for item in result.failures] == ["parity and quality", "speed", "memory on iphone-12"]
+    assert [item.step for item in result.failures] == ["parity and quality", "speed", "memory"]
     for failure in result.failures:
         assert "SIGSEGV" in failure.detail and "the end of stderr" in failure.stderr_tail
         assert len(failure.stderr_tail) < 10_000
@@ -244,7 +231,12 @@ def test_the_childs_stdout_is_json_whatever_a_runtime_prints(fake_runtime: Path,
     as_fake(fake_runtime, "nothing")
     job = Job(kind="memory", artifact=fake_runtime, prompt_tokens=10, decode_tokens=3)
     ended = subprocess.run(
-        child_command(job, tmp_path), input="\n", capture_output=True, text=True, env=child_environment(), check=True
+        child_command(job, tmp_path),
+        input="\n" * 4,
+        capture_output=True,
+        text=True,
+        env=child_environment(),
+        check=True,
     )
     events = [json.loads(line) for line in ended.stdout.splitlines()]
     assert [event["phase"] for event in events] == ["baseline", "load", "prefill", "steady"]
@@ -256,7 +248,7 @@ def test_a_child_whose_parent_is_gone_ends(package: Path, tmp_path: Path) -> Non
     command = child_command(Job(kind="memory", artifact=package), tmp_path)
     ended = subprocess.run(command, input="", capture_output=True, text=True, env=child_environment())
     assert ended.returncode == 2 and [list(json.loads(line)) for line in ended.stdout.splitlines()] == [
-        ["phase"],
+        ["phase", "wait"],
         ["error"],
     ]
 
@@ -276,14 +268,6 @@ def test_a_bad_golden_file_is_named(own_package: Path) -> None:
     sign_again(own_package)
     with pytest.raises(EdgewrightError, match=r"names 'golden\.safetensors', which is no file of the artifact"):
         validate(own_package)
-
-
-def test_genai_may_end_early_only_at_an_end_of_text(package: Path) -> None:
-    assert same_continuation(package, [5, 6, 7], [5, 6, 7])
-    assert same_continuation(package, [5, 2], [5, 2, 7])  # 2 is the end of text
-    assert not same_continuation(package, [5, 6], [5, 6, 7])
-    assert not same_continuation(package, [5, 8, 7], [5, 6, 7])
-    assert not same_continuation(package, [], [5])
 
 
 def test_the_parent_imports_no_runtime() -> None:

@@ -1,1 +1,4 @@
-"""Running calibrated methods over a decoder: its layers one by one, then its table and head. Loads torch."""
+"""Calibrated quantization over a captured graph, segment by segment; it knows no architecture. Loads torch.
+
+`run.py` has the whole of it; what a text decoder brings along (its module, its samples) is in `text.py`.
+"""

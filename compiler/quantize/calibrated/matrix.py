@@ -1,20 +1,19 @@
-"""One matrix through a rounder, block by block: its packed tensors, and what was lost on the way."""
+"""One matrix through a rounder, block by block: its packed form, and what was lost on the way."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from artifacts import EdgewrightError
+from compiler.codes import dequantize, pack
+from compiler.quantize.calibrated.files import PackedMatrix
 from compiler.quantize.evidence import TensorEvidence
-from compiler.quantize.interface import Inputs, Rounder
-from compiler.quantize.packed import dequantize, pack
-from compiler.quantize.rules import Assignment
+from compiler.quantize.interface import Inputs, Rounder, Treatment
 from compiler.slots import Slot
 
 if TYPE_CHECKING:
@@ -23,17 +22,17 @@ if TYPE_CHECKING:
 
 def quantize_matrix(
     slot: Slot,
-    assignment: Assignment,
+    treatment: Treatment,
     rounder: Rounder,
     blocks: Iterator[tuple[int, Tensor]],
     inputs: Inputs,
     out: Tensor | None = None,
-) -> tuple[dict[str, NDArray[Any]], TensorEvidence]:
-    """Round a matrix block by block: its packed tensors by name, and what was lost.
+) -> tuple[PackedMatrix, TensorEvidence]:
+    """Round a matrix block by block: its packed form, and what was lost.
 
     blocks: (first row, rows). out: float32 [rows, columns] to fill with the dequantized rows, if they are wanted.
     """
-    scheme = assignment.schemes[slot.name]
+    scheme = treatment.scheme
     groups = scheme.groups(slot.columns)
     packed = np.empty((slot.rows, slot.columns * scheme.bits // 8), np.uint8)
     scales = np.empty((slot.rows, groups), np.float32)
@@ -56,9 +55,6 @@ def quantize_matrix(
         wrong = rounded - rows
         sums[:2] += float(rows.square().sum()), float(wrong.square().sum())
         sums[2:] += inputs.power(rows), inputs.power(wrong)
-    tensors: dict[str, NDArray[Any]] = {f"{slot.name}.packed": packed, f"{slot.name}.scales": scales}
-    if zeros is not None:
-        tensors[f"{slot.name}.zeros"] = zeros
     output_error = math.sqrt(max(sums[3], 0.0) / sums[2]) if sums[2] > 0 else None
-    evidence = TensorEvidence.of(slot, scheme, assignment.method(slot.name), sums[0], sums[1], output_error)
-    return tensors, evidence
+    evidence = TensorEvidence.of(slot, scheme, treatment.method, sums[0], sums[1], output_error)
+    return PackedMatrix(packed, scales, zeros, scheme.bits), evidence

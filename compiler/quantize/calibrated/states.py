@@ -1,4 +1,4 @@
-"""Hidden states of the calibration set, spilled to files; one sequence is in memory at a time.
+"""Values of a graph for the calibration samples, spilled to files; one sample is in memory at a time.
 
 Read and written, not mapped: a full disk is an error then, where a mapped page that finds no room kills the process.
 """
@@ -6,45 +6,46 @@ Read and written, not mapped: a full disk is an error then, where a mapped page 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
+import torch
+from torch import Tensor
 
 from artifacts import EdgewrightError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 class Spill:
-    """Float32 states of `shape`, [sequences, length, width], in a file."""
+    """One value, of `shape` and `dtype`, for each of `count` samples, in a file that `create` makes."""
 
-    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
-        sequences, length, width = shape
+    def __init__(self, path: Path, count: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.path = path
-        self._shape = (length, width)
-        self.size = sequences * length * width * 4
-        if not path.exists() or path.stat().st_size != self.size:
-            with path.open("wb") as file:
-                file.truncate(self.size)
+        self._shape, self._dtype = shape, dtype
+        self._bytes = torch.Size(shape).numel() * dtype.itemsize
+        self.size = count * self._bytes
 
-    def read(self, sequence: int) -> Tensor:
-        """One sequence, [1, length, width]."""
-        import torch
+    @property
+    def exists(self) -> bool:
+        return self.path.is_file() and self.path.stat().st_size == self.size
 
-        states = np.empty(self._shape, np.float32)
+    def create(self) -> None:
+        with self.path.open("wb") as file:
+            file.truncate(self.size)
+
+    def read(self, sample: int) -> Tensor:
+        value = torch.empty(self._shape, dtype=self._dtype)
         with self.path.open("rb") as file:
-            file.seek(sequence * states.nbytes)
-            if file.readinto(states.data.cast("B")) != states.nbytes:
+            file.seek(sample * self._bytes)
+            if file.readinto(_bytes(value)) != self._bytes:
                 raise EdgewrightError(f"{self.path}: cut short while it was in use; delete it and start again")
-        return torch.from_numpy(states)[None]
+        return value
 
-    def write(self, sequence: int, states: Tensor) -> None:
-        """Store [1, length, width]."""
-        array = np.ascontiguousarray(states[0].numpy(), np.float32)
+    def write(self, sample: int, value: Tensor) -> None:
         with self.path.open("r+b") as file:
-            file.seek(sequence * array.nbytes)
-            file.write(array.data)
+            file.seek(sample * self._bytes)
+            file.write(_bytes(value.contiguous()))
 
     def delete(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def _bytes(value: Tensor) -> memoryview:
+    return value.flatten().view(torch.uint8).numpy().data

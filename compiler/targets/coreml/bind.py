@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts import EdgewrightError
-from compiler.checkpoint import row_blocks
 from compiler.quantize.packed import PackedWeights
 from compiler.targets.coreml.blob import SENTINEL, BlobType, BlobWriter
 from compiler.targets.coreml.placeholders import Part, Placeholders
+from compiler.tensors import row_blocks
 
 _RECORD = struct.Struct("<IIQQQ32x")
 _FLIP = {"int4": 0x88, "int8": 0x80}

@@ -57,11 +57,17 @@ def linear(
         x = x.joined()
     if bits == 16:
         return Parts(tuple(x @ weights[f"{slot}.weight"].T for slot in slots))
-    return Parts(tuple(mx.quantized_matmul(x, *_affine(weights, slot), group_size=group, bits=bits) for slot in slots))
+    matrices = [_affine(weights, slot) for slot in slots]
+    return Parts(tuple(mx.quantized_matmul(x, *m, group_size=_group(m, columns), bits=bits) for m in matrices))
 
 
 def _affine(weights: Weights, slot: str) -> tuple[mx.array, mx.array, mx.array]:
     return weights[f"{slot}.weight"], weights[f"{slot}.scales"], weights[f"{slot}.biases"]
+
+
+def _group(affine: tuple[mx.array, mx.array, mx.array], columns: int) -> int:
+    """The group that is stored: not the recipe's where MLX has none of its size."""
+    return columns // affine[1].shape[-1]
 
 
 def embedding(
@@ -69,8 +75,9 @@ def embedding(
 ) -> mx.array:
     if bits == 16:
         return weights[f"{slot}.weight"][ids]
-    words, scales, biases = (part[ids] for part in _affine(weights, slot))
-    return mx.dequantize(words, scales, biases, group_size=group, bits=bits)
+    affine = _affine(weights, slot)
+    words, scales, biases = (part[ids] for part in affine)
+    return mx.dequantize(words, scales, biases, group_size=_group(affine, columns), bits=bits)
 
 
 def rms_norm(weights: Weights, x: mx.array, slot: str, columns: int, eps: float) -> mx.array:

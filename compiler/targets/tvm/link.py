@@ -11,10 +11,9 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-from artifacts import MissingTool
+from artifacts import MissingTool, scratch_folder
 from compiler.targets.tvm.triples import Triple
 
 PAGE_BYTES = 16384
@@ -39,8 +38,8 @@ def shared_library(out: Path, objects: list[Path], triple: Triple) -> None:
     machine = "x86_64" if triple.llvm.startswith("x86_64") else "aarch64"
     c, m = _C_LIBRARIES[triple.system]
     stubs = {"libtvm_runtime.so": (), "libtvm_ffi.so": _undefined(objects, "TVMFFI"), c: _MEMORY, m: _MATH}
-    with tempfile.TemporaryDirectory(prefix="edgewright-") as folder:
-        libraries = [_stub(Path(folder), name, symbols, machine) for name, symbols in stubs.items()]
+    with scratch_folder() as folder:
+        libraries = [_stub(folder, name, symbols, machine) for name, symbols in stubs.items()]
         _run(
             zig(
                 "ld.lld",

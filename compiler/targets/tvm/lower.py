@@ -153,7 +153,7 @@ class Lowering:
         ]
         if layout.starts:
             outs.append(((rows_out, layout.units, layout.starts * width), "int32"))
-        name = f"quantize_{columns}_{bits}_{matrix.group}_{self._suffix}"
+        name = f"quantize_{columns}_{bits}_{matrix.group}_{'pairs' if paired else self._suffix}"
         quantize = self.kernels.get(name, lambda n: dot.quantize(n, tokens, layout))
         parts = self._several(importer, quantize, [x], *outs)
 
@@ -169,11 +169,10 @@ class Lowering:
 
     def _exact(self, importer: Any, matrix: Matrix, weights: list[Expr], kind: str, x: Expr, out: Any) -> Expr:
         tokens, columns, bits = self.tokens, matrix.columns, matrix.bits
-        lanes = exact.float_lanes(columns, bits, matrix.group, self.isa)
-        assert lanes is not None, "refused when planning"
+        lanes = exact.float_lanes(columns, bits, matrix.group, self.isa.float_lanes)
         if bits == 4:
             arrange = self.kernels.get(
-                f"arrange_{columns}_{self._suffix}", lambda n: exact.arrange(n, tokens, columns, lanes)
+                f"arrange_{columns}_{lanes}_{self._suffix}", lambda n: exact.arrange(n, tokens, columns, lanes)
             )
             x = self._call(importer, arrange, [x], ((x.ty.shape[1], columns), "float32"))
 

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from artifacts import Progress
+from artifacts import Progress, scratch_folder
 from compiler.models.decoder import DecoderSpec
 from compiler.slots import HALF, Schemes, Slot
-from compiler.targets.base import Estimate, Job, copy_tokenizer
+from compiler.targets.base import Estimate, Job, copy_tokenizer, shipped_files
+from compiler.targets.card import tokens_section, write_card
 from compiler.targets.tvm import link, params, triples, weights, workers
 from compiler.targets.tvm.geometry import heads_of
 from compiler.targets.tvm.options import TvmOptions
@@ -27,7 +27,6 @@ from compiler.targets.tvm.params import Tensor
 from compiler.targets.tvm.triples import Triple
 
 PARAMETERS = "params.bin"
-_GROUPS = (0, 32, 64, 128, 256)
 _LIBRARY_BYTES = 1_500_000
 _NATIVE = Path(__file__).parent / "native"
 
@@ -51,20 +50,8 @@ class TvmTarget:
                 found.append(f"tvm: {error}")
         for slot in slots:
             scheme = schemes.get(slot.name, HALF)
-            if slot.columns % 32:
-                found.append(f"tvm: {slot.name} has {slot.columns} columns; the kernels take multiples of 32")
-            if scheme.bits == 16:
-                continue
-            if not scheme.symmetric:
+            if scheme.bits != 16 and not scheme.symmetric:
                 found.append(f"tvm: {slot.name} has zero points; the kernels take symmetric codes only")
-            if scheme.group not in _GROUPS:
-                found.append(f"tvm: {slot.name} has group {scheme.group}; the kernels take 32, 64, 128, 256 or channel")
-            elif slot.columns % (scheme.group or slot.columns):
-                found.append(
-                    f"tvm: {slot.name} has {slot.columns} columns, which groups of {scheme.group} do not divide"
-                )
-        if spec.head_dim % 8:
-            found.append(f"tvm: head_dim {spec.head_dim}; the attention kernel takes multiples of 8")
         return found
 
     def estimate(
@@ -83,7 +70,10 @@ class TvmTarget:
         libraries = (2 + len(options.triples) * len(options.features)) * _LIBRARY_BYTES
         kv = 2 * spec.layers * spec.kv_width * -(-max_tokens // 16) * 16 * 4
         wide = 2 * spec.intermediate + spec.qkv_width + 4 * spec.hidden
-        return Estimate(weights + tables + libraries, weights + tables, kv, (options.chunk * wide + spec.vocab) * 4)
+        activations = (options.chunk * wide + spec.vocab) * 4
+        app = weights + tables + len(options.features) * _LIBRARY_BYTES
+        platforms = [name for name in ("android", "ios") if any(name in triple for triple in options.triples)]
+        return Estimate(weights + tables + libraries, weights + tables, kv, activations, dict.fromkeys(platforms, app))
 
     def build(self, job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         """Write params.bin, the libraries, the C API and the files that build it; see the module's docstring."""
@@ -116,8 +106,8 @@ class TvmTarget:
         description = json.dumps(runtime, sort_keys=True)
         libraries = self._libraries(job, captured, tensors, machines, description, folder, progress)
         _copy_native(folder, job, machines, version("apache-tvm"))
-        copy_tokenizer(job.tokenizer, folder)
-        return {**runtime, "libraries": libraries, "tvm": version("apache-tvm"), "eos": list(job.spec.eos)}
+        found = {"libraries": libraries, "tvm": version("apache-tvm"), "eos": list(job.spec.eos)}
+        return {**runtime, **found, "payload": _payload(folder, machines)}
 
     def _libraries(
         self,
@@ -132,8 +122,8 @@ class TvmTarget:
         """Compile and link every variant of every machine."""
         total, done = sum(len(m.variants) for m in machines), 0
         built = []
-        with tempfile.TemporaryDirectory(prefix="edgewright-") as scratch:
-            arguments = job, captured, tensors, machines, description, Path(scratch)
+        with scratch_folder() as scratch:
+            arguments = job, captured, tensors, machines, description, scratch
             objects = workers.compile_variants(*arguments, progress)
             progress("compiling kernels", total, total)
             for machine in machines:
@@ -161,14 +151,29 @@ class TvmTarget:
         return built
 
 
+def _payload(folder: Path, machines: list[Triple]) -> dict[str, list[str]]:
+    """What an app ships on each platform: parameters, tokenizer and the platform's own libraries."""
+    found = {}
+    for system in {machine.system for machine in machines} - {"linux"}:
+        others = [machine.name for machine in machines if machine.system != system]
+        found[system] = shipped_files(folder, "CMakeLists.txt", "include", "src", "example", *others)
+    return dict(sorted(found.items()))
+
+
 def _copy_native(folder: Path, job: Job, machines: list[Triple], version: str) -> None:
     """The sources that an app builds, and what they need."""
     for name, to in (("edgewright.h", "include"), ("edgewright.cc", "src"), ("example.cc", "example")):
         (folder / to).mkdir(exist_ok=True)
         shutil.copyfile(_NATIVE / name, folder / to / name)
-    for name in ("CMakeLists.txt", "README.md"):
+    values = {"NAME": job.name, "TVM_VERSION": version, "TRIPLES": ", ".join(m.name for m in machines)}
+
+    def filled(name: str) -> str:
         text = (_NATIVE / name).read_text(encoding="utf-8")
-        values = {"NAME": job.name, "TVM_VERSION": version, "TRIPLES": ", ".join(m.name for m in machines)}
         for key, value in values.items():
             text = text.replace(f"@{key}@", value)
-        (folder / name).write_text(text, encoding="utf-8")
+        return text.rstrip() + "\n"
+
+    (folder / "CMakeLists.txt").write_text(filled("CMakeLists.txt"), encoding="utf-8")
+    copy_tokenizer(job.tokenizer, folder)
+    sections = [tokens_section(job), filled("README.md").rstrip()]
+    write_card(job, folder, runtime="TVM", library="tvm", tags=["tvm"], sections=sections)

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.checkpoint import row_blocks
 from compiler.models import decoder
 from compiler.slots import HALF, Schemes, Slot
 from compiler.targets.base import Job
 from compiler.targets.tvm.params import Tensor
+from compiler.tensors import row_blocks
 
 ROTARY = ("rotary.cos", "rotary.sin")
 FACTORS = "attention.factors"

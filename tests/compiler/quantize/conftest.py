@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from artifacts import silent
 from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
-from compiler.quantize import method_options, methods
+from compiler.quantize import runner
 from compiler.quantize.evidence import QuantizationEvidence
+from compiler.quantize.methods import method_options
 from compiler.quantize.packed import PackedWeights
 from compiler.quantize.rules import assign
 from compiler.targets import target_options
@@ -73,7 +74,7 @@ def quantize(tmp_path: Path) -> Quantize:
         assignment = assign(rules(*entries), slots)
         out = tmp_path / f"quantized-{len(list(tmp_path.iterdir()))}"
         out.mkdir()
-        found = methods.run(
+        found = runner.run(
             checkpoint,
             spec,
             slots,

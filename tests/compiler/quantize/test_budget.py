@@ -15,8 +15,9 @@ from artifacts import EdgewrightError, silent
 from compiler import pipeline
 from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
-from compiler.quantize import budget, method_options
+from compiler.quantize import budget
 from compiler.quantize.knapsack import Item, solve, solve_for_cost
+from compiler.quantize.methods import method_options
 from compiler.slots import Scheme
 from compiler.targets import target_options
 from recipes.schema import Recipe, recipe_model

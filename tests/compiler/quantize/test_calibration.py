@@ -58,7 +58,7 @@ def test_messages_go_through_the_chat_template(small: Path, tmp_path: Path) -> N
         ("a.txt", b"too short", r"has \d+ tokens, 512 are asked for"),
         ("a.txt", b"good \xff\xfe bad", "not UTF-8 text at byte 5"),
         ("a.jsonl", b"\n", "holds no text"),
-        ("a.jsonl", b'{"text": "a"}\nnot json\n', r"a\.jsonl:2: not JSON"),
+        ("a.jsonl", b'{"text": "a"}\nnot json\n', r"a\.jsonl:2: not valid JSON"),
         ("a.jsonl", b'{"prompt": "a"}\n', r"a\.jsonl:1: expected"),
         ("a.jsonl", b'{"messages": [5]}\n', "chat template refuses"),
     ],

@@ -13,10 +13,11 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from safetensors.torch import save_file
 
 from artifacts import EdgewrightError
-from compiler.checkpoint import Checkpoint, CheckpointError
-from compiler.quantize import rtn
-from compiler.quantize.packed import Codes, dequantize
+from compiler.checkpoint import Checkpoint
+from compiler.codes import Codes, dequantize
+from compiler.quantize.methods import rtn
 from compiler.slots import Scheme
+from compiler.tensors import CheckpointError
 from tests.compiler.conftest import MINISTRAL3, random_tensors
 
 from .conftest import Quantize
@@ -139,3 +140,74 @@ def test_what_cannot_be_kept(tmp_path: Path, quantize: Quantize) -> None:
     save_file(tensors | {f"{name}_g_idx": indices}, tmp_path / "odd" / "model.safetensors")
     with pytest.raises(CheckpointError, match="activation order"):
         Checkpoint(tmp_path / "odd").compressed.scheme(name)
+
+
+NAME = "model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("_shape", torch.tensor([128, 64, 1]), "_shape must be two integers"),
+        ("_shape", torch.tensor([128.0, 64.0]), "_shape must be two integers"),
+        ("_shape", torch.tensor([-128, 64]), r"has shape \[-128, 64\]; a matrix"),
+        ("_shape", torch.tensor([128, 0]), "a matrix is expected"),
+        ("_shape", torch.tensor([2**40, 64]), "a matrix is expected"),
+        ("_scale", torch.ones(128, 3), r"_scale has shape \[128, 3\]"),
+        ("_scale", torch.ones(()), r"_scale has shape \[\]"),
+        ("_scale", torch.ones(128, 0), r"_scale has shape \[128, 0\]"),
+        ("_scale", torch.ones(128, 2).int(), "dtype I32"),
+        ("_packed", torch.zeros(128, 3, dtype=torch.int32), "does not hold 128 x 64 codes"),
+        ("_packed", torch.zeros(128 * 8, dtype=torch.int32), "does not hold 128 x 64 codes"),
+        ("_packed", torch.zeros(128, 8), "dtype F32, which does not hold"),
+        ("_zero_point", torch.zeros(128, 2), "_zero_point has shape"),
+        ("_zero_point", torch.zeros(3, 2, dtype=torch.int32), "_zero_point has shape"),
+    ],
+)
+def test_parts_of_a_packed_matrix_that_do_not_fit_are_refused_before_a_weight_is_read(
+    tmp_path: Path, part: str, value: torch.Tensor, message: str
+) -> None:
+    from safetensors.torch import load_file
+
+    write(tmp_path / "c", "pack-quantized", Scheme(4, 32))
+    tensors = load_file(tmp_path / "c" / "model.safetensors")
+    save_file(tensors | {NAME + part: value}, tmp_path / "c" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors: .*q_proj\.weight.*{message}"):
+        Checkpoint(tmp_path / "c").check(NAME, (128, 64))
+
+
+def test_scales_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    write(tmp_path / "c", "pack-quantized", Scheme(4, 32))
+    tensors = load_file(tmp_path / "c" / "model.safetensors")
+    tensors[NAME + "_scale"][3, 1] = torch.nan
+    save_file(tensors, tmp_path / "c" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"q_proj\.weight' has 32 NaN or infinite values"):
+        Checkpoint(tmp_path / "c").rows(NAME)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (None, r"group_0\.weights\.num_bits must be"),
+        ("int", r"config_groups\.group_0\.weights must be an object"),
+        ({"num_bits": "8"}, r"num_bits must be a whole number from 1 to 16, not '8'"),
+    ],
+)
+def test_a_config_that_does_not_say_how_many_bits(tmp_path: Path, weights: object, message: str) -> None:
+    write(tmp_path / "c", "int-quantized", Scheme(8, 0))
+    config = json.loads((tmp_path / "c" / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_0"]["weights"] = weights
+    (tmp_path / "c" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint(tmp_path / "c").check(NAME, (128, 64))
+
+
+def test_codes_beyond_their_bits_are_not_kept(tmp_path: Path) -> None:
+    write(tmp_path / "c", "int-quantized", Scheme(8, 32))  # codes of 8 bits, under a config that says 4
+    config = json.loads((tmp_path / "c" / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_0"]["weights"]["num_bits"] = 4
+    (tmp_path / "c" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"q_proj\.weight holds codes beyond its bits, -8 to 7"):
+        Checkpoint(tmp_path / "c").compressed.codes(NAME)

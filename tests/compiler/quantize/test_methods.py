@@ -12,9 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compiler.quantize import awq, gptq, hqq, method_options, mse, rtn
+from compiler.codes import SMALLEST_SCALE, Codes, dequantize
 from compiler.quantize.interface import Inputs, Rounder
-from compiler.quantize.packed import SMALLEST_SCALE, Codes, dequantize
+from compiler.quantize.methods import awq, gptq, hqq, method_options, mse, rtn
 from compiler.slots import Scheme
 
 SCHEMES = [
@@ -108,7 +108,7 @@ def test_awq_protects_channels_with_large_inputs() -> None:
     x = torch.randn(2048, 128, generator=torch.Generator().manual_seed(4)) * scale
     rows = rows / scale
     hessian, scheme = x.t() @ x / len(x), Scheme(4, 32)
-    factors = awq.fold_factors([(rows, scheme)], hessian, torch.arange(128))
+    factors = awq.fold_factors([(rows, scheme)], hessian, torch.arange(128), powers=20)
     assert factors[::32].min() > 4 * factors[1:32].max()
 
     def lost(factors: torch.Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from runtime_tests.mil.bisect import compare, plain_name, relative_rms
 from runtime_tests.mil.memory import account
 from runtime_tests.mil.package import Package
 from runtime_tests.mil.program import Function
+from tests.runtime_tests.mil.conftest import save
 
 X = np.random.default_rng(1).uniform(-1, 1, (2, 8)).astype(np.float32)
 WEIGHT = np.random.default_rng(0).uniform(-1, 1, (5, 8)).astype(np.float32)
@@ -64,3 +66,26 @@ def test_memory_is_counted_from_the_program(small: Path) -> None:
     assert memory.states == 0
     assert memory.band[0] <= memory.dirty <= memory.band[1]
     assert memory.weights == (small / "Data/com.apple.CoreML/weights/weight.bin").stat().st_size
+
+
+def test_memory_of_weights_that_are_decoded_when_used(tmp_path: Path) -> None:
+    """A float16 matrix of more than a page, as a tied embedding at 16 bits is: the last row gathered is multiplied."""
+    table = np.random.default_rng(0).uniform(-1, 1, (200, 40)).astype(np.float32)
+
+    def tied(mb: Any) -> Any:
+        import coremltools as ct
+
+        ids = [mb.TensorSpec(shape=(1, 3), dtype=ct.converters.mil.mil.types.int32)]
+
+        @mb.program(input_specs=ids, opset_version=ct.target.iOS18)
+        def program(x: Any) -> Any:
+            rows = mb.gather(x=table, indices=x, axis=0)
+            last = mb.slice_by_index(x=rows, begin=[0, 2, 0], end=[1, 3, 40])
+            return mb.linear(x=last, weight=table, bias=table[:, 0], name="y")
+
+        return program
+
+    path = save(tmp_path / "tied.mlpackage", tied, half=True)
+    memory = account(Package(path), "main", {"x": torch.zeros(1, 3)})
+    assert memory.largest_weight == table.size * 2
+    assert memory.activations >= (3 * 40 + 40) * 2

@@ -17,6 +17,7 @@ from typing import Any
 
 from compiler.models.decoder import WRAPPERS, DecoderSpec
 from compiler.slots import HALF, Schemes, Slot
+from compiler.targets.mlx.geometry import stored
 
 WRAPPED_PREFIX = "language_model."
 _DROPPED = ("quantization_config", "torch_dtype", "_name_or_path", "auto_map", "model_file")
@@ -127,7 +128,7 @@ def quantization_section(slots: list[Slot], schemes: Schemes, prefix: str) -> di
 
     mlx-swift drops the prefix of a wrapped decoder before it looks a module up, so there each has both names.
     """
-    quantized = {s.name: schemes[s.name] for s in slots if schemes.get(s.name, HALF).bits != 16}
+    quantized = {s.name: stored(schemes[s.name], s.columns) for s in slots if schemes.get(s.name, HALF).bits != 16}
     if not quantized:
         return None
     sizes: Counter[tuple[int, int]] = Counter()

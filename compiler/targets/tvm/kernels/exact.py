@@ -7,13 +7,13 @@ is stored in full precision anywhere. Activations are first put into the order i
 
 from __future__ import annotations
 
-from compiler.targets.tvm.isa import Isa
 from compiler.targets.tvm.kernels.tir import (
     Expr,
     T,
     argument,
     bind,
     f32,
+    fitting,
     local,
     prim_func,
     shuffle,
@@ -25,13 +25,12 @@ from compiler.targets.tvm.kernels.tir import (
 )
 
 
-def float_lanes(columns: int, bits: int, group: int, isa: Isa) -> int | None:
-    """float32 values of one vector, or None when no vector divides these rows."""
+def float_lanes(columns: int, bits: int, group: int, widest: int) -> int:
+    """float32 values of one vector, at most `widest`, that divide a row of packed bytes and each of its groups."""
+    if bits == 16:
+        return fitting(widest, columns)
     width = 2 if bits == 4 else 1
-    for lanes in (isa.float_lanes, 8, 4):
-        if columns % (lanes * width) == 0 and (bits == 16 or group % (lanes * width) == 0):
-            return lanes
-    return None
+    return fitting(widest, columns // width, group // width)
 
 
 def arrange(name: str, tokens: Expr, columns: int, lanes: int) -> Expr:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from compiler.targets.tvm.kernels.exact import decoded, widened
+from compiler.targets.tvm.kernels.exact import decoded, float_lanes, widened
 from compiler.targets.tvm.kernels.tir import (
     Expr,
     T,
@@ -15,6 +15,7 @@ from compiler.targets.tvm.kernels.tir import (
     bind,
     exponential,
     f32,
+    fitting,
     local,
     prim_func,
     span,
@@ -23,7 +24,7 @@ from compiler.targets.tvm.kernels.tir import (
     total,
 )
 
-LANES = 16
+_LANES = 16
 
 
 def each_token(tokens: Expr, count: Expr, body: Callable[[Expr], None]) -> None:
@@ -39,6 +40,7 @@ def rms_norm(name: str, tokens: Expr, columns: int, eps: float, add: bool) -> Ex
 
     add: of x + residual, which comes out too.
     """
+    lanes = fitting(_LANES, columns)
 
     def body() -> None:
         count = tokens if tokens is not None else T.int64()
@@ -48,23 +50,23 @@ def rms_norm(name: str, tokens: Expr, columns: int, eps: float, add: bool) -> Ex
         w = argument("w", (columns,), "float32")
         out = argument("out", shape, "float32")
         summed = argument("summed", shape, "float32") if add else x
-        every = span(0, LANES)
+        every = span(0, lanes)
 
         def token(s: Expr) -> None:
-            squares = local(LANES)
-            store(squares, (every,), f32(0.0, LANES))
-            with T.serial(0, columns // LANES) as i:
-                at = span(i * LANES, LANES)
+            squares = local(lanes)
+            store(squares, (every,), f32(0.0, lanes))
+            with T.serial(0, columns // lanes) as i:
+                at = span(i * lanes, lanes)
                 value = x[0, s, at]
                 if residual is not None:
                     value = bind(value + residual[0, s, at])
                     store(summed, (0, s, at), value)
                 store(squares, (every,), squares[every] + value * value)
-            mean = total(squares[every], LANES) * T.float32(1.0 / columns)
+            mean = total(squares[every], lanes) * T.float32(1.0 / columns)
             factor = bind(T.float32(1) / T.sqrt(mean + T.float32(eps)))
-            with T.serial(0, columns // LANES) as i:
-                at = span(i * LANES, LANES)
-                store(out, (0, s, at), summed[0, s, at] * splat(factor, LANES) * w[at])
+            with T.serial(0, columns // lanes) as i:
+                at = span(i * lanes, lanes)
+                store(out, (0, s, at), summed[0, s, at] * splat(factor, lanes) * w[at])
 
         each_token(tokens, count, token)
 
@@ -73,6 +75,7 @@ def rms_norm(name: str, tokens: Expr, columns: int, eps: float, add: bool) -> Ex
 
 def embedding(name: str, tokens: Expr, rows: int, columns: int, bits: int, group: int, kind: str) -> Expr:
     """ids int64 [1, tokens] and a table as `exact.matmul` takes it → its rows, float32 [1, tokens, columns]."""
+    lanes = float_lanes(columns, bits, group, _LANES)
 
     def body() -> None:
         count = tokens if tokens is not None else T.int64()
@@ -84,17 +87,17 @@ def embedding(name: str, tokens: Expr, rows: int, columns: int, bits: int, group
             scales = argument("scales", (rows, columns // group), kind)
         out = argument("out", (1, count, columns), "float32")
         width = 2 if bits == 4 else 1
-        chunk = LANES * width
+        chunk = lanes * width
 
         def token(s: Expr) -> None:
             row = bind(ids[0, s])
             with T.serial(0, columns // chunk) as c:
-                stored = bind(table[row, span(c * LANES, LANES)])
+                stored = bind(table[row, span(c * lanes, lanes)])
                 if bits == 16:
-                    value = widened(stored, LANES, kind)
+                    value = widened(stored, lanes, kind)
                 else:
-                    parts = decoded(stored, LANES, bits)
-                    mixed = [i // 2 + LANES * (i % 2) for i in range(chunk)]
+                    parts = decoded(stored, lanes, bits)
+                    mixed = [i // 2 + lanes * (i % 2) for i in range(chunk)]
                     value = parts[0] if bits == 8 else T.Shuffle([bind(p) for p in parts], mixed)
                     value = value * splat(T.cast(scales[row, T.floordiv(c * chunk, group)], "float32"), chunk)
                 store(out, (0, s, span(c * chunk, chunk)), value)
@@ -123,6 +126,7 @@ def look_up(name: str, tokens: Expr, positions: int, columns: int) -> Expr:
 
 def gated_silu(name: str, tokens: Expr, columns: int) -> Expr:
     """x float32 [1, tokens, 2 * columns] → silu(first half) * second half."""
+    lanes = fitting(_LANES, columns)
 
     def body() -> None:
         count = tokens if tokens is not None else T.int64()
@@ -130,11 +134,11 @@ def gated_silu(name: str, tokens: Expr, columns: int) -> Expr:
         out = argument("out", (1, count, columns), "float32")
 
         def token(s: Expr) -> None:
-            with T.serial(0, columns // LANES) as c:
-                gate = bind(x[0, s, span(c * LANES, LANES)])
-                up = x[0, s, span(columns + c * LANES, LANES)]
-                value = gate * up / (f32(1.0, LANES) + exponential(f32(0.0, LANES) - gate, LANES))
-                store(out, (0, s, span(c * LANES, LANES)), value)
+            with T.serial(0, columns // lanes) as c:
+                gate = bind(x[0, s, span(c * lanes, lanes)])
+                up = x[0, s, span(columns + c * lanes, lanes)]
+                value = gate * up / (f32(1.0, lanes) + exponential(f32(0.0, lanes) - gate, lanes))
+                store(out, (0, s, span(c * lanes, lanes)), value)
 
         each_token(tokens, count, token)
 
@@ -143,13 +147,14 @@ def gated_silu(name: str, tokens: Expr, columns: int) -> Expr:
 
 def last_token(name: str, tokens: Expr, columns: int) -> Expr:
     """x float32 [1, tokens, columns] → its last token [1, 1, columns]."""
+    lanes = fitting(_LANES, columns)
 
     def body() -> None:
         count = tokens if tokens is not None else T.int64()
         x = argument("x", (1, count, columns), "float32")
         out = argument("out", (1, 1, columns), "float32")
-        with T.serial(0, columns // LANES) as c:
-            at = span(c * LANES, LANES)
+        with T.serial(0, columns // lanes) as c:
+            at = span(c * lanes, lanes)
             store(out, (0, 0, at), x[0, count - 1, at])
 
     return prim_func(name, body)

@@ -48,6 +48,14 @@ def vector(dtype: str, lanes: int) -> str:
     return dtype if lanes == 1 else f"{dtype}x{lanes}"
 
 
+def fitting(widest: int, *sizes: int) -> int:
+    """The most lanes, a power of two up to `widest`, that divide every size."""
+    lanes = widest
+    while any(size % lanes for size in sizes):
+        lanes //= 2
+    return lanes
+
+
 def splat(value: Expr, lanes: int) -> Expr:
     return value if lanes == 1 else T.broadcast(value, lanes)
 

@@ -16,7 +16,7 @@ from artifacts import silent
 from compiler import dialect
 from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
-from compiler.quantize import rtn
+from compiler.quantize.methods import rtn
 from compiler.quantize.packed import PackedWeights
 from compiler.quantize.stream import quantize_checkpoint
 from compiler.slots import Scheme

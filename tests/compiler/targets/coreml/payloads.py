@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from compiler.checkpoint import row_blocks
-from compiler.quantize.packed import PackedWeights, unpack
+from compiler.codes import unpack
+from compiler.quantize.packed import PackedWeights
 from compiler.slots import Schemes
 from compiler.targets.coreml.capture import capture
+from compiler.tensors import row_blocks
 from runtime_tests.mil.bisect import plain_name
 from runtime_tests.mil.package import Package
 from runtime_tests.mil.values import decode

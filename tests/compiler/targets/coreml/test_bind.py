@@ -13,7 +13,7 @@ import pytest
 from artifacts import EdgewrightError
 from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
-from compiler.quantize import rtn
+from compiler.quantize.methods import rtn
 from compiler.quantize.packed import PackedWeights
 from compiler.slots import Scheme
 from compiler.targets.coreml import convert as conversion

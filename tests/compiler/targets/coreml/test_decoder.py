@@ -192,6 +192,15 @@ def test_every_way_to_build_computes_the_same(variant: str, decoder_folder: Path
     assert rms <= (1e-5 if options.get("compute") == "fp32" else 4e-3)
 
 
+@pytest.mark.parametrize("options", [{}, {"prompt": "range", "cache": "explicit"}], ids=["states", "explicit"])
+def test_a_context_of_two_tokens(decoder_folder: Path, build: Builder, options: dict[str, Any]) -> None:
+    built = build(decoder_folder, INT4, 2, **options)
+    ids = np.asarray([7, 159])
+    expected = reference(built.job, ids)
+    assert (decoded(built, ids, exact=True, prompt=1) - expected).abs().max() <= 1e-4
+    assert (torch.from_numpy(built.runner(exact=True).logits(ids)) - expected).abs().max() <= 1e-4
+
+
 def test_the_same_input_gives_the_same_bytes(decoder_folder: Path, tmp_path: Path, build: Builder) -> None:
     copy = tmp_path / "again" / decoder_folder.name
     shutil.copytree(decoder_folder, copy)

@@ -14,7 +14,6 @@ from compiler.models import decoder
 from compiler.slots import Scheme
 from compiler.targets import load_target, target_options
 from compiler.targets.coreml.options import CoreMLOptions
-from compiler.targets.coreml.target import license_of
 from tests.compiler.conftest import MINISTRAL3
 from tests.compiler.targets.coreml.conftest import INT4, TINY, Builder, Built
 from tests.compiler.targets.coreml.payloads import open_package
@@ -125,6 +124,15 @@ def test_the_tokenizer_lies_beside_the_package(tiny: Built) -> None:
     assert len(manifest["itemInfoEntries"]) == 2
 
 
+def test_an_app_ships_the_package_and_the_tokenizer(tiny: Built) -> None:
+    (names,) = tiny.runtime["payload"].values()
+    assert list(tiny.runtime["payload"]) == ["ios"] and "README.md" not in names
+    inside = [
+        p.relative_to(tiny.folder).as_posix() for p in (tiny.folder / "model.mlpackage").rglob("*") if p.is_file()
+    ]
+    assert set(inside) | {"tokenizer.json", "tokenizer_config.json"} <= set(names)
+
+
 def test_the_estimate_is_near_the_package(tiny: Built) -> None:
     job = tiny.job
     estimate = load_target("coreml").estimate(job.spec, job.slots, job.schemes, job.max_tokens, job.options)
@@ -132,13 +140,4 @@ def test_the_estimate_is_near_the_package(tiny: Built) -> None:
     assert abs(estimate.file_bytes / size - 1) < 0.1
     states = 2 * job.spec.layers * job.spec.kv_width * job.max_tokens * 2
     assert estimate.kv_bytes == states
-
-
-@pytest.mark.parametrize(
-    ("card", "expected"),
-    [("---\nlicense: apache-2.0\n---\n# x", "apache-2.0"), ("# x\nlicense: mit", ""), (None, "")],
-)
-def test_the_licence_comes_from_the_model_card(tmp_path: Path, card: str | None, expected: str) -> None:
-    if card is not None:
-        (tmp_path / "README.md").write_text(card)
-    assert license_of(tmp_path) == expected
+    assert estimate.app_bytes == {"ios": estimate.file_bytes}

@@ -24,6 +24,19 @@ def test_manifest_lists_every_library_best_first(everywhere: Artifact) -> None:
     assert all((everywhere.folder / entry["path"]).is_file() for entry in everywhere.runtime["libraries"])
 
 
+def test_an_app_ships_parameters_and_its_own_platforms_libraries(everywhere: Artifact) -> None:
+    """No library of the host or of Linux, none of the other platform, no sources and no example."""
+    payload = everywhere.runtime["payload"]
+    assert list(payload) == ["android", "ios"]
+    for platform, names in payload.items():
+        assert all((everywhere.folder / name).is_file() for name in names)
+        libraries = [name for name in names if "libmodel" in name]
+        own = {entry["path"] for entry in everywhere.runtime["libraries"] if platform in entry["triple"]}
+        assert libraries == sorted(own)
+        assert [name for name in names if name not in libraries and "token" not in name] == ["params.bin"]
+    assert len(payload["android"]) - len(payload["ios"]) == 2, "three libraries against one archive of three"
+
+
 @pytest.mark.parametrize("variant", ["neon", "dotprod", "i8mm"])
 def test_android_library_loads_on_old_and_new_kernels(everywhere: Artifact, variant: str) -> None:
     library = elf.read(everywhere.folder / ANDROID / f"libmodel-{variant}.so")
@@ -85,6 +98,8 @@ def test_estimate_is_close_to_what_was_built(everywhere: Artifact) -> None:
     size = (everywhere.folder / "params.bin").stat().st_size
     assert 0 <= size - estimate.weight_bytes < 2 * 16384 + 64 * 64
     assert estimate.kv_bytes == 2 * 2 * 2 * 32 * 96 * 4
+    assert set(estimate.app_bytes) == {"android", "ios"}
+    assert all(estimate.weight_bytes < size < estimate.file_bytes for size in estimate.app_bytes.values())
 
 
 def test_readme_names_the_runtime_and_what_was_not_run(everywhere: Artifact) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compiler.quantize.packed import Codes, dequantize, pack, unpack
+from compiler.codes import Codes, dequantize, pack, unpack
 from compiler.targets.tvm.geometry import Heads
 from compiler.targets.tvm.isa import AVX2, AVX512_VNNI, NEON_DOTPROD, NEON_I8MM
 from compiler.targets.tvm.kernels import attention, dot, exact, pointwise
@@ -20,6 +20,8 @@ Array = np.ndarray[Any, Any]
 Compiler = Callable[..., Any]
 VARIANTS = {v.name: v for v in host_variants()}
 SHAPES = [(64, 32), (96, 32), (256, 64), (576, 32), (576, 0), (768, 128)]
+# groups and rows that no integer kernel takes
+NARROW = [(48, 16), (80, 16), (40, 0), (24, 0)]
 
 
 def matrix(rows: int, columns: int, bits: int, group: int) -> tuple[Array, Array, Array]:
@@ -71,13 +73,12 @@ def test_integer_matmul_is_the_product_of_codes(
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize(("columns", "group"), SHAPES)
+@pytest.mark.parametrize(("columns", "group"), SHAPES + NARROW)
 def test_exact_matmul_is_the_product_of_values(
     compiled: Compiler, variant: str, bits: int, columns: int, group: int
 ) -> None:
     isa, rows, group = VARIANTS[variant].isa, 12, group or columns
-    lanes = exact.float_lanes(columns, bits, group, isa)
-    assert lanes is not None
+    lanes = exact.float_lanes(columns, bits, group, isa.float_lanes)
     functions = {"matmul": exact.matmul("matmul", None, rows, columns, bits, group, lanes, (4, 2), "float16")}
     if bits == 4:
         functions["arrange"] = exact.arrange("arrange", None, columns, lanes)
@@ -94,45 +95,71 @@ def test_exact_matmul_is_the_product_of_values(
 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
-def test_half_precision_weights_are_read_as_they_are(compiled: Compiler, kind: str) -> None:
+@pytest.mark.parametrize("columns", [64, 36, 18, 7])
+def test_half_precision_weights_are_read_as_they_are(compiled: Compiler, kind: str, columns: int) -> None:
     variant = host_variants()[0]
-    values = np.random.default_rng(3).standard_normal((8, 64)).astype(np.float32)
+    lanes = exact.float_lanes(columns, 16, columns, variant.isa.float_lanes)
+    values = np.random.default_rng(3).standard_normal((8, columns)).astype(np.float32)
     if kind == "bfloat16":
         stored = (values.view(np.uint32) >> 16).astype(np.uint16)
         values = (stored.astype(np.uint32) << 16).view(np.float32)
     else:
         stored = values.astype(np.float16)
         values = stored.astype(np.float32)
-    module = compiled(variant, {"matmul": exact.matmul("matmul", 1, 8, 64, 16, 64, 8, (2, 1), kind)})
-    x = np.random.default_rng(4).standard_normal((1, 64)).astype(np.float32)
+    module = compiled(variant, {"matmul": exact.matmul("matmul", 1, 8, columns, 16, columns, lanes, (2, 1), kind)})
+    x = np.random.default_rng(4).standard_normal((1, columns)).astype(np.float32)
     y = tensor(np.empty((1, 1, 8), np.float32))
     module["matmul"](tensor(stored), tensor(x[None]), y)
     np.testing.assert_allclose(y.numpy()[0], x @ values.T, atol=1e-5)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_embedding_gives_the_rows_bit_for_bit(compiled: Compiler, bits: int) -> None:
-    table, scales, values = matrix(20, 96, bits, 32)
-    function = pointwise.embedding("embedding", None, 20, 96, bits, 32, "float16")
+@pytest.mark.parametrize(("columns", "group"), [(96, 32), (48, 16), (40, 40)])
+def test_embedding_gives_the_rows_bit_for_bit(compiled: Compiler, bits: int, columns: int, group: int) -> None:
+    table, scales, values = matrix(20, columns, bits, group)
+    function = pointwise.embedding("embedding", None, 20, columns, bits, group, "float16")
     ids = np.array([[3, 0, 19]], np.int64)
-    out = tensor(np.empty((1, 3, 96), np.float32))
+    out = tensor(np.empty((1, 3, columns), np.float32))
     compiled(host_variants()[0], {"embedding": function})["embedding"](tensor(ids), tensor(table), tensor(scales), out)
     np.testing.assert_array_equal(out.numpy()[0], values[ids[0]])
 
 
-def test_gated_silu_over_the_whole_range(compiled: Compiler) -> None:
-    gate = np.concatenate([np.linspace(-100, 100, 128), np.linspace(-2, 2, 128)]).astype(np.float32)
+@pytest.mark.parametrize("columns", [64, 48, 20, 7])
+def test_norms_and_the_last_token_of_any_width(compiled: Compiler, columns: int) -> None:
+    functions = {
+        "norm": pointwise.rms_norm("norm", None, columns, 1e-5, True),
+        "last": pointwise.last_token("last", None, columns),
+    }
+    module = compiled(host_variants()[0], functions)
+    x, residual = np.random.default_rng(6).standard_normal((2, 1, 3, columns)).astype(np.float32)
+    gain = np.random.default_rng(7).uniform(0.5, 2, columns).astype(np.float32)
+    out, summed = (tensor(np.empty_like(x)) for _ in range(2))
+    module["norm"](tensor(x), tensor(residual), tensor(gain), out, summed)
+    total = x + residual
+    expected = total / np.sqrt(np.square(total, dtype=np.float64).mean(-1, keepdims=True) + 1e-5) * gain
+    np.testing.assert_array_equal(summed.numpy(), total)
+    np.testing.assert_allclose(out.numpy(), expected, rtol=1e-5)
+    last = tensor(np.empty((1, 1, columns), np.float32))
+    module["last"](tensor(x), last)
+    np.testing.assert_array_equal(last.numpy(), x[:, -1:])
+
+
+@pytest.mark.parametrize("columns", [256, 24, 10])
+def test_gated_silu_over_the_whole_range(compiled: Compiler, columns: int) -> None:
+    half = columns // 2
+    gate = np.concatenate([np.linspace(-100, 100, half), np.linspace(-2, 2, half)]).astype(np.float32)
     x = np.concatenate([gate, np.ones_like(gate)])[None, None]
-    out = tensor(np.empty((1, 1, 256), np.float32))
-    module = compiled(host_variants()[0], {"silu": pointwise.gated_silu("silu", None, 256)})
+    out = tensor(np.empty((1, 1, columns), np.float32))
+    module = compiled(host_variants()[0], {"silu": pointwise.gated_silu("silu", None, columns)})
     module["silu"](tensor(x), out)
     expected = gate.astype(np.float64) / (1 + np.exp(-gate.astype(np.float64)))
     np.testing.assert_allclose(out.numpy()[0, 0], expected, rtol=1e-6, atol=1e-36)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_attention_sees_the_past_and_nothing_later(compiled: Compiler, variant: str) -> None:
-    at = Heads(heads=6, kv_heads=2, head_dim=24, max_tokens=48, scale=0.2)
+@pytest.mark.parametrize("dim", [24, 18])
+def test_attention_sees_the_past_and_nothing_later(compiled: Compiler, variant: str, dim: int) -> None:
+    at, half = Heads(heads=6, kv_heads=2, head_dim=dim, max_tokens=48, scale=0.2), dim // 2
     names = ("append", "attend")
     made = (
         attention.append("append", None, at),
@@ -144,21 +171,23 @@ def test_attention_sees_the_past_and_nothing_later(compiled: Compiler, variant: 
     values = tensor(rng.standard_normal(at.value_shape).astype(np.float32))
     factors = rng.uniform(0.5, 2, at.max_tokens).astype(np.float32)
     qkv = rng.standard_normal((1, 37, at.width)).astype(np.float32)
-    angle = rng.uniform(-3, 3, (1, 37, 12)).astype(np.float32)
+    angle = rng.uniform(-3, 3, (1, 37, half)).astype(np.float32)
     cos, sin = np.cos(angle), np.sin(angle)
     found = []
     for start, stop in ((0, 20), (20, 36), (36, 37)):
         rows = slice(start, stop)
         position = np.arange(start, stop, dtype=np.int64)[None]
         shared = [tensor(np.ascontiguousarray(a[:, rows])) for a in (qkv, cos, sin)]
-        out = tensor(np.empty((1, stop - start, 6 * 24), np.float32))
+        out = tensor(np.empty((1, stop - start, 6 * dim), np.float32))
         module["append"](*shared, tensor(position), keys, values)
         module["attend"](*shared, tensor(position), tensor(factors), keys, values, out)
         found.append(out.numpy()[0])
 
-    heads = qkv[0].reshape(37, 10, 24)
+    heads = qkv[0].reshape(37, 10, dim)
     c, s = cos[0][:, None], sin[0][:, None]
-    turned = np.concatenate([heads[..., :12] * c - heads[..., 12:] * s, heads[..., 12:] * c + heads[..., :12] * s], -1)
+    turned = np.concatenate(
+        [heads[..., :half] * c - heads[..., half:] * s, heads[..., half:] * c + heads[..., :half] * s], -1
+    )
     q = turned[:, :6] * factors[:37, None, None] * 0.2
     k, v = turned[:, 6:8].repeat(3, 1), heads[:, 8:].repeat(3, 1)
     scores = np.einsum("qhd,khd->hqk", q, k)

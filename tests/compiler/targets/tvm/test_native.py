@@ -141,7 +141,7 @@ def test_example_decodes_greedily(everywhere: Artifact, programs: Programs, scor
     second = [int(t) for t in np.argsort(exact, axis=-1)[:, -2]]
     assert len(unexplained(second, exact, shipped)) >= MADE // 4
 
-    assert "outside of the vocabulary" in run(everywhere.folder / "host", params, "1", "160").stderr
+    assert "outside of the vocabulary" in run(everywhere.folder / "host", params, "1", "161").stderr
     assert "do not fit the context" in run(everywhere.folder / "host", params, "1", *["1"] * 97).stderr
     assert "holds no library for this CPU" in run(everywhere.folder, params, "1", "1").stderr
 

@@ -1,0 +1,162 @@
+"""Runs the methods that a recipe's rules name over a checkpoint, streaming where none of them calibrates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from artifacts import Progress
+from compiler.checkpoint import Checkpoint
+from compiler.models.decoder import DecoderSpec
+from compiler.quantize.calibration import calibration_tokens
+from compiler.quantize.evidence import LayerEvidence, QuantizationEvidence, TensorEvidence
+from compiler.quantize.interface import Treatment
+from compiler.quantize.methods import keep, load_method
+from compiler.quantize.packed import PackedWriter
+from compiler.quantize.rules import Assignment, options_of
+from compiler.quantize.stream import half_dtype, quantize_checkpoint
+from compiler.slots import HALF, Slot
+from compiler.tensors import row_blocks
+from recipes.schema import Calibration, Rule
+
+if TYPE_CHECKING:
+    from compiler.quantize.calibrated.files import SegmentFile
+
+
+_THREADS = 2  # what cheap machines of continuous integration have
+
+
+def calibrates(assignment: Assignment) -> bool:
+    """Whether any tensor's method looks at calibration data."""
+    return any(_calibrated(rule) for rule in assignment.rules.values())
+
+
+def run(
+    checkpoint: Checkpoint,
+    spec: DecoderSpec,
+    slots: list[Slot],
+    assignment: Assignment,
+    calibration: Calibration,
+    text: Path | None,
+    folder: Path,
+    work: Path,
+    config: Mapping[str, Any],
+    progress: Progress,
+) -> QuantizationEvidence:
+    """Write the packed checkpoint into an empty folder, each slot by its rule's method; what was lost, per tensor.
+
+    text: the calibration file (None: built in). work: a folder for finished segments, from which a killed run goes on;
+    the caller deletes it when the result is safe.
+    """
+    keep.check(checkpoint, slots, assignment)
+    treatments = _treatments(assignment)
+    if not calibrates(assignment):
+        rounders = {name: treatment.prepare(None) for name, treatment in treatments.items()}
+        loss = quantize_checkpoint(checkpoint, slots, assignment.schemes, rounders, folder, config, progress)
+        schemes, method = assignment.schemes, assignment.method
+        lost = [s for s in slots if s.name in loss]
+        return QuantizationEvidence.of(
+            [TensorEvidence.of(s, schemes[s.name], method(s.name), *loss[s.name]) for s in lost], []
+        )
+
+    from compiler.quantize.calibrated import text as text_decoder
+    from compiler.quantize.calibrated.run import run as run_calibrated
+
+    tokens = calibration_tokens(calibration, text, checkpoint.path, spec)
+    work.mkdir(parents=True, exist_ok=True)
+    half_dtypes = {s.name: half_dtype(checkpoint, s) for s in slots}
+    table = _Table(checkpoint, slots)
+    of_name = {s.name: s for s in slots}
+    task = text_decoder.task(spec, of_name, table, half_dtypes, treatments, tokens)
+    with _fixed_threads():
+        files = run_calibrated(task, work, progress)
+    writer = PackedWriter(folder, slots, assignment.schemes, half_dtypes)
+    tensors, layers = _assemble(files, writer, checkpoint, slots, assignment, progress)
+    writer.close(config)
+    return QuantizationEvidence.of(tensors, layers, calibration.model_dump_json())
+
+
+class _Table:
+    """The unquantized checkpoint by slot name."""
+
+    def __init__(self, checkpoint: Checkpoint, slots: list[Slot]) -> None:
+        self._checkpoint, self._tensors = checkpoint, {s.name: s.tensor for s in slots}
+
+    def rows(self, name: str, start: int = 0, stop: int | None = None) -> Any:
+        return self._checkpoint.rows(self._tensors[name], start, stop)
+
+
+@contextmanager
+def _fixed_threads() -> Iterator[None]:
+    """The same number of threads on every machine: a factorization rounds otherwise with another, and so do codes."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(_THREADS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _calibrated(rule: Rule) -> bool:
+    return bool(getattr(load_method(rule.method), "CALIBRATED", False))
+
+
+def _treatments(assignment: Assignment) -> dict[str, Treatment]:
+    """How each slot is rounded; slots with the same method and options share what prepares their rounders."""
+    prepared: dict[str, Any] = {}
+    found = {}
+    for name, rule in assignment.rules.items():
+        if name in keep.kept(assignment):
+            continue
+        module = load_method(rule.method)
+        options = module.OPTIONS.model_validate(options_of(rule))
+        found[name] = Treatment(
+            method=rule.method,
+            scheme=assignment.schemes[name],
+            prepare=prepared.setdefault(f"{rule.method} {options!r}", partial(module.rounder, options)),
+            calibrated=_calibrated(rule),
+            corrects=hasattr(module, "corrects") and module.corrects(options),
+            folding=module.folding(options) if hasattr(module, "folding") else None,
+        )
+    return found
+
+
+def _assemble(
+    files: list[SegmentFile],
+    writer: PackedWriter,
+    checkpoint: Checkpoint,
+    slots: list[Slot],
+    assignment: Assignment,
+    progress: Progress,
+) -> tuple[list[TensorEvidence], list[LayerEvidence]]:
+    """Write the finished segments and everything left in half precision; what was lost."""
+    tensors: list[TensorEvidence] = []
+    layers: list[LayerEvidence] = []
+    written: set[str] = set()
+    for at, file in enumerate(files):
+        lost, layer = file.evidence()
+        tensors += lost
+        layers += [layer] if layer else []
+        for name, norm in file.norms().items():
+            writer.write_half(name, 0, norm)
+            written.add(name)
+        for name, matrix in file.matrices():
+            for start, stop in row_blocks(*matrix.packed.shape):
+                writer.write(name, start, matrix.codes(slice(start, stop)))
+            written.add(name)
+        progress("writing weights", at + 1, len(files))
+    for slot in slots:
+        if slot.name in written:
+            continue
+        for start, stop in row_blocks(slot.rows, slot.columns):
+            if assignment.schemes.get(slot.name, HALF).bits != 16:
+                writer.write(slot.name, start, checkpoint.compressed.codes(slot.tensor, start, stop))
+                continue
+            rows = checkpoint.rows(slot.tensor) if slot.kind == "norm" else checkpoint.rows(slot.tensor, start, stop)
+            writer.write_half(slot.name, start, rows)
+    return tensors, layers

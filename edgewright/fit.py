@@ -1,0 +1,114 @@
+"""Whether a plan fits a phone: what it needs at the least, against the phone's limit, before anything is built.
+
+Everything is declared, from the geometry alone, and a lower bound: what does not fit here cannot fit, what does is for
+a run to prove.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from compiler import pipeline
+from compiler.pipeline import TargetPlan
+from device_farm import MemoryBudget, Profile
+from recipes.schema import Recipe
+
+Word = Literal["fits by estimate", "does not fit", "not assessed", "not for this platform"]
+
+
+@dataclass(frozen=True)
+class PlanFit:
+    """One target on one phone. needed_bytes: the least that it holds; limit_bytes: the recipe's or the phone's own.
+
+    longest_context: the most tokens with which the least need stays within the limit, 0 where none does; None where
+    nothing is judged.
+    """
+
+    target: str
+    profile: str
+    verdict: Word
+    needed_bytes: int
+    limit_bytes: int
+    longest_context: int | None
+    reason: str
+
+
+def fits(
+    recipe: Recipe,
+    config: Mapping[str, Any],
+    plans: Sequence[TargetPlan],
+    phones: Sequence[tuple[Profile, int | None]],
+) -> list[PlanFit]:
+    """Every target on every phone. phones: with the recipe's own memory limit in bytes, where it has one."""
+    found = []
+    for item in plans:
+        if item.refused:
+            continue
+        for profile, own in phones:
+            budget = profile.budget(own)
+            if profile.platform not in item.app_bytes:
+                reason = f"{item.target} packages do not run on {profile.platform}"
+                found.append(
+                    PlanFit(
+                        item.target,
+                        profile.name,
+                        "not for this platform",
+                        held_bytes(item),
+                        budget.limit_bytes,
+                        None,
+                        reason,
+                    )
+                )
+                continue
+            found.append(_judged(recipe, config, item, profile.name, budget))
+    return found
+
+
+def held_bytes(plan: TargetPlan) -> int:
+    """The least that a session holds in anonymous memory: cache, activations, copies of weights."""
+    return plan.kv_bytes + plan.activation_bytes + plan.copied_bytes
+
+
+def _judged(recipe: Recipe, config: Mapping[str, Any], plan: TargetPlan, profile: str, budget: MemoryBudget) -> PlanFit:
+    held, limit = held_bytes(plan), budget.limit_bytes
+    mapped = plan.weight_bytes if plan.copied_bytes < plan.weight_bytes or budget.rule == "android" else 0
+    longest = _longest(recipe, config, plan.target, limit)
+    if held > limit:
+        verdict: Word = "does not fit"
+        reason = "its cache, activations and copies of weights alone are more"
+    elif budget.rule == "android" and held + mapped > limit:
+        verdict = "not assessed"
+        reason = (
+            "beside them its mapped weights do not all stay in memory; only a run tells what reading them again costs"
+        )
+    else:
+        verdict, reason = "fits by estimate", "a run measures what the runtime holds beyond it"
+    return PlanFit(plan.target, profile, verdict, held, limit, longest, reason)
+
+
+def _longest(recipe: Recipe, config: Mapping[str, Any], target: str, limit: int) -> int:
+    def held(tokens: int) -> int:
+        shorter = recipe.model_copy(
+            update={
+                "context": recipe.context.model_copy(update={"max_tokens": tokens}),
+                "targets": {target: recipe.targets[target]},
+            }
+        )
+        return held_bytes(pipeline.plan(shorter, config)[0])
+
+    return _largest(held, limit, 2, pipeline.known_positions(config))
+
+
+def _largest(held: Callable[[int], int], limit: int, low: int, high: int) -> int:
+    """The largest count of `low` to `high` with which `held` stays within the limit; 0 without any."""
+    if held(low) > limit:
+        return 0
+    while low < high:
+        middle = (low + high + 1) // 2
+        if held(middle) <= limit:
+            low = middle
+        else:
+            high = middle - 1
+    return low

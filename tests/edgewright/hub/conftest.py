@@ -1,0 +1,98 @@
+"""A checkpoint's files, a stand-in for the Hub that has them, and the real client's cache in a child process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.edgewright.hub_server import HubServer
+
+FILES = {
+    ".gitattributes": b"*.safetensors filter=lfs\n",
+    "README.md": b"# tiny\n",
+    "config.json": b'{"model_type": "ministral3"}',
+    "model-00001-of-00002.safetensors": b"first shard" * 100,
+    "model-00002-of-00002.safetensors": b"second shard" * 100,
+    "model.safetensors.index.json": b"{}",
+    "consolidated.safetensors": b"the same weights in another layout",
+    "pytorch_model.bin": b"a pickle",
+    "modeling_custom.py": b"import os",
+    "original/config.json": b"{}",
+    "tokenizer.json": b'{"version": "1.0"}',
+}
+WANTED = {
+    "config.json",
+    "model-00001-of-00002.safetensors",
+    "model-00002-of-00002.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+}
+
+
+def digest_of(name):
+    content = FILES[name]
+    if name.endswith(".safetensors"):
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+FETCH = """
+import json, sys
+from pathlib import Path
+from edgewright.hub import fetch
+stages = []
+try:
+    folder, revision = fetch(sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3]), lambda *a: stages.append(a))
+except Exception as error:
+    print(json.dumps({"error": str(error), "exit_code": getattr(error, "exit_code", None)}))
+else:
+    files = {p.relative_to(folder).as_posix(): p.read_bytes().decode() for p in folder.rglob("*") if p.is_file()}
+    names = sorted({stage[0] for stage in stages})
+    print(json.dumps({"revision": revision, "files": files, "last": stages[-1], "stages": names}))
+"""
+
+
+@pytest.fixture
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture
+def child(hub, tmp_path):
+    """Run Python code with the client's cache below tmp_path and the server as the Hub; what it prints as JSON."""
+
+    def child(code, *arguments, **env):
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+        settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", **env}
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            env=inherited | settings,
+            cwd=Path(__file__).parents[3],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout) | {"stderr": done.stderr}
+
+    return child
+
+
+@pytest.fixture
+def fetch(child, tmp_path):
+    def fetch(revision=None, repo="acme/tiny", **env):
+        return child(FETCH, repo, json.dumps(revision), str(tmp_path / "out" / "recipe.lock.json"), **env)
+
+    return fetch
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "home" / "hub" / "models--acme--tiny"

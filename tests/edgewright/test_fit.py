@@ -1,0 +1,82 @@
+"""A plan says whether it fits the recipe's phones, before anything is built, and refuses what a run refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgewright import api, cli
+from recipes.errors import RecipeError
+
+LARGE = "ministral-3-3b-int4"
+
+
+def test_weights_that_a_runtime_copies_do_not_fit_a_phone_that_is_smaller() -> None:
+    """1.93 GB of weights against a limit of 1.9 GB: onnxruntime packs them into anonymous memory."""
+    found = {f.target: f for f in api.plan_fits(LARGE, targets=["onnx", "mlx", "coreml", "tvm"])}
+    assert {name: f.verdict for name, f in found.items()} == {
+        "onnx": "does not fit",
+        "mlx": "does not fit",
+        "coreml": "fits by estimate",
+        "tvm": "fits by estimate",
+    }
+    assert found["onnx"].longest_context == 0 and found["onnx"].needed_bytes > 2.6e9
+
+
+def test_the_shipped_recipes_name_phones_that_they_can_meet() -> None:
+    from recipes.load import shipped
+
+    for name in shipped():
+        assert all(f.verdict in ("fits by estimate", "not for this platform") for f in api.plan_fits(name)), name
+
+
+def test_the_longest_context_is_the_longest() -> None:
+    (fit,) = [f for f in api.plan_fits(LARGE, targets=["tvm"]) if f.profile == "iphone-12"]
+    assert fit.longest_context is not None
+
+    def needed(tokens: int) -> int:
+        recipe = api.load_recipe(LARGE)
+        recipe = recipe.model_copy(update={"context": recipe.context.model_copy(update={"max_tokens": tokens})})
+        return api.plan_fits(recipe, targets=["tvm"])[0].needed_bytes
+
+    assert needed(fit.longest_context) <= fit.limit_bytes < needed(fit.longest_context + 1)
+
+
+def test_mapped_weights_beyond_an_android_budget_are_for_a_run_to_judge() -> None:
+    fits = api.plan_fits(LARGE, targets=["tvm", "coreml"], profiles=["android-4gb"])
+    assert [f.verdict for f in fits] == ["not assessed", "not for this platform"]
+
+
+def test_plan_shows_it_and_exits_as_a_failed_gate(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["plan", LARGE, "--target", "onnx"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 1 and "does not fit" in shown and "iphone-12" in shown
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["plan", LARGE, "--profile", "iphone-12", "--json"])
+    assert ended.value.code == 0
+    assert {f["profile"] for f in json.loads(capsys.readouterr().out)["fits"]} == {"iphone-12"}
+
+
+def test_a_budget_is_named_where_its_sizes_are_not_known(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    checkpoint = Path(__file__).parents[2] / "recipes" / "checkpoints" / "tiny-ministral3"
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        f"name: mine\ncheckpoint: {{path: {checkpoint}}}\ncontext: {{max_tokens: 256}}\ntargets: {{onnx: {{}}}}\n"
+        'quantize:\n  budget: {size: 4MB}\n  rules: [{match: "*", bits: 4}]\n'
+    )
+    with pytest.raises(SystemExit):
+        cli.main(["plan", str(recipe)])
+    assert "quantize.budget chooses bits and groups to a size of 4.00 MB" in " ".join(capsys.readouterr().out.split())
+
+
+def test_mlx_affine_without_zero_points_is_refused_where_the_recipe_is_read(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "name: mine\ncheckpoint: {path: x}\ncontext: {max_tokens: 256}\ntargets: {mlx: {}}\n"
+        'quantize:\n  rules:\n    - {match: "*", bits: 4, method: mlx_affine}\n'
+    )
+    with pytest.raises(RecipeError, match=r"mine\.yaml:7.*symmetric: false"):
+        api.load_recipe(recipe)

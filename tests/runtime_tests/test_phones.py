@@ -1,0 +1,114 @@
+"""Memory on phones: at the context that the artifact promises, in as few runs as tell the truth."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from artifacts import EdgewrightError
+from device_farm import available_mechanisms, load_profile
+from runtime_tests import validate as validation
+from runtime_tests.validate import Limits, Validation, validate
+from tests.runtime_tests.conftest import MAX_TOKENS, as_fake
+
+MB = 1_000_000
+ANDROID, IPHONE = load_profile("android-4gb"), load_profile("iphone-12")
+
+
+@pytest.fixture
+def only_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Phones alone: what the fake runtime computes is no model."""
+    monkeypatch.setattr(validation, "_check_quality", lambda *args: None)
+
+
+def test_memory_is_that_of_the_whole_context_whatever_the_speed_is_measured_with(package: Path) -> None:
+    """Prefill to its end but for what is then decoded; the two lengths stand beside their own figures."""
+    found = validate(package, [(IPHONE, Limits())], prompt_tokens=16, decode_tokens=32)
+    phone, figures = found.profiles[0], {item.name: item for item in found.figures}
+    tokens = {phase.phase: phase.payload.get("tokens") for phase in phone.run.phases}
+    assert tokens == {"load": None, "prefill": MAX_TOKENS - 32, "steady": 32}
+    assert (phone.checks[0].at, phone.checks[0].label) == ("256 tokens", "peak memory at 256 tokens")
+    assert {item.at for item in phone.figures} == {"256 tokens"}
+    assert figures["host_prompt_tokens"].value == 16
+    assert figures["host_time_to_first_token"].at == "16 tokens" and figures["host_decode"].at == "after 16 tokens"
+
+
+def test_the_last_phase_is_read_before_the_process_begins_to_end(fake_runtime: Path, only_memory: None) -> None:
+    """The runtime frees its 40 MB as it ends, and the parent is busy when the last phase is announced."""
+    as_fake(fake_runtime, "hold", bytes=40 * MB)
+
+    def busy(stage: str, done: int, total: int) -> None:
+        time.sleep(0.3 if (stage, done) in (("measuring memory", 3), ("validating iphone-12", 3)) else 0)
+
+    phases = validate(fake_runtime, [(IPHONE, Limits())], progress=busy).profiles[0].run.phases
+    assert [phase.phase for phase in phases] == ["load", "prefill", "steady"]
+    assert phases[2].anonymous_bytes == pytest.approx(phases[1].anonymous_bytes, abs=2 * MB)
+    assert phases[2].anonymous_bytes > 40 * MB
+
+
+def memory_stages(artifact: Path, *phones: tuple[object, Limits]) -> tuple[Validation, list[str]]:
+    stages: dict[str, None] = {}
+    found = validate(
+        artifact, phones, progress=lambda stage, done, total: stages.update({stage: None}), allow_unassessed=True
+    )
+    return found, [stage for stage in stages if stage.startswith(("measuring memory", "validating"))]
+
+
+def test_phones_on_which_no_limit_would_act_share_one_run(fake_runtime: Path, only_memory: None) -> None:
+    as_fake(fake_runtime, "hold", bytes=40 * MB)
+    phones = [(ANDROID, Limits()), (IPHONE, Limits()), (IPHONE, Limits(peak_memory=30 * MB))]
+    found, stages = memory_stages(fake_runtime, *phones)
+    assert stages == ["measuring memory"]
+    assert [phone.checks[0].verdict for phone in found.profiles] == ["fits", "fits", "does not fit"]
+    assert {phone.run.limit_bytes for phone in found.profiles} == {None}
+    assert {phone.checks[0].stand_in for phone in found.profiles} == {"this machine without a limit, memory by kind"}
+    values = [phone.checks[0].value for phone in found.profiles]
+    assert values[1] == values[2] >= 40 * MB, "the figure of a run that nothing killed"
+
+
+def test_where_file_pages_would_have_to_go_the_phone_has_a_run_of_its_own(
+    fake_runtime: Path, only_memory: None
+) -> None:
+    (fake_runtime / "weights.bin").write_bytes(b"w" * (60 * MB))
+    as_fake(fake_runtime, "map")
+    found, stages = memory_stages(fake_runtime, (ANDROID, Limits(peak_memory=40 * MB)), (IPHONE, Limits()))
+    android, iphone = found.profiles
+    assert iphone.checks[0].verdict == "fits" and iphone.checks[0].value < 10 * MB, "mapped weights are free on iOS"
+    if available_mechanisms()[0] == "watchdog":
+        assert stages == ["measuring memory"] and android.checks[0].verdict == "not assessed"
+        return
+    assert stages == ["measuring memory", "validating android-4gb"]
+    assert (android.run.limit_bytes, iphone.run.limit_bytes) == (40 * MB, None)
+    assert android.checks[0].stand_in == f"this machine under a limit of 40 MB ({android.run.mechanism})"
+    assert android.run.thrash_percent is not None
+    assert android.run.peak_file_bytes <= 42 * MB, "the limit was kept: pages went"
+
+
+@pytest.mark.parametrize("payload", [{}, {"ios": []}])
+def test_a_phone_of_another_platform_has_no_verdict_and_is_shown(
+    fake_runtime: Path, only_memory: None, payload: dict[str, list[str]]
+) -> None:
+    as_fake(fake_runtime, "hold", bytes=MB, payload=payload)
+    found, stages = memory_stages(fake_runtime, (ANDROID, Limits(decode=1000.0)))
+    assert stages == [], "nothing runs for it"
+    phone = found.profiles[0]
+    assert (phone.verdict, phone.run, phone.figures) == ("not for this platform", None, ())
+    assert [check.verdict for check in phone.checks] == ["not for this platform"]
+    assert found.verdict == "not assessed" and not found.passed
+    if payload:
+        both, _ = memory_stages(fake_runtime, (ANDROID, Limits()), (IPHONE, Limits()))
+        assert [phone.verdict for phone in both.profiles] == ["not for this platform", "passed"]
+        assert both.passed
+
+
+def test_without_phones_nothing_is_said_of_them(fake_runtime: Path, only_memory: None) -> None:
+    as_fake(fake_runtime, "hold", bytes=MB, payload={})
+    assert memory_stages(fake_runtime)[0].verdict == "passed"
+
+
+def test_a_payload_that_names_no_file_is_refused_before_anything_runs(fake_runtime: Path) -> None:
+    as_fake(fake_runtime, "segfault", payload={"ios": ["../weights"]})
+    with pytest.raises(EdgewrightError, match=r"runtime\.payload\.ios names '\.\./weights'"):
+        validate(fake_runtime)
