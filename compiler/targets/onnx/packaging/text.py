@@ -17,7 +17,7 @@ import numpy as np
 
 from artifacts.formats import onnx as formats
 from compiler.models.base import Component, Entry
-from compiler.models.decoder import head_slot, read_spec
+from compiler.models.decoder import read_spec
 from compiler.quantize import kv
 from compiler.quantize.kv import CacheScales
 from compiler.targets.base import BuildJob, Job
@@ -43,11 +43,6 @@ _BATCH = 1 << 20
 def refusals(job: Job) -> list[str]:
     """None."""
     return []
-
-
-def multiplied(job: Job) -> frozenset[str]:
-    """A tied head: the embedding, read as a matrix."""
-    return frozenset([head_slot(read_spec(dict(job.model.config)))])
 
 
 def entries(job: Job, component: Component) -> list[Entry]:
