@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from artifacts import Check, checked, ran_here
 from runtime_tests.golden import Golden
-from runtime_tests.parity import PARITY, decode_span
+from runtime_tests.parity import decode_span
+from runtime_tests.vectors import PARITY
 
 TOKENIZER = "tokenizer.json"
 _SHOWN = 4

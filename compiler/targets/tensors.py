@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.checkpoint import row_blocks
-from compiler.quantize.packed import Int8, PackedWeights
+from compiler.codes import Int8
+from compiler.quantize.packed import PackedWeights
 from compiler.slots import Slot
 
 Blocks = Callable[[], Iterator[NDArray[Any]]]
