@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from artifacts.formats.golden import GOLDEN
 from compiler.targets.base import BuildJob, Job
 from compiler.targets.card import About
 
