@@ -90,10 +90,12 @@ class Built:
 class Target(Protocol):
     """One runtime. Knows entries, ports and slots, never a family.
 
-    tolerances: limits of the artifact's own runtime test, which travel with its golden vectors.
+    tolerances: limits of the artifact's own runtime test, which travel with its golden vectors. entry_tolerances: of
+    an output's largest error relative to its largest value, in the most precise mode and as shipped.
     """
 
     tolerances: Mapping[str, float]
+    entry_tolerances: tuple[float, float]
 
     def refusals(self, job: Job) -> list[str]:
         """Why the target cannot build the job, a sentence for each reason that names the tensor or key. Imports no

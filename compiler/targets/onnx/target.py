@@ -30,6 +30,7 @@ class OnnxTarget:
         "shipped_mean_kl": 2e-3,
         "shipped_min_top1": 0.97,
     }
+    entry_tolerances = (2e-5, 5e-2)
 
     def refusals(self, job: Job) -> list[str]:
         """What of a job this target cannot express, one sentence each."""
