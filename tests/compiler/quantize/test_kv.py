@@ -22,11 +22,11 @@ from tests.compiler.targets.onnx.packages import make_job
 def test_scales_follow_the_channels(tmp_path: Path) -> None:
     model = read_model(MINISTRAL3, None, 256)
     job = make_job(model, tmp_path / "weights", HALF)
-    (decoder,) = model.components
+    (decoder,) = model.at(100).components
     ids = np.random.default_rng(0).integers(0, 160, (1, 100))
     inputs = {"input_ids": ids, "positions": np.arange(100)[None]}
     fine, coarse = (
-        kv.measure(decoder, decoder.entry("prefill"), job.schemes, job.weights, inputs, 100, granularity)
+        kv.measure(decoder, decoder.entry("prefill"), job.schemes, job.weights, inputs, granularity)
         for granularity in ("channel", "tensor")
     )
     assert len(fine) == len(coarse) == 2

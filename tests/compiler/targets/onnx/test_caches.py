@@ -40,7 +40,7 @@ def test_an_int8_cache_is_close_and_exact_mode_has_none(tmp_path: Path, granular
     ids = np.random.default_rng(0).integers(16, 4000, 40)
 
     def decoder(bits: int, exact: bool = False) -> Decoder:
-        return Decoder(opened(packages[bits], exact=exact), read_manifest(packages[bits]).components[0], 64)
+        return Decoder(opened(packages[bits], exact=exact), read_manifest(packages[bits]), 64)
 
     expected = decoder(32).logits(ids)
     found = decoder(8)
@@ -62,10 +62,10 @@ def test_scales_are_measured_on_the_recipes_calibration_text(tmp_path: Path) -> 
     model = read_model(MINISTRAL3, None, 64)
     job = make_job(model, tmp_path / "weights", Scheme(8, 32), kv_bits=8)
     ids = np.random.default_rng(7).integers(0, 40, (3, 100), np.int32)  # 300 tokens; the checkpoint knows 256 positions
-    (decoder,) = model.components
+    (decoder,) = model.at(256).components
     inputs = {"input_ids": ids.reshape(1, -1)[:, :256].astype(np.int64), "positions": np.arange(256)[None]}
     prefill = decoder.entry("prefill")
-    expected = kv.measure(decoder, prefill, job.schemes, job.weights, inputs, 256, "channel")
+    expected = kv.measure(decoder, prefill, job.schemes, job.weights, inputs, "channel")
     scales = {}
     for name, tokens in (("given", ids), ("none", None)):
         packed(replace(job, calibration=tokens), "onnx", tmp_path / name)

@@ -219,11 +219,11 @@ def test_columns_that_no_group_divides_are_refused_by_name() -> None:
 def test_head_sizes_that_the_kernel_has_not_are_filled_up(tmp_path: Path, head_dim: int, kv: dict[str, Any]) -> None:
     """GroupQueryAttention rotates heads of multiples of 16; OpenLLaMA's has 100."""
     job = make_job(ministral(head_dim=head_dim), tmp_path / "weights", HALF, accuracy_level=0, **kv)
-    (component,) = packed(job, "onnx", tmp_path / "onnx").components
+    manifest = packed(job, "onnx", tmp_path / "onnx")
     ids = np.random.default_rng(5).integers(0, 160, 60)
     expected = reference(job, ids[None])[0]
     for exact in (True, False):
-        decoder = Decoder(opened(tmp_path / "onnx", exact=exact), component, 256)
+        decoder = Decoder(opened(tmp_path / "onnx", exact=exact), manifest, 256)
         found = [decoder.prefill(ids[:30]), *(decoder.decode(int(token)) for token in ids[30:])]
         worst = np.abs(np.stack(found) - expected[29:]).max()
         assert worst <= 1e-4 if exact or not kv else 1e-4 < worst < 0.5
