@@ -55,7 +55,7 @@ def one(
     """A model of one component "part" with the entry "run"."""
     entry = Entry("run", inputs, outputs, dimensions or {})
     part = Component("part", slots, (entry,), partial(body, function), lambda *_: 1, states, attention=attention)
-    return Model("test", (part,), "none", {}, {})
+    return Model("test", (part,), "none", {}, {}, {})
 
 
 def frequencies(base: float, head_dim: int = HEAD_DIM) -> list[float]:
