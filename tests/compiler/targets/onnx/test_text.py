@@ -28,6 +28,7 @@ from compiler.targets.onnx.external import ExternalData
 from compiler.targets.onnx.options import OnnxOptions
 from compiler.targets.onnx.weights import pack_zero_points
 from runtime_tests.drivers.text import Decoder
+from runtime_tests.genai import generate
 from tests.bench.synthetic import ROOT
 from tests.compiler.conftest import MINISTRAL3, packed
 
@@ -227,6 +228,35 @@ def test_head_sizes_that_the_kernel_has_not_are_filled_up(tmp_path: Path, head_d
         found = [decoder.prefill(ids[:30]), *(decoder.decode(int(token)) for token in ids[30:])]
         worst = np.abs(np.stack(found) - expected[29:]).max()
         assert worst <= 1e-4 if exact or not kv else 1e-4 < worst < 0.5
+
+
+DECODERS: dict[str, dict[str, Any]] = {
+    "qwen2": {"head_dim": 16},  # biases, which the kernels add
+    "qwen3": {"attention_bias": False},  # norms of queries and keys
+    "smollm3": {"no_rope_layers": [1, 0], "attention_bias": False},  # a layer without rotary positions
+}
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_other_decoders_are_the_same_kernels_and_genai_continues_them(tmp_path: Path, kind: str) -> None:
+    config = {k: v for k, v in MINISTRAL3.items() if k not in ("rope_parameters", "architectures")}
+    model = read_model({**config, "model_type": kind, "rope_theta": 10000.0, **DECODERS[kind]}, None, 256)
+    job = make_job(model, tmp_path / "weights", Scheme(4, 16))
+    manifest = packed(job, "onnx", tmp_path / "onnx")
+    ids = np.random.default_rng(5).integers(3, 160, 60)
+    decoder = Decoder(opened(tmp_path / "onnx"), manifest, 256)
+    expected = reference(job, ids[None])[0]
+    np.testing.assert_allclose(decoder.logits(ids), expected, atol=1e-4)
+    rows = [decoder.prefill(ids[:30]), *(decoder.decode(int(token)) for token in ids[30:])]
+    np.testing.assert_allclose(np.stack(rows), expected[29:], atol=1e-4)
+    nodes = onnx.load(tmp_path / "onnx" / "model.onnx", load_external_data=False).graph.node
+    kinds = [node.op_type for node in nodes]
+    assert (kinds.count("MatMulNBits"), kinds.count("GroupQueryAttention"), kinds.count("Add")) == (9, 2, 0)
+    turning = [a.i for node in nodes for a in node.attribute if a.name == "do_rotary"]
+    assert turning == ([1, 0] if kind == "smollm3" else [1, 1])
+    plain = Decoder(opened(tmp_path / "onnx", exact=False), manifest, 256).greedy(ids[:20], 8)
+    found = generate(tmp_path / "onnx", None, ids[:20].tolist(), {}, 8)["continuation"]
+    assert found == plain[: len(found)] and (len(found) == 8 or found[-1] == 2)
 
 
 def test_the_estimate_is_what_is_written(tmp_path: Path) -> None:
