@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import torch
 
 _DECODERS = ("llama", "mistral", "ministral3")
-_WRAPPERS = ("mistral3",)
-MODEL_TYPES = (*_DECODERS, *_WRAPPERS)
+WRAPPERS = ("mistral3",)
+MODEL_TYPES = (*_DECODERS, *WRAPPERS)
 _PREFIXES = ("model.", "language_model.model.", "model.language_model.")
 _MAX_POSITIONS = (1 << 31) - 1
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -90,7 +90,7 @@ def read_spec(config: Mapping[str, Any]) -> DecoderSpec:
     Raises CheckpointError naming the key when the config is not of this family, or a value is not what it must be.
     """
     outer = inner = Keys(config)
-    if config.get("model_type") in _WRAPPERS:
+    if config.get("model_type") in WRAPPERS:
         inner = outer.section("text_config")
         if "text_config" not in outer:
             raise outer.error("text_config", f"must be an object in a {config.get('model_type')} config")
@@ -98,7 +98,7 @@ def read_spec(config: Mapping[str, Any]) -> DecoderSpec:
     if not isinstance(kind, str) or kind not in _DECODERS:
         raise CheckpointError(
             f"{inner.where}model_type {kind!r} is not supported; decoders of type "
-            f"{', '.join(_DECODERS)} (also inside {', '.join(_WRAPPERS)}) are"
+            f"{', '.join(_DECODERS)} (also inside {', '.join(WRAPPERS)}) are"
         )
 
     def of(key: str) -> Keys:
@@ -306,7 +306,7 @@ def read(config: Mapping[str, Any], tensors: Collection[str] | None, max_tokens:
 def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """config.json of the text decoder alone, as transformers loads it."""
     found = dict(config)
-    if found.get("model_type") in _WRAPPERS:
+    if found.get("model_type") in WRAPPERS:
         tied = found.get("tie_word_embeddings")
         found = dict(found["text_config"])
         if tied is not None:

@@ -61,6 +61,7 @@ def make_packages(
                 progress("converting", converted_count, functions)
                 converted[call.function] = convert(job, call, weights, scratch)
                 converted_count += 1
+            progress("converting", converted_count, functions)
             bind(converted, weights, path / WEIGHTS, advance)
             model = merge_functions({function: c.spec for function, c in converted.items()}, calls[0].function)
         describe(model, features, metadata, user)
