@@ -37,7 +37,7 @@ class CoreMLSession:
     stand_in: str | None = "Core ML reference executor"
 
     def __init__(self, artifact: Path, manifest: Manifest) -> None:
-        self._where = artifact
+        self.artifact = artifact
         try:
             self._runtime = CoreMLRuntime.model_validate(manifest.runtime)
             names = {function.package for function in self._runtime.functions}
@@ -82,7 +82,7 @@ class CoreMLSession:
         if scoring:  # of one token both functions keep the only position, and a package may take it by decoding alone
             entry = _DECODE if all(array.size == 1 for array in arrays.values()) else _PREFILL
         if (component, entry) not in self._calls:
-            raise EdgewrightError(f"{self._where}: the package has no {component}.{entry}")
+            raise EdgewrightError(f"{self.artifact}: the package has no {component}.{entry}")
         call = self._calls[component, entry]
         wanted = self._components[component].entry(entry)
         call_sizes(f"{component}.{entry}", wanted, arrays)

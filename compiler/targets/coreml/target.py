@@ -168,6 +168,8 @@ def _narrowed(packages: Mapping[str, Sequence[Call]]) -> dict[tuple[str, str, st
             for name, sizes in call.sizes.items():
                 listed = tuple(n for n in sizes if n is not None) if sizes[0] is not None else ()
                 low, high = min(n for n in sizes if n is not None), max(n for n in sizes if n is not None)
+                if len(listed) < 2 and (low, high) == call.entry.dimensions[name]:
+                    continue
                 found[call.component.name, call.entry.name, name] = Dimension(low=low, high=high, sizes=listed)
     return found
 
