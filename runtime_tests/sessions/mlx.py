@@ -194,7 +194,7 @@ class Functions:
                 loaded = mx.load(str(file))
                 assert isinstance(loaded, dict)
                 self._weights |= {name: self._cast(array) for name, array in loaded.items()}
-            self._entries = {
+            self._entries: dict[tuple[str, str], Any] = {
                 (function.component, function.entry): mx.import_function(str(payload_file(artifact, function.file)))
                 for function in runtime.functions
             }

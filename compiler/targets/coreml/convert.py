@@ -115,8 +115,8 @@ def convert(job: Job, call: Call, weights: PackedWeights, scratch: contextlib.Ex
     written = {feature.name for feature in found.spec.description.output}
     if lost := [output.name for output in outputs if output.name not in written]:
         raise EdgewrightError(
-            f"coreml: {call.component.name}.{call.entry.name}: the output {lost[0]!r} is the same value as another, which "
-            "the converter made one of"
+            f"coreml: {call.component.name}.{call.entry.name}: the output {lost[0]!r} is the same value as another, "
+            "which the converter made one of"
         )
     model._mil_program = None
     scratch.callback(lambda: model)  # its temporary folder goes with it

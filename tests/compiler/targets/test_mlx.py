@@ -79,9 +79,7 @@ def dequantized(found: Mapping[str, mx.array], name: str, scheme: Scheme) -> np.
 @pytest.mark.parametrize(
     "scheme", [Scheme(4, 32), Scheme(4, 64), Scheme(4, 0), Scheme(8, 0), Scheme(8, 32), HALF], ids=str
 )
-def test_mlx_dequantizes_to_the_shared_weights(
-    ministral: Path, jobs: Jobs, tmp_path: Path, scheme: Scheme
-) -> None:
+def test_mlx_dequantizes_to_the_shared_weights(ministral: Path, jobs: Jobs, tmp_path: Path, scheme: Scheme) -> None:
     """Exactly: scales are float16 values already and 8 or 128 times one is another. One scale per row is repeated."""
     others = {f"model.layers.{i}.mlp.down_proj": Scheme(scheme.bits, 32) for i in (0, 1) if scheme.bits != 16}
     job = jobs(ministral, MlxOptions(), scheme, others, max_tokens=256)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -71,5 +69,5 @@ def test_every_entry_is_called_by_its_ports(session: CoreMLSession) -> None:
         with pytest.raises(EdgewrightError, match=message):
             session.call(component, entry, **given | changes)
     five = {"input_ids": IDS[None, :5], "positions": np.arange(5)[None]}
-    with pytest.raises(EdgewrightError, match="decoder.prefill: tokens is 5; it takes 16, 64, 256"):
+    with pytest.raises(EdgewrightError, match=r"decoder\.prefill: tokens is 5; it takes 16, 64, 256"):
         session.call("decoder", "prefill", **five)

@@ -25,7 +25,6 @@ from runtime_tests.sessions.mlx import (
     restore_zero_points,
 )
 from tests.compiler.conftest import packed, quantized_job
-from tests.edgewright.conftest import write_tokenizer
 from tests.runtime_tests.conftest import (
     HEAD_DIM,
     KV_HEADS,
@@ -210,6 +209,8 @@ def test_what_is_metals_on_a_cpu_is_emulated(artifact: Path) -> None:
 def test_text_goes_through_mlx_lms_own_tokenizer_and_generation(tmp_path: Path, bits: int, group: int | None) -> None:
     """Against Hugging Face's tokenizer, and against the driver token by token, in a cache of either kind."""
     from tokenizers import Tokenizer
+
+    from tests.edgewright.conftest import write_tokenizer
 
     folder = build(tmp_path, prepare=lambda source: write_tokenizer(source, VOCAB), kv_bits=bits)
     assert read_manifest(folder).runtime["kv_group"] == group

@@ -55,9 +55,14 @@ _RUN = (
 )
 
 
+def _options(job: Job) -> MlxOptions:
+    options: MlxOptions = job.options
+    return options
+
+
 def refusals(job: Job) -> list[str]:
     """What mlx-lm cannot be told of this model, one sentence each."""
-    spec, options = read_spec(dict(job.model.config)), job.options
+    spec, options = read_spec(job.model.config), _options(job)
     found = [f"mlx: {reason}" for reason in unreadable(spec)]
     if options.kv_bits < 16 and kv_group(spec.head_dim) is None:
         found.append(
@@ -69,7 +74,7 @@ def refusals(job: Job) -> list[str]:
 
 def state_bytes(job: Job) -> int:
     """Of the cache as mlx-lm keeps it: float16, or codes with a scale and a bias for each group."""
-    spec, options = read_spec(dict(job.model.config)), job.options
+    spec, options = read_spec(job.model.config), _options(job)
     values = sum(int(np.prod(s.sized({}))) for s in job.model.component("decoder").states)
     if options.kv_bits == 16:
         return values * 2
@@ -93,7 +98,7 @@ def checkpoint_config(job: BuildJob) -> Mapping[str, Any]:
 
 def write(job: BuildJob, folder: Path, progress: Progress) -> MlxRuntime:
     """Everything beside the weights, which lie in the folder already."""
-    source, options = checkpoint_config(job), job.options
+    source, options = checkpoint_config(job), _options(job)
     spec = read_spec(source)
     _write_json(folder / "config.json", package_config(source, spec, job.model.slots, job.schemes))
     if not (folder / "generation_config.json").exists():

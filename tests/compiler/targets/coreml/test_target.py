@@ -15,6 +15,8 @@ from compiler.slots import Scheme
 from compiler.targets import load_target, target_options
 from compiler.targets.base import Job
 from compiler.targets.coreml.options import CoreMLOptions
+from runtime_tests.mil.program import Function
+from runtime_tests.mil.values import tensor_type
 from tests.compiler.conftest import MINISTRAL3
 from tests.compiler.targets.coreml.conftest import INT4, TINY, Builder, Built
 from tests.compiler.targets.coreml.payloads import open_package
@@ -89,6 +91,15 @@ def test_features_are_described_and_metadata_set(tiny: Built) -> None:
     assert metadata.userDefined["com.edgewright.compute_units"] == "cpu_and_gpu"
     shapes = description.functions[0].input[0].type.multiArrayType.enumeratedShapes.shapes
     assert [list(s.shape) for s in shapes] == [[1, 16], [1, 64], [1, 256]]
+
+
+def test_angles_leave_single_precision_before_they_meet_the_heads(tiny: Built) -> None:
+    """Tables are made in float32, which a name keeps to; what is made of them for all heads is float16."""
+    operations = Function(open_package(tiny.folder), "decode").block.operations
+    kinds = {output.name: tensor_type(output.type)[0] for o in operations for output in o.outputs}
+    for table in ("cos", "sin"):
+        assert kinds[f"float32_rotary_{table}"] == "fp32"
+        assert kinds[f"{table}_of_heads_cast_fp16"] == "fp16"
 
 
 def test_the_swift_snippet_names_what_the_package_has(tiny: Built) -> None:
