@@ -23,7 +23,7 @@ from compiler.tensors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MODEL_TYPES", "DecoderSpec", "head_slot", "read", "read_spec", "rotary_frequencies", "slots"]
+__all__ = ["MODEL_TYPES", "WRAPPERS", "DecoderSpec", "head_slot", "read", "read_spec", "rotary_frequencies", "slots"]
 
 _PREFIXES = ("model.", "language_model.model.", "model.language_model.")
 _NOT_OF_ROPE = ("llama_4_scaling_beta", "max_position_embeddings")  # Ministral-3 keeps them in rope_parameters

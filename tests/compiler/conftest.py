@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from artifacts import Manifest, silent
+from artifacts.formats.interface import Driver
 from artifacts.manifest import CheckpointEntry, ManifestDraft, RecipeEntry, write_manifest
 from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
@@ -121,25 +122,46 @@ Jobs = Callable[..., BuildJob]
 def jobs(tmp_path: Path) -> Jobs:
     """jobs(checkpoint folder, target's options, scheme, other schemes by slot, max_tokens=...): rounded to nearest."""
 
-    def make(
-        source: Path,
-        options: Any,
-        scheme: Scheme,
-        others: Mapping[str, Scheme] | None = None,
-        *,
-        max_tokens: int = 64,
-        name: str = "small",
-    ) -> BuildJob:
-        checkpoint = Checkpoint(source)
-        model = read_model(checkpoint.config, checkpoint.names(), max_tokens)
-        schemes = {s.name: scheme for s in model.slots if not s.is_vector} | dict(others or {})
+    def make(source: Path, options: Any, scheme: Scheme, *arguments: Any, **named: Any) -> BuildJob:
         folder = tmp_path / f"quantized-{len(list(tmp_path.iterdir()))}"
-        folder.mkdir()
-        rounders = {n: rtn.quantize for n, s in schemes.items() if s.bits != 16}
-        quantize_checkpoint(checkpoint, model.slots, schemes, rounders, folder, checkpoint.config, silent)
-        return BuildJob(name, model, schemes, options, PackedWeights(folder), source)
+        return quantized_job(folder, source, options, scheme, *arguments, **named)
 
     return make
+
+
+def quantized_job(
+    folder: Path,
+    source: Path,
+    options: Any,
+    scheme: Scheme,
+    others: Mapping[str, Scheme] | None = None,
+    *,
+    max_tokens: int = 64,
+    name: str = "small",
+    quantize: Any = rtn.quantize,
+) -> BuildJob:
+    """A job over a checkpoint's weights, which are quantized into a new folder."""
+    checkpoint = Checkpoint(source)
+    model = read_model(checkpoint.config, checkpoint.names(), max_tokens)
+    schemes = {s.name: scheme for s in model.slots if not s.is_vector} | dict(others or {})
+    folder.mkdir()
+    rounders = {n: quantize for n, s in schemes.items() if s.bits != 16}
+    quantize_checkpoint(checkpoint, model.slots, schemes, rounders, folder, checkpoint.config, silent)
+    return BuildJob(name, model, schemes, options, PackedWeights(folder), source)
+
+
+def reference_logits(job: BuildJob, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Logits [batch, seq, vocab] of a decoder's entry "score" in PyTorch, from caches as long as `ids` [batch, seq]."""
+    from compiler import dialect
+
+    component = job.model.component("decoder")
+    batch, length = ids.shape
+    shapes = [state.sized({}) for state in component.states]
+    caches = [torch.zeros(batch, heads, length, width) for _, heads, _, width in shapes]
+    positions = torch.arange(length).expand(batch, length)
+    with torch.no_grad(), dialect.weights(job.weights):
+        module = component.module(component.entry("score"), job.schemes)
+        return np.asarray(module(torch.from_numpy(ids), positions, *caches)[0])
 
 
 def packed(job: BuildJob, target: str, folder: Path) -> Manifest:
@@ -156,6 +178,7 @@ def packed(job: BuildJob, target: str, folder: Path) -> Manifest:
         family=job.model.family,
         checkpoint=CheckpointEntry(source="here"),
         components=tuple(described(job.model, built.narrowed)),
+        driver=Driver(name=job.model.driver, constants=dict(job.model.constants)),
         runtime=dict(built.runtime),
         weights_digest="0" * 64,
     )
