@@ -80,7 +80,7 @@ def tensors(job: Job, tables: Tables, count: Callable[[int], None] = lambda coun
         for members in component.matrices(job.schemes):
             found += _matrix(job, list(members), reader)
     for table in tables.rotary:
-        found += _rotary(table, tables.rotary_names(table))
+        found += rotary(table, tables.rotary_names(table))
     return found + [_factors(table, tables.factors_name(table)) for table in tables.factors]
 
 
@@ -121,7 +121,7 @@ def _half(values: Blocks, kind: str) -> Blocks:
     return lambda: ((rows.view(np.uint32) >> 16).astype(np.uint16) for rows in values())
 
 
-def _rotary(table: Frequencies, names: tuple[str, str]) -> list[Tensor]:
+def rotary(table: Frequencies, names: tuple[str, str]) -> list[Tensor]:
     """cos and sin by position and frequency, as the dialect's reference defines them."""
     inverse, factor, positions = np.asarray(table[0], np.float32), np.float32(table[1]), table[2]
 
