@@ -21,7 +21,7 @@ from pathlib import Path
 
 from .errors import EdgewrightError
 from .locks import lock, locked
-from .manifest import MANIFEST, Manifest, ValidationRecord, read_manifest
+from .manifest import MANIFEST, Manifest, OutdatedManifest, ValidationRecord, read_manifest
 
 _IGNORED = frozenset({MANIFEST, ".DS_Store"})
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -141,6 +141,8 @@ def _refuse_foreign(final: Path) -> None:
         return
     try:
         listed = {entry.path for entry in read_manifest(final).files}
+    except OutdatedManifest as error:
+        listed = set(error.listed)
     except EdgewrightError as error:
         raise EdgewrightError(f"{final}: exists and is not an Edgewright artifact ({error}); {advice}") from error
     names = {path.relative_to(final).as_posix() for path in final.rglob("*") if path.is_symlink() or not path.is_dir()}

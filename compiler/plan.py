@@ -1,4 +1,4 @@
-"""What a recipe would come to, from the checkpoint's config alone: sizes, memory, and the longest context that fits.
+"""What a recipe would come to, from the checkpoint's config alone: sizes and memory of every target's package.
 
 Reads no weights and imports no framework. Everything here is declared, a lower bound: what a package needs by its
 geometry. What a runtime holds beyond it is measured by a run.
@@ -7,7 +7,7 @@ geometry. What a runtime holds beyond it is measured by a run.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from compiler import targets
@@ -19,66 +19,98 @@ from recipes.schema import Recipe
 
 @dataclass(frozen=True)
 class TargetPlan:
-    """One target. `refused` says why it cannot be built; `budget` that a budget will choose bits, and what is known of
-    the weights then."""
+    """One target, component by component; sizes in bytes. `refused` says why it cannot be built."""
 
     target: str
     components: tuple[Estimate, ...]
     refused: str | None = None
-    budget: str | None = None
 
     @property
     def file_bytes(self) -> int:
         return sum(part.file_bytes for part in self.components)
 
-    def held_bytes(self, *, mapped: bool) -> int:
-        """The least that a session holds at the recipe's context: states, copies of weights, the largest component's
-        activations, and with `mapped` the files that stay mapped."""
-        kept = sum(part.state_bytes + part.copied_bytes for part in self.components)
-        files = sum(part.weight_bytes for part in self.components) if mapped else 0
-        return kept + files + max(part.activation_bytes for part in self.components)
+    @property
+    def weight_bytes(self) -> int:
+        return sum(part.weight_bytes for part in self.components)
 
+    @property
+    def state_bytes(self) -> int:
+        """What a session keeps between calls: KV caches, recurrent states."""
+        return sum(part.state_bytes for part in self.components)
 
-def jobs(recipe: Recipe, model: Model) -> dict[str, Job]:
-    """What each target of a recipe is asked. Raises EdgewrightError when a rule does not fit the model."""
-    schemes = assign(recipe.quantize.rules, model.slots).schemes
-    return {name: Job(recipe.name, model, schemes, options) for name, options in recipe.targets.items()}
+    @property
+    def copied_bytes(self) -> int:
+        """Of the weights, what the runtime holds in anonymous memory."""
+        return sum(part.copied_bytes for part in self.components)
+
+    @property
+    def activation_bytes(self) -> int:
+        """Of the component that needs most: they run one after another."""
+        return max(part.activation_bytes for part in self.components)
+
+    @property
+    def app_bytes(self) -> dict[str, int]:
+        """What an app ships of the files, on each platform that runs them."""
+        platforms = dict.fromkeys(name for part in self.components for name in part.app_bytes)
+        return {name: sum(part.app_bytes.get(name, 0) for part in self.components) for name in platforms}
+
+    @property
+    def held_bytes(self) -> int:
+        """The least that a session holds in anonymous memory: states, activations, copies of weights."""
+        return self.state_bytes + self.activation_bytes + self.copied_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values: the sums, and under `components` those of each."""
+        sums = ("file_bytes", "weight_bytes", "state_bytes", "copied_bytes", "activation_bytes", "app_bytes")
+        return {
+            "target": self.target,
+            **{name: getattr(self, name) for name in sums},
+            "components": [asdict(part) for part in self.components],
+            "refused": self.refused,
+        }
 
 
 def plan(recipe: Recipe, config: Mapping[str, Any], tensors: Collection[str] | None = None) -> list[TargetPlan]:
     """Sizes for every target of a recipe.
 
-    Raises EdgewrightError when the config is of no known family or a rule does not fit it.
+    tensors: names in the checkpoint, where it is at hand. Raises EdgewrightError when the config is of no known family
+    or a rule does not fit it.
     """
     model = read_model(config, tensors, recipe.context.max_tokens)
+    schemes = assign(recipe.quantize.rules, model.slots).schemes
     found = []
-    for name, job in jobs(recipe, model).items():
-        target = targets.load_target(name)
-        refused = "; ".join(target.refusals(job)) or None
-        found.append(TargetPlan(name, tuple(target.estimate(job)), refused, _budget(recipe)))
+    for name, options in recipe.targets.items():
+        target, job = targets.load_target(name), Job(recipe.name, model, schemes, options)
+        found.append(TargetPlan(name, tuple(target.estimate(job)), "; ".join(target.refusals(job)) or None))
     return found
 
 
-def _budget(recipe: Recipe) -> str | None:
-    wanted = recipe.quantize.budget
-    if wanted is None:
+def longest_context(recipe: Recipe, config: Mapping[str, Any], target: str, limit: int) -> int | None:
+    """The most tokens, up to what the checkpoint knows, with which a target's least need stays within `limit` bytes.
+
+    0 where none does; None for a model that knows no context.
+    """
+    high = _known_positions(read_model(config, None, 2))
+    if high is None:
         return None
-    if wanted.size is not None:
-        return f"its budget lets the quantized weights come to {wanted.size} bytes; the sizes are those of the rules"
-    return "its budget chooses bits while running; the sizes are those of the rules"
 
+    def held(tokens: int) -> int:
+        context = recipe.context.model_copy(update={"max_tokens": tokens})
+        shorter = recipe.model_copy(update={"context": context, "targets": {target: recipe.targets[target]}})
+        return plan(shorter, config)[0].held_bytes
 
-def longest_context(recipe: Recipe, config: Mapping[str, Any], target: str, limit: int, *, mapped: bool) -> int:
-    """The most tokens of context, up to what the checkpoint knows, with which a target's least need stays within
-    `limit` bytes; 0 where none does."""
-    known = read_model(config, None, 2).constants.get("max_positions")
-    low, high = 1, known if isinstance(known, int) else recipe.context.max_tokens
+    low = 2
+    if held(low) > limit:
+        return 0
     while low < high:
         middle = (low + high + 1) // 2
-        context = recipe.context.model_copy(update={"max_tokens": middle})
-        shorter = recipe.model_copy(update={"context": context, "targets": {target: recipe.targets[target]}})
-        if plan(shorter, config)[0].held_bytes(mapped=mapped) <= limit:
+        if held(middle) <= limit:
             low = middle
         else:
             high = middle - 1
-    return low if low > 1 else 0
+    return low
+
+
+def _known_positions(model: Model) -> int | None:
+    known = model.constants.get("max_positions")
+    return known if isinstance(known, int) else None

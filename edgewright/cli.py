@@ -251,7 +251,11 @@ def _plan(args: argparse.Namespace) -> int:
     fits = api.plan_fits(recipe, targets=args.target, profiles=args.profile, checkpoint=args.checkpoint)
     if args.json:
         streams.write_json(
-            {"recipe": recipe.name, "targets": [vars(item) for item in plans], "fits": [vars(item) for item in fits]}
+            {
+                "recipe": recipe.name,
+                "targets": [item.to_json() for item in plans],
+                "fits": [vars(item) for item in fits],
+            }
         )
     else:
         render.show(render.plans(recipe, plans, fits))

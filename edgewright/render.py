@@ -24,7 +24,7 @@ from rich.text import Text
 from artifacts import Manifest, Problem, silent
 from artifacts import Progress as ProgressCallback
 from artifacts.payload import app_bytes
-from compiler.pipeline import TargetPlan
+from compiler.plan import TargetPlan
 from compiler.quantize.evidence import QuantizationEvidence
 from device_farm import AndroidProfile, IosProfile
 from edgewright import streams, text
@@ -171,16 +171,18 @@ def target(item: TargetReport, recipe: str | None = None) -> RenderableType:
 
 
 def plans(recipe: Recipe, items: Sequence[TargetPlan], fits: Sequence[PlanFit]) -> RenderableType:
-    """Static estimates, one line for each target, and whether they fit each phone."""
-    table = _table("target", "package", ">weights", ">KV cache", ">activations", "")
+    """Static estimates, a line for each component of each target, and whether they fit each phone."""
+    table = _table("target", "component", "package", ">weights", ">state", ">activations", "")
     for item in items:
         refused = Text(f"refused: {item.refused}", style="bold red") if item.refused else Text("")
-        table.add_row(
-            Text(item.target, style="bold"),
-            text.sizes(item.app_bytes),
-            *(size(b) for b in (item.weight_bytes, item.kv_bytes, item.activation_bytes)),
-            refused,
-        )
+        for at, part in enumerate(item.components):
+            table.add_row(
+                Text("" if at else item.target, style="bold"),
+                part.component,
+                text.sizes(dict(part.app_bytes)),
+                *(size(b) for b in (part.weight_bytes, part.state_bytes, part.activation_bytes)),
+                Text("") if at else refused,
+            )
     note = (
         f"declared: from the checkpoint's config alone, for {recipe.context.max_tokens:,} tokens of context. "
         "A runtime may hold more: `edgewright run` measures it."

@@ -69,7 +69,7 @@ def quantity(value: float | None, unit: str) -> str:
         return f"{100 * value:.2f} %"
     if unit == "change":
         return f"{100 * value:+.2f} %"
-    if unit in ("logit", "nat"):
+    if unit in ("logit", "nat", "relative"):
         return f"{value:.1e}"
     if unit == "s":
         return f"{1000 * value:.0f} ms" if value < 1 else f"{value:.1f} s"

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from artifacts import EdgewrightError
-from artifacts.formats.vectors import GOLDEN, MAX_BYTES, TOP, VERSION, room
+from artifacts.formats.golden import GOLDEN, MAX_BYTES, TOP, VERSION, room
 
 __all__ = ["GOLDEN", "Golden", "Side", "Tolerances", "read_golden"]
 

@@ -5,13 +5,41 @@ Works for any model: the calls and the generator of their inputs are those of `a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 
-from artifacts import GateFailed, Progress
+from artifacts import Check, GateFailed, Manifest, Progress, checked, ran_here
 from artifacts.formats import interface, vectors
+from artifacts.manifest import payload_file
 from runtime_tests.sessions import Session
+
+PARITY = "parity"
+
+
+def judge(session: Session, artifact: Path, manifest: Manifest, threads: int, progress: Progress) -> list[Check]:
+    """Every entry that has vectors, in the most precise mode and as shipped; nothing where a package has no such file.
+
+    Loads the session. Raises EdgewrightError for a file that does not belong to the manifest's components.
+    """
+    if all(entry.path != vectors.VECTORS for entry in manifest.files):
+        return []
+    expected = vectors.read(payload_file(artifact, vectors.VECTORS), manifest.components)
+    found: list[Check] = []
+    modes = ((True, "exact", expected.plan.exact), (False, "as shipped", expected.plan.shipped))
+    for exact, words, limit in modes:
+        session.load(exact=exact, threads=threads)
+        worst = largest_errors(session, expected, manifest.components, progress)
+        found += _checks(worst, words, limit, session.stand_in)
+    return found
+
+
+def _checks(worst: Mapping[tuple[str, str], float], words: str, limit: float, stand_in: str | None) -> Iterator[Check]:
+    for (component, entry), error in worst.items():
+        name = f"{component}_{entry}_{words.split()[-1]}_max_relative_error"
+        figure = ran_here(name, error, "relative", stand_in)
+        yield checked(figure, PARITY, f"{component}.{entry}, {words}: max |Δ|", limit, "at most")
 
 
 def largest_errors(

@@ -44,14 +44,16 @@ class Call(BaseModel):
 
 
 class Calls(BaseModel):
-    """All calls of a file. tolerance: of an output's largest error, relative to its largest value, in exact mode."""
+    """All calls of a file. exact, shipped: limits of an output's largest error relative to its largest value, in the
+    most precise mode and as shipped."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     version: Literal[1] = 1
     seed: int = Field(ge=0, lt=1 << 32)
     calls: tuple[Call, ...] = Field(min_length=1, max_length=1000)
-    tolerance: float = Field(gt=0, le=1)
+    exact: float = Field(gt=0, le=1)
+    shipped: float = Field(gt=0, le=1)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Vectors:
     outputs: tuple[Mapping[str, Array], ...]
 
 
-def planned(components: tuple[Component, ...], seed: int, tolerance: float, rounds: int = 2) -> Calls:
+def planned(components: tuple[Component, ...], seed: int, exact: float, shipped: float, rounds: int = 2) -> Calls:
     """Two rounds over the entries of each component in order, dimensions small and different from round to round."""
     calls = [
         Call(component=component.name, entry=entry.name, sizes=_sizes(entry, turn))
@@ -70,7 +72,7 @@ def planned(components: tuple[Component, ...], seed: int, tolerance: float, roun
         for turn in range(rounds)
         for entry in component.entries
     ]
-    return Calls(seed=seed, calls=tuple(calls), tolerance=tolerance)
+    return Calls(seed=seed, calls=tuple(calls), exact=exact, shipped=shipped)
 
 
 def _sizes(entry: Entry, turn: int) -> dict[str, int]:

@@ -11,7 +11,8 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import JsonValue
@@ -50,7 +51,7 @@ class Entry:
 
     dimensions: smallest and largest size of every named dimension; memory is planned for the largest.
     shipped: False where only tests call it, so that a target may give it by other means than a program of its own.
-    keeps: False where a call gives its outputs alone and leaves the states as they were: for one pass over whole inputs.
+    keeps: False where a call gives its outputs alone and leaves the states as they were: for a pass over whole inputs.
     """
 
     name: str
@@ -133,15 +134,18 @@ class Component:
 class Model:
     """All components of a checkpoint and how an app drives them.
 
-    driver: a file of `runtime_tests/drivers/`; constants: what it and an app must know (context, special tokens, image
-    size, …), written to the manifest. config: the checkpoint's own, for what an ecosystem's layout demands.
+    driver: a file of `drivers/` here and in `runtime_tests`; constants: what it and an app must know (context, special
+    tokens, image size, …), written to the manifest. config: of what is packed, as its own ecosystem loads it.
+    geometry: all that its graphs depend on, for keys. again: reads the same model for another context.
     """
 
     family: str
     components: tuple[Component, ...]
     driver: str
     constants: Mapping[str, JsonValue]
+    geometry: Mapping[str, Any]
     config: Mapping[str, Any]
+    again: Callable[[int], Model] | None = field(default=None, compare=False)
 
     @property
     def slots(self) -> list[Slot]:
@@ -150,6 +154,11 @@ class Model:
 
     def component(self, name: str) -> Component:
         return next(component for component in self.components if component.name == name)
+
+    def at(self, max_tokens: int) -> Model:
+        """The same model for another context."""
+        assert self.again is not None, "a model comes from read_model"
+        return self.again(max_tokens)
 
 
 class Family(Protocol):
@@ -171,9 +180,9 @@ def read_model(config: Mapping[str, Any], tensors: Collection[str] | None, max_t
     for module in pkgutil.iter_modules(importlib.import_module(__package__).__path__):
         family: Any = importlib.import_module(f"{__package__}.{module.name}")
         types: tuple[str, ...] = getattr(family, "MODEL_TYPES", ())
-        if kind in types:
+        if isinstance(kind, str) and kind in types:
             model: Model = family.read(config, tensors, max_tokens)
-            return model
+            return replace(model, again=partial(read_model, config, tensors))
         known += types
     raise CheckpointError(f"config.json: model_type {kind!r} is not supported; {', '.join(known)} are")
 

@@ -8,7 +8,7 @@ is written in the edge dialect and holds no weights; `slots` names them all. Rot
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -300,7 +300,7 @@ def read(config: Mapping[str, Any], tensors: Collection[str] | None, max_tokens:
         "max_positions": spec.max_positions,
         "original_positions": spec.original_positions,
     }
-    return Model("decoder", (decoder,), "text", constants, _text_config(config))
+    return Model("decoder", (decoder,), "text", constants, asdict(spec), _text_config(config))
 
 
 def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:

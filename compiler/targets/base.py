@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from artifacts import Progress
@@ -44,10 +46,14 @@ def bare(job: Job) -> Job:
 
 @dataclass(frozen=True)
 class BuildJob(Job):
-    """A job to carry out. source: the checkpoint folder whose tokenizer and generation files travel along."""
+    """A job to carry out. source: the checkpoint folder whose tokenizer and generation files travel along.
+
+    calibration: token ids int32 [sequences, length] of the recipe's `quantize.calibration`; None where it has none.
+    """
 
     weights: PackedWeights
     source: Path
+    calibration: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,10 +90,12 @@ class Built:
 class Target(Protocol):
     """One runtime. Knows entries, ports and slots, never a family.
 
-    tolerances: limits of the artifact's own runtime test, which travel with its golden vectors.
+    tolerances: limits of the artifact's own runtime test, which travel with its golden vectors. entry_tolerances: of
+    an output's largest error relative to its largest value, in the most precise mode and as shipped.
     """
 
     tolerances: Mapping[str, float]
+    entry_tolerances: tuple[float, float]
 
     def refusals(self, job: Job) -> list[str]:
         """Why the target cannot build the job, a sentence for each reason that names the tensor or key. Imports no

@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from artifacts import MANIFEST, read_manifest
+from artifacts.formats.vectors import VECTORS
 from compiler.licence import licence_of
 from compiler.slots import HALF
 from compiler.targets.base import BuildJob
@@ -24,11 +25,13 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class About:
-    """What kind of model a card is of. task: the Hub's `pipeline_tag`, "" without one; purpose: ends its sentence."""
+    """What kind of model a card is of. task: the Hub's `pipeline_tag`, "" without one; purpose: ends its sentence;
+    vectors: the file of what it has to answer."""
 
     what: str = "The components"
     task: str = ""
     purpose: str = ""
+    vectors: str = VECTORS
 
 
 _ANY = About()
@@ -66,17 +69,19 @@ def write_card(
     ]
     if licence is None:
         parts.append("The checkpoint states no licence that could be read; set `license` before publishing.")
-    (folder / README).write_text("\n\n".join([*parts, _files(folder), *sections]) + "\n", encoding="utf-8")
+    (folder / README).write_text(
+        "\n\n".join([*parts, _files(folder, about.vectors), *sections]) + "\n", encoding="utf-8"
+    )
 
 
-def _files(folder: Path) -> str:
+def _files(folder: Path, vectors: str) -> str:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != README)
     rows = [f"| `{path.relative_to(folder).as_posix()}` | {path.stat().st_size:,} |" for path in files]
     return (
         "## Files\n\n| file | bytes |\n|---|---:|\n" + "\n".join(rows) + "\n\n"
         f"Beside them, and of no use to an app: `{MANIFEST}` (every file's digest, how it was made, what was found "
-        "when it was validated), `golden.safetensors` or `vectors.safetensors` (what the package has to answer) and `quantization.json` (what "
-        "each tensor lost). `edgewright validate` on this folder runs it here and compares every answer."
+        f"when it was validated), `{vectors}` (what the package has to answer) and `quantization.json` (what each "
+        "tensor lost). `edgewright validate` on this folder runs it here and compares every answer."
     )
 
 

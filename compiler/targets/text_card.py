@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from compiler.targets.base import Job, BuildJob
+from artifacts.formats.golden import GOLDEN
+from compiler.targets.base import BuildJob, Job
 from compiler.targets.card import About
 
 
@@ -12,7 +13,7 @@ def text_about(job: Job) -> About:
     """How a text decoder's card begins."""
     tokens: Any = job.model.constants["max_tokens"]
     purpose = f" for {tokens:,} tokens of context, prompt and answer together"
-    return About("The text decoder", "text-generation", purpose)
+    return About("The text decoder", "text-generation", purpose, GOLDEN)
 
 
 def tokens_section(job: BuildJob) -> str:

@@ -205,7 +205,7 @@ def test_weights_outside_of_the_package_are_not_read(own_package: Path, tmp_path
                 entry.value = "../model.onnx.data"
     onnx.save(model, str(own_package / "model.onnx"))
     runtime = read_manifest(own_package).runtime
-    sign_again(own_package, runtime={key: value for key, value in runtime.items() if key != "payload"})
+    sign_again(own_package, runtime={**runtime, "payload": None})
     result = validate(own_package)
     assert not result.passed and "escapes" in result.failures[0].stderr_tail + result.failures[1].stderr_tail
 
@@ -229,7 +229,7 @@ def test_logits_that_cannot_be_are_a_failure(fake_runtime: Path) -> None:
 
 def test_the_childs_stdout_is_json_whatever_a_runtime_prints(fake_runtime: Path, tmp_path: Path) -> None:
     as_fake(fake_runtime, "nothing")
-    job = Job(kind="memory", artifact=fake_runtime, prompt_tokens=10, decode_tokens=3)
+    job = Job(kind="memory", artifact=fake_runtime, prompt_tokens=10, steps=3)
     ended = subprocess.run(
         child_command(job, tmp_path),
         input="\n" * 4,

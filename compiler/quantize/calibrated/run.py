@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from artifacts import EdgewrightError, Progress
-from compiler.graph import capture
+from compiler.graph import operations
 from compiler.quantize.calibrated.files import SegmentFile
 from compiler.quantize.calibrated.passes import Pass
 from compiler.quantize.calibrated.segments import Program
@@ -26,7 +26,7 @@ def run(task: Task, work: Path, progress: Progress) -> list[SegmentFile]:
 
     Raises EdgewrightError when inputs are beyond float32, a scale beyond fp16, or the folder is not complete.
     """
-    captured = capture(task.module, task.samples[0])
+    captured = operations(task.module, task.samples[0])
     program = Program(captured, task.cuts, task.treatments)
     files = [SegmentFile(work, segment.index) for segment in program.segments]
     first = next((i for i, file in enumerate(files) if not file.done), len(files))

@@ -42,6 +42,7 @@ class TvmTarget:
         "shipped_mean_kl": 2e-3,
         "shipped_min_top1": 0.97,
     }
+    entry_tolerances = (2e-5, 5e-2)
 
     def refusals(self, job: Job) -> list[str]:
         """What of a job this target cannot build, one sentence each."""

@@ -51,7 +51,7 @@ def read(config: Mapping[str, Any], tensors: Collection[str] | None, max_tokens:
         live=partial(_live, 2 * channels * size * size),
         cuts=("head.middle",),
     )
-    return Model("toy_renderer", (cell, head), "plain", {"image_size": size}, config)
+    return Model("toy_renderer", (cell, head), "plain", {"image_size": size}, config, config)
 
 
 def _live(values: int, entry: Entry, sizes: Mapping[str, int]) -> int:
