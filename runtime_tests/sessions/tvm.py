@@ -63,8 +63,10 @@ class TvmSession:
         self._exact = False
         # by component: states that come and go, by name; and what a call ends with, those in place and the parameters
         self._states: dict[str, dict[str, NDArray[Any]]] = {}
-        self._caches: list[NDArray[Any]] = []
         self._held: dict[str, Any] = {}
+        # by component: positions that its caches hold since the last reset; later ones are never read, so that a reset
+        # need not write gigabytes
+        self._used: dict[str, int] = {}
 
     def load(self, *, exact: bool = False, threads: int = 2) -> None:
         """Load the library and map the parameters; the caches are written to their ends. exact: float32 activations."""
@@ -80,15 +82,16 @@ class TvmSession:
         for name in self._components:
             states = [state for state in self._runtime.states if state.component == name]
             self._states[name] = {s.name: aligned(s.shape, s.dtype) for s in states if not s.in_place}
-            caches = [aligned(s.shape, s.dtype) for s in states if s.in_place]
-            self._caches += caches
+            caches = [zeros(s.shape, s.dtype) for s in states if s.in_place]
             self._held[name] = tvm_ffi.convert([tvm_ffi.from_dlpack(array) for array in (*caches, *mapped)])
         self.reset()
 
     def reset(self) -> None:
-        """Every state to zeros."""
-        for array in (*self._caches, *(state for states in self._states.values() for state in states.values())):
-            array.fill(0)
+        """Every state to zeros, as far as a call can tell."""
+        for states in self._states.values():
+            for state in states.values():
+                state.fill(0)
+        self._used = {s.component: 0 for s in self._runtime.states if s.in_place}
 
     def call(self, component: str, entry: str, **arrays: NDArray[Any]) -> Arrays:
         """The entry's outputs by name."""
@@ -97,6 +100,8 @@ class TvmSession:
         where = f"{component}.{entry}"
         call_sizes(where, wanted, arrays)
         _check_values(where, wanted, arrays)
+        if component in self._used:
+            self._used[component] = _counted(where, wanted, arrays, self._used[component])
         function = self._functions[component, entry]
         states = self._states[component]
         inputs = [*(_own(arrays[port.name]) for port in wanted.inputs), *states.values()]
@@ -124,6 +129,18 @@ def _check_values(where: str, entry: Entry, arrays: Arrays) -> None:
             )
 
 
+def _counted(where: str, entry: Entry, arrays: Arrays, used: int) -> int:
+    """Positions in the caches after a call; EdgewrightError for one that would leave some out."""
+    for port in entry.inputs:
+        if port.counts:
+            values = arrays[port.name]
+            first = int(values.flat[0])
+            if first > used or (values != np.arange(first, first + values.shape[-1])).any():
+                raise EdgewrightError(f"{where}: {port.name} go on from {used} one by one, not from {first}")
+            return first + values.shape[-1]
+    raise EdgewrightError(f"{where}: none of its inputs counts positions, by which its caches are filled")
+
+
 def _own(array: NDArray[Any]) -> NDArray[Any]:
     found = aligned(array.shape, array.dtype)
     np.copyto(found, array)
@@ -144,6 +161,13 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     room = np.empty(size + ALIGN, np.uint8)
     start = -room.ctypes.data % ALIGN
     found: NDArray[Any] = room[start : start + size].view(dtype).reshape(shape)
+    return found
+
+
+def zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """As `aligned`, written to its end."""
+    found = aligned(shape, dtype)
+    found.fill(0)
     return found
 
 
