@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _OPERATOR = "operator."
 _EDGE = "edge."
+# what has kernels of ours, and what decoders leave to upstream: never taken apart
+_WHOLE = ("aten.cat.default", "aten.mul.Tensor", "aten.silu.default", "aten.slice.Tensor", "aten.split.Tensor")
 _ATTENTION, _ROTARY = "edge::attention", "edge::rotary"
 Frequencies = tuple[tuple[float, ...], float, int]
 """Inverse frequencies, the factor on cos and sin, and positions from 0 on, of one table."""
@@ -107,7 +109,7 @@ def capture_functions(
     Raises EdgewrightError for an attention over anything but a state of its own, before anything is written.
     """
     entries = [(f, c := model.component(f.component), c.entry(f.entry)) for f in functions]
-    programs = [capture(component, entry, schemes) for _, component, entry in entries]
+    programs = [_decomposed(capture(component, entry, schemes)) for _, component, entry in entries]
     shapes: dict[tuple[str, str], tuple[int, ...]] = {}
     for (_, component, entry), exported in zip(entries, programs, strict=True):
         for name, shape in _caches(component, entry, exported).items():
@@ -129,6 +131,19 @@ def capture_functions(
         for port in component.states
     ]
     return Captured(graphs, tuple(states))
+
+
+def _decomposed(exported: ExportedProgram) -> ExportedProgram:
+    """In PyTorch's core ops, for which upstream's converters are written, except for what stays whole."""
+    from torch.export import default_decompositions
+
+    nodes: list[Node] = list(exported.graph.nodes)
+    if {str(n.target) for n in nodes if op_name(n).startswith("aten::")}.issubset(_WHOLE):
+        return exported
+    table = default_decompositions()
+    for name in _WHOLE:
+        table.pop(_torch_op(name), None)
+    return exported.run_decompositions(table)
 
 
 def heads_of(node: PlainNode) -> Heads:
@@ -312,16 +327,20 @@ def program(graph: Graph, shapes: Sequence[Sequence[Any]]) -> Any:
 
 
 def _target(node: PlainNode) -> Any:
-    import torch
-
     if node.op != "call_function":
         return node.target
     if node.target.startswith(_OPERATOR):
         return getattr(operator, node.target.removeprefix(_OPERATOR))
     if node.target.startswith(_EDGE):
         return _named(node.target)
+    return _torch_op(node.target)
+
+
+def _torch_op(name: str) -> Any:
+    import torch
+
     found: Any = torch.ops
-    for part in node.target.split("."):
+    for part in name.split("."):
         found = getattr(found, part)
     return found
 
