@@ -16,11 +16,12 @@ from artifacts import Manifest, silent
 from artifacts.manifest import CheckpointEntry, ManifestDraft, RecipeEntry, write_manifest
 from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
-from compiler.models.base import read_model
+from compiler.models.base import Component, Model, read_model
 from compiler.quantize.methods import rtn
 from compiler.quantize.packed import PackedWeights
+from compiler.quantize.runner import OriginalWeights
 from compiler.quantize.stream import quantize_checkpoint
-from compiler.slots import Scheme
+from compiler.slots import Scheme, Schemes, Weights
 from compiler.targets import load_target
 from compiler.targets.base import BuildJob, described
 
@@ -79,10 +80,36 @@ def ministral(tmp_path: Path) -> Path:
     return save(tmp_path / "ministral", MINISTRAL3, random_tensors(MINISTRAL3))
 
 
+def original(folder: Path, max_tokens: int = 64) -> tuple[Model, OriginalWeights]:
+    """The model of a checkpoint folder and its unquantized weights."""
+    checkpoint = Checkpoint(folder)
+    model = read_model(checkpoint.config, checkpoint.names(), max_tokens)
+    return model, OriginalWeights(checkpoint, model.slots)
+
+
+def reference_logits(
+    model: Model, weights: Weights, ids: np.ndarray[Any, Any], schemes: Schemes | None = None
+) -> np.ndarray[Any, Any]:
+    """Logits [batch, length, vocab] of the dialect's reference, for a decoder over whole sequences [batch, length]."""
+    from compiler import dialect
+
+    batch, length = ids.shape
+    decoder = model.at(length).component("decoder")
+    positions = torch.arange(length).expand(batch, length)
+    with torch.no_grad(), dialect.weights(weights):
+        body = decoder.module(decoder.entry("score"), schemes or {})
+        out = body(torch.from_numpy(ids).long(), positions, *empty_states(decoder, batch))[0]
+    return np.asarray(out)
+
+
+def empty_states(component: Component, batch: int = 1) -> list[torch.Tensor]:
+    """The states of a component at first; a decoder's caches for several sequences at once."""
+    shapes = [state.sized({}) for state in component.states]
+    return [torch.zeros((batch, *shape[1:])) for shape in shapes]
+
+
 def write_toy(folder: Path) -> Path:
     """A checkpoint of the family in `tests/plugins`: two components with a state, random weights."""
-    from compiler.models.base import read_model
-
     config = {"model_type": "toy_renderer", "image_size": 16, "hidden_size": 64, "channels": 32}
     generator = torch.Generator().manual_seed(0)
     tensors = {
@@ -114,11 +141,33 @@ def toy(tmp_path: Path, plugins: None) -> Path:
     return write_toy(tmp_path / "toy")
 
 
+Quantizer = Callable[..., tuple[Model, dict[str, Scheme], PackedWeights]]
+
+
+@pytest.fixture
+def quantized(tmp_path: Path) -> Quantizer:
+    """quantized(checkpoint folder, scheme, other schemes by slot, max_tokens=...): rounded to nearest, a new folder."""
+
+    def make(
+        source: Path, scheme: Scheme, others: Mapping[str, Scheme] | None = None, *, max_tokens: int = 64
+    ) -> tuple[Model, dict[str, Scheme], PackedWeights]:
+        checkpoint = Checkpoint(source)
+        model = read_model(checkpoint.config, checkpoint.names(), max_tokens)
+        schemes = {s.name: scheme for s in model.slots if not s.is_vector} | dict(others or {})
+        folder = tmp_path / f"quantized-{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        rounders = {n: rtn.quantize for n, s in schemes.items() if s.bits != 16}
+        quantize_checkpoint(checkpoint, model.slots, schemes, rounders, folder, checkpoint.config, silent)
+        return model, schemes, PackedWeights(folder)
+
+    return make
+
+
 Jobs = Callable[..., BuildJob]
 
 
 @pytest.fixture
-def jobs(tmp_path: Path) -> Jobs:
+def jobs(quantized: Quantizer) -> Jobs:
     """jobs(checkpoint folder, target's options, scheme, other schemes by slot, max_tokens=...): rounded to nearest."""
 
     def make(
@@ -130,14 +179,8 @@ def jobs(tmp_path: Path) -> Jobs:
         max_tokens: int = 64,
         name: str = "small",
     ) -> BuildJob:
-        checkpoint = Checkpoint(source)
-        model = read_model(checkpoint.config, checkpoint.names(), max_tokens)
-        schemes = {s.name: scheme for s in model.slots if not s.is_vector} | dict(others or {})
-        folder = tmp_path / f"quantized-{len(list(tmp_path.iterdir()))}"
-        folder.mkdir()
-        rounders = {n: rtn.quantize for n, s in schemes.items() if s.bits != 16}
-        quantize_checkpoint(checkpoint, model.slots, schemes, rounders, folder, checkpoint.config, silent)
-        return BuildJob(name, model, schemes, options, PackedWeights(folder), source)
+        model, schemes, weights = quantized(source, scheme, others, max_tokens=max_tokens)
+        return BuildJob(name, model, schemes, options, weights, source)
 
     return make
 
