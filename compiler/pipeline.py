@@ -16,6 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from artifacts import (
     MANIFEST,
     EdgewrightError,
@@ -63,6 +65,7 @@ class Quantized:
     groups: tuple[QuantizationGroup, ...]
     digest: str
     held_out: Held | None
+    looked_at: NDArray[Any] | None
 
     @property
     def unfused(self) -> list[tuple[str, ...]]:
@@ -100,8 +103,10 @@ def quantize(
         target.check(job)
 
     calibrated = runner.calibrates(assignment)
-    looked_at = driver.looked_at(calibration, text, model, checkpoint.path) if calibrated else None
-    seen = None if looked_at is None else keys.array_digest(looked_at)
+    looked_at = None
+    if calibrated or recipe.quantize.calibration is not None:
+        looked_at = driver.looked_at(calibration, text, model, checkpoint.path)
+    seen = keys.array_digest(looked_at) if calibrated and looked_at is not None else None
 
     groups, config = _groups(slots, assignment), model.config
     beside = keys.digest(config, keys.file_digests(checkpoint.path, TOKENIZER_FILES))
@@ -143,7 +148,7 @@ def quantize(
     manifest = read_manifest(out)
     weights = PackedWeights(out)
     entry, digest = manifest.checkpoint, manifest.weights_digest
-    return Quantized(out, model, assignment, weights, entry, groups, digest, held_out)
+    return Quantized(out, model, assignment, weights, entry, groups, digest, held_out, looked_at)
 
 
 def _renew(
@@ -183,6 +188,7 @@ def build(
         options=recipe.targets[target],
         weights=quantized.weights,
         source=checkpoint.path,
+        calibration=quantized.looked_at,
     )
     built = targets.load_target(target).build(job, folder, progress)
     shutil.copyfile(quantized.folder / evidence.FILE, folder / evidence.FILE)

@@ -73,9 +73,11 @@ class CacheError(_Strict):
 class OnnxRuntime(_Strict):
     """The `runtime` section of an ONNX package's manifest.
 
-    genai_tokenizer_options: what an app asks onnxruntime-genai's tokenizer for, so that texts begin as they have to.
+    payload: what an app ships, by platform. genai_tokenizer_options: what an app asks onnxruntime-genai's tokenizer
+    for, so that texts begin as they have to.
     """
 
     graphs: tuple[Graph, ...]
+    payload: dict[str, tuple[str, ...]]
     genai_tokenizer_options: dict[str, str] = {}
     kv_error: CacheError | None = None

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from artifacts import Progress
@@ -44,10 +46,14 @@ def bare(job: Job) -> Job:
 
 @dataclass(frozen=True)
 class BuildJob(Job):
-    """A job to carry out. source: the checkpoint folder whose tokenizer and generation files travel along."""
+    """A job to carry out. source: the checkpoint folder whose tokenizer and generation files travel along.
+
+    calibration: token ids int32 [sequences, length] of the recipe's `quantize.calibration`; None where it has none.
+    """
 
     weights: PackedWeights
     source: Path
+    calibration: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True)

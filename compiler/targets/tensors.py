@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.checkpoint import row_blocks
 from compiler.codes import Int8
 from compiler.quantize.packed import PackedWeights
 from compiler.slots import Slot
+from compiler.tensors import row_blocks
 
 Blocks = Callable[[], Iterator[NDArray[Any]]]
 """Gives a tensor's rows in order, each call from the start."""

@@ -170,7 +170,7 @@ class Decoder:
         self.reset()
         found: Logits | None = None
         for start, stop in self._calls(len(ids)):
-            rows = self._call("score", ids[start:stop], start)[0]
+            rows: Logits = self._call("score", ids[start:stop], start)[0]
             if stop - start == len(ids):
                 return rows
             found = np.empty((len(ids), rows.shape[1]), np.float32) if found is None else found

@@ -62,6 +62,7 @@ class OnnxSession:
     """Every graph of the package is loaded in one of its forms, so that a large model is never in memory twice."""
 
     warnings: tuple[str, ...] = ()
+    stand_in: str | None = None
 
     def __init__(self, artifact: Path, manifest: Manifest) -> None:
         self._where = artifact / MANIFEST

@@ -15,22 +15,20 @@ from runtime_tests.golden import Golden, read_golden
 from runtime_tests.metrics import disagreement_cost, logsumexp
 from runtime_tests.parity import Observed, Ran, decode_span, observe, observe_decode, parity
 from runtime_tests.quality import QualityLimits, quality
-from runtime_tests.runners import Logits
-from runtime_tests.runners.onnx import OnnxRunner
-from tests.runtime_tests.conftest import ORIGINAL, VOCAB
+from runtime_tests.drivers.text import Decoder, Logits
+from runtime_tests.sessions import make_session
+from tests.runtime_tests.conftest import MAX_TOKENS, ORIGINAL, VOCAB
 
 NO_LIMITS, REAL = QualityLimits(), Ran()
 
 
 class Recorded:
-    """A runner that gives recorded logits: [N, L, V], one sequence after the other, and the first one for decoding."""
+    """A decoder that gives recorded logits: [N, L, V], one sequence after the other, and the first one for decoding."""
 
     def __init__(self, logits: Logits) -> None:
         self.all = logits
         self._next = iter(logits)
         self._position = 0
-
-    def load(self, *, exact: bool = False, threads: int = 2) -> None: ...
 
     def logits(self, ids: object) -> Logits:
         return next(self._next)
@@ -51,9 +49,11 @@ def golden(package: Path) -> Golden:
 
 @pytest.fixture(scope="module")
 def recorded(package: Path, golden: Golden) -> Logits:
-    runner = OnnxRunner(package, read_manifest(package).runtime)
-    runner.load(exact=True)
-    return np.stack([runner.logits(tokens) for tokens in golden.tokens.astype(np.int64)])
+    manifest = read_manifest(package)
+    session = make_session(package, manifest)
+    session.load(exact=True)
+    decoder = Decoder(session, manifest, MAX_TOKENS)
+    return np.stack([decoder.logits(tokens) for tokens in golden.tokens.astype(np.int64)])
 
 
 def found_in(

@@ -229,7 +229,7 @@ def test_logits_that_cannot_be_are_a_failure(fake_runtime: Path) -> None:
 
 def test_the_childs_stdout_is_json_whatever_a_runtime_prints(fake_runtime: Path, tmp_path: Path) -> None:
     as_fake(fake_runtime, "nothing")
-    job = Job(kind="memory", artifact=fake_runtime, prompt_tokens=10, decode_tokens=3)
+    job = Job(kind="memory", artifact=fake_runtime, prompt_tokens=10, steps=3)
     ended = subprocess.run(
         child_command(job, tmp_path),
         input="\n" * 4,

@@ -47,6 +47,7 @@ class CoreMLTarget:
         "shipped_mean_kl": 2e-4,
         "shipped_min_top1": 0.98,
     }
+    entry_tolerances = (2e-4, 1e-2)
 
     def refusals(self, job: Job) -> list[str]:
         """What of a recipe this target cannot express, one sentence each."""

@@ -35,6 +35,7 @@ class MlxTarget:
         "shipped_mean_kl": 2e-3,
         "shipped_min_top1": 0.97,
     }
+    entry_tolerances = (2e-5, 3e-2)
 
     def refusals(self, job: Job) -> list[str]:
         """What of a recipe MLX cannot hold, one sentence for each reason, with the tensors and the nearest choice."""

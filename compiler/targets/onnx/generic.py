@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artifacts.formats import onnx as formats
+from compiler.models.base import Component, Entry
 from compiler.quantize.kv import CacheScales
 from compiler.targets.base import BuildJob, Job
+from compiler.targets.card import About
 
 if TYPE_CHECKING:
     from compiler.targets.onnx.layout import Plan
@@ -30,6 +32,11 @@ def multiplied(job: Job) -> frozenset[str]:
     return frozenset()
 
 
+def entries(job: Job, component: Component) -> list[Entry]:
+    """All that an app calls."""
+    return list(component.shipped)
+
+
 def plans(job: Job, cache: Sequence[CacheScales] | None) -> list[Plan]:
     """One for every shipped entry."""
     from compiler.targets.onnx.layout import Plan
@@ -44,7 +51,7 @@ def plans(job: Job, cache: Sequence[CacheScales] | None) -> list[Plan]:
             inline=len(component.shipped) == 1,
         )
         for component in job.model.components
-        for entry in component.shipped
+        for entry in entries(job, component)
     ]
 
 
@@ -57,6 +64,11 @@ def write(job: BuildJob, folder: Path, graphs: Sequence[formats.Graph]) -> None:
     """Nothing: no ecosystem reads this layout."""
 
 
+def about(job: Job) -> About:
+    """Nothing is known of it."""
+    return About()
+
+
 def sections(job: BuildJob, graphs: Sequence[formats.Graph]) -> list[str]:
     """How each file is called."""
     rows = []
@@ -67,9 +79,9 @@ def sections(job: BuildJob, graphs: Sequence[formats.Graph]) -> list[str]:
         rows.append(f"| `{graph.file}` | {names[0]} | {names[1]} | {after} |")
     table = "\n".join(["| file | inputs | outputs | states |", "|---|---|---|---|", *rows])
     return [
-        f"## Calling it\n\n{table}\n\nShapes and dtypes are in `edgewright.json` under `components`. A state is zeros at "
-        "first; after a call its output is the input of the next one. The weights of a component are in its `.onnx.data`, "
-        "which ONNX Runtime maps from beside the graph.\n\n```python\nimport onnxruntime\n\n"
+        f"## Calling it\n\n{table}\n\nShapes and dtypes are in `edgewright.json` under `components`. A state is zeros "
+        "at first; after a call its output is the input of the next one. The weights of a component are in its "
+        "`.onnx.data`, which ONNX Runtime maps from beside the graph.\n\n```python\nimport onnxruntime\n\n"
         f'session = onnxruntime.InferenceSession("{graphs[0].file}")\noutputs = session.run(None, inputs)\n```\n\n'
         "Convolutions keep their packed weights in memory and decode them in every call. The session option "
         "`session.disable_quant_qdq` = `1` decodes them once, when the graph is loaded: faster calls, 4 bytes a weight."

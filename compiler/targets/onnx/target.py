@@ -11,7 +11,7 @@ from artifacts import Progress
 from artifacts.formats import onnx as formats
 from compiler.models.base import Component
 from compiler.slots import HALF, Scheme, Slot
-from compiler.targets.base import BuildJob, Built, Estimate, Job, copy_tokenizer
+from compiler.targets.base import BuildJob, Built, Estimate, Job, copy_tokenizer, shipped_files
 from compiler.targets.card import write_card
 from compiler.targets.onnx import generic
 from compiler.targets.onnx.geometry import BLOCKS, block_size, padded_head
@@ -19,6 +19,7 @@ from compiler.targets.onnx.packaging import Packaging
 from compiler.targets.packaging import packaging_of
 
 _PACKAGE = "compiler.targets.onnx"
+_PLATFORMS = ("android", "ios")
 
 
 class OnnxTarget:
@@ -29,6 +30,7 @@ class OnnxTarget:
         "shipped_mean_kl": 2e-3,
         "shipped_min_top1": 0.97,
     }
+    entry_tolerances = (2e-5, 5e-2)
 
     def refusals(self, job: Job) -> list[str]:
         """What of a job this target cannot express, one sentence each."""
@@ -59,8 +61,9 @@ class OnnxTarget:
             have, head = component.attention.head_dim, padded_head(component.attention.head_dim)
             states = states // have * head * job.options.kv_bits // 32
             tables = max(state.sized({})[2] for state in component.states) * head * 4
-        live = max(component.live(entry, entry.largest()) for entry in component.shipped)
-        return Estimate(component.name, weights + tables, weights, states, live * 4, copied)
+        live = max(component.live(entry, entry.largest()) for entry in _packaging(job).entries(job, component))
+        app = dict.fromkeys(_PLATFORMS, weights + tables)
+        return Estimate(component.name, weights + tables, weights, states, live * 4, app, copied)
 
     def check(self, job: Job) -> None:
         """Lower every graph of the package, without weights."""
@@ -112,9 +115,21 @@ class OnnxTarget:
                 worst_value_snr_db=round(min(c.value_snr_db for c in cache), 2),
             )
         sections = packaging.sections(job, graphs)
-        write_card(job, folder, runtime="ONNX Runtime", library=packaging.LIBRARY, tags=["onnx"], sections=sections)
-        asked = packaging.TOKENIZER_OPTIONS
-        runtime = formats.OnnxRuntime(graphs=tuple(graphs), kv_error=error, genai_tokenizer_options=asked)
+        write_card(
+            job,
+            folder,
+            runtime="ONNX Runtime",
+            library=packaging.LIBRARY,
+            tags=["onnx"],
+            sections=sections,
+            about=packaging.about(job),
+        )
+        runtime = formats.OnnxRuntime(
+            graphs=tuple(graphs),
+            payload=dict.fromkeys(_PLATFORMS, tuple(shipped_files(folder))),
+            genai_tokenizer_options=packaging.TOKENIZER_OPTIONS,
+            kv_error=error,
+        )
         return Built(runtime.model_dump(mode="json"))
 
     def traces(self, job: BuildJob) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from compiler.quantize.packed import Int8
+from compiler.codes import Int8
 from compiler.slots import Slot
 from compiler.targets.onnx.external import ExternalData
 from compiler.targets.tensors import Blocks, SlotReader

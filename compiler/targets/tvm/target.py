@@ -39,6 +39,7 @@ class TvmTarget:
         "shipped_mean_kl": 2e-3,
         "shipped_min_top1": 0.97,
     }
+    entry_tolerances = (2e-5, 5e-2)
 
     def refusals(self, spec: DecoderSpec, slots: list[Slot], schemes: Schemes, options: TvmOptions) -> list[str]:
         """What of a recipe this target cannot build, one sentence each."""

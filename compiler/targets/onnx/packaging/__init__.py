@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from artifacts.formats import onnx as formats
+    from compiler.models.base import Component, Entry
     from compiler.quantize.kv import CacheScales
     from compiler.targets.base import BuildJob, Job
+    from compiler.targets.card import About
     from compiler.targets.onnx.layout import Plan
 
 
@@ -29,6 +31,9 @@ class Packaging(Protocol):
     def multiplied(self, job: Job) -> frozenset[str]:
         """Slots other than linear ones that a matrix multiplication reads too."""
 
+    def entries(self, job: Job, component: Component) -> list[Entry]:
+        """What the graphs of a component compute, a graph each. Imports no framework."""
+
     def plans(self, job: Job, cache: Sequence[CacheScales] | None) -> list[Plan]:
         """The graph files of the package. cache: what `measured` found, None for caches in float32."""
 
@@ -37,6 +42,9 @@ class Packaging(Protocol):
 
     def write(self, job: BuildJob, folder: Path, graphs: Sequence[formats.Graph]) -> None:
         """The files beside the graphs."""
+
+    def about(self, job: Job) -> About:
+        """How README.md begins."""
 
     def sections(self, job: BuildJob, graphs: Sequence[formats.Graph]) -> list[str]:
         """Of README.md: how an app loads and calls the package."""

@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from artifacts.formats import onnx as formats
+from compiler.models.base import Component, Entry
 from compiler.models.decoder import head_slot, read_spec
 from compiler.quantize import kv
 from compiler.quantize.kv import CacheScales
 from compiler.targets.base import BuildJob, Job
+from compiler.targets.card import About
 from compiler.targets.onnx.geometry import padded_head
 from compiler.targets.onnx.packaging import readme
+from compiler.targets.text_card import text_about, tokens_section
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -47,13 +50,18 @@ def multiplied(job: Job) -> frozenset[str]:
     return frozenset([head_slot(read_spec(dict(job.model.config)))])
 
 
+def entries(job: Job, component: Component) -> list[Entry]:
+    """One, for prefill and decoding."""
+    return [component.entry("prefill" if job.options.logits == "last" else formats.SCORE)]
+
+
 def plans(job: Job, cache: Sequence[CacheScales] | None) -> list[Plan]:
     """One graph for all entries; see `packaging.Packaging`."""
     from compiler.targets.onnx.attention import Attention
     from compiler.targets.onnx.layout import Plan
 
     (decoder,) = job.model.components
-    entry = decoder.entry("prefill" if job.options.logits == "last" else formats.SCORE)
+    (entry,) = entries(job, decoder)
     kinds = [(at // 2, kind) for at, kind in enumerate(("key", "value") * (len(decoder.states) // 2))]
     past, present = (
         {state.name: name.format(*kind) for state, kind in zip(decoder.states, kinds, strict=True)}
@@ -97,14 +105,17 @@ def plans(job: Job, cache: Sequence[CacheScales] | None) -> list[Plan]:
 
 
 def measured(job: BuildJob) -> list[CacheScales]:
-    """On calibration text, or on random tokens where the checkpoint has no tokenizer."""
+    """On the text of the recipe's `quantize.calibration`, the built-in text where it has none, or on random tokens
+    where the checkpoint has no tokenizer."""
     from compiler.quantize.calibration import calibration_tokens
     from recipes.schema import Calibration
 
     (decoder,) = job.model.components
     constants: Any = job.model.constants
     count = min(kv.TOKENS, constants["max_positions"])
-    if (job.source / "tokenizer.json").is_file():
+    if job.calibration is not None:
+        ids = job.calibration.reshape(1, -1)[:, :count]
+    elif (job.source / "tokenizer.json").is_file():
         spec = read_spec(dict(job.model.config))
         ids = calibration_tokens(Calibration(tokens=count), None, job.source, spec).reshape(1, -1)
     else:
@@ -159,6 +170,11 @@ def genai_config(job: Job, graph: formats.Graph) -> dict[str, Any]:
     }
 
 
+def about(job: Job) -> About:
+    """A text decoder."""
+    return text_about(job)
+
+
 def sections(job: BuildJob, graphs: Sequence[formats.Graph]) -> list[str]:
-    """How the two runtimes load and call the package."""
-    return readme.sections(job, graphs[0])
+    """Its tokens, and how the two runtimes load and call the package."""
+    return [tokens_section(job), *readme.sections(job, graphs[0])]

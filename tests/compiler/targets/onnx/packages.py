@@ -10,7 +10,7 @@ import torch
 
 from artifacts import read_manifest
 from compiler.models.base import Model
-from compiler.quantize import rtn
+from compiler.quantize.methods import rtn
 from compiler.quantize.packed import PackedWeights, PackedWriter
 from compiler.slots import HALF, Scheme
 from compiler.targets.base import BuildJob

@@ -93,8 +93,9 @@ def test_the_estimate_is_what_is_written(toy: Path, jobs: Jobs, tmp_path: Path) 
     for part in load_target("onnx").estimate(job):
         (file,) = package.glob(f"{part.component}.*.onnx")
         tensors = onnx.load(file).graph.initializer
-        written = sum(len(t.raw_data) for t in tensors if t.data_type != onnx.TensorProto.INT64)
+        written = sum(len(t.raw_data) for t in tensors if t.name.startswith(f"{part.component}."))
         assert part.weight_bytes == part.file_bytes == written
+        assert part.app_bytes == {"android": written, "ios": written}
     assert [part.state_bytes for part in load_target("onnx").estimate(job)] == [64 * 4, 0]
 
 
