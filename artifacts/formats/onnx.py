@@ -78,6 +78,6 @@ class OnnxRuntime(_Strict):
     """
 
     graphs: tuple[Graph, ...]
-    payload: dict[str, tuple[str, ...]]
+    payload: dict[str, tuple[str, ...]] | None = None
     genai_tokenizer_options: dict[str, str] = {}
     kv_error: CacheError | None = None

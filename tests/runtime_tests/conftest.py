@@ -191,5 +191,5 @@ def fake_runtime(own_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def as_fake(package: Path, does: str, **runtime: Any) -> None:
     """Make a package one of the fake runtime, which then `does` something."""
-    driver = Driver(name="text", constants={"max_tokens": 64, "vocab_size": 8})
+    driver = Driver(name="text", constants={"max_tokens": 256, "vocab_size": 8})
     sign_again(package, target="fake", driver=driver, runtime={"does": does, **runtime})

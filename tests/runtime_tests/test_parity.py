@@ -149,14 +149,16 @@ def test_one_flipped_nibble_of_any_weight_fails_parity(own_package: Path, golden
     assert len(packed) == 10  # the embedding in both layouts, and 4 fused weights in each layer
     data = own_package / "model.onnx.data"
     content, generator = data.read_bytes(), np.random.default_rng(7)
-    runner = OnnxRunner(own_package, read_manifest(own_package).runtime)
+    manifest = read_manifest(own_package)
+    session = make_session(own_package, manifest)
+    decoder = Decoder(session, manifest, MAX_TOKENS)
     for tensor in packed:
         place = {entry.key: int(entry.value) for entry in tensor.external_data if entry.key != "location"}
         flipped = bytearray(content)
         flipped[place["offset"] + int(generator.integers(place["length"]))] ^= 0x10  # the lowest bit of the high nibble
         data.write_bytes(flipped)
-        runner.load(exact=True)
-        logits = np.stack([runner.logits(tokens) for tokens in golden.tokens.astype(np.int64)])
+        session.load(exact=True)
+        logits = np.stack([decoder.logits(tokens) for tokens in golden.tokens.astype(np.int64)])
         assert "exact_max_abs_logit" in failed(golden, logits), tensor.name
 
 
