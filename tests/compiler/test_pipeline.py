@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from artifacts import EdgewrightError, read_manifest, silent
 from compiler import pipeline
+from compiler.plan import plan
 from compiler.checkpoint import Checkpoint
 from compiler.quantize.methods import method_options
 from compiler.targets import target_options
@@ -37,10 +38,11 @@ def quantize(folder: Path, out: Path, used: Recipe) -> pipeline.Quantized:
 
 
 def test_a_plan_needs_the_config_alone() -> None:
-    (plan,) = pipeline.plan(recipe(), MINISTRAL3)
-    assert plan.refused is None
-    assert plan.kv_bytes == 2 * 2 * 2 * 32 * 64 * 4  # key and value, layers, heads, head_dim, tokens, float32
-    assert plan.weight_bytes < plan.file_bytes
+    (found,) = plan(recipe(), MINISTRAL3)
+    assert found.refused is None
+    assert found.state_bytes == 2 * 2 * 2 * 32 * 64 * 4  # key and value, layers, heads, head_dim, tokens, float32
+    assert found.weight_bytes < found.file_bytes
+    assert [part.component for part in found.components] == ["decoder"]
 
 
 def test_quantized_weights_are_used_again_until_something_changes(ministral: Path, tmp_path: Path) -> None:
@@ -95,7 +97,7 @@ def test_what_cannot_be_built_is_refused_before_a_weight_is_read(
 def test_projections_that_rules_tear_apart_are_known(ministral: Path, tmp_path: Path) -> None:
     rules = [{"match": "model.layers.1.*.k_proj", "bits": 8, "group": 32}, {"match": "*", "bits": 4, "group": 32}]
     assert quantize(ministral, tmp_path / "q", recipe(*rules)).unfused == [
-        [f"model.layers.1.self_attn.{m}_proj" for m in "qkv"]
+        tuple(f"model.layers.1.self_attn.{m}_proj" for m in "qkv")
     ]
 
 

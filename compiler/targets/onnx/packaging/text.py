@@ -107,7 +107,7 @@ def plans(job: Job, cache: Sequence[CacheScales] | None) -> list[Plan]:
 def measured(job: BuildJob) -> list[CacheScales]:
     """On the text of the recipe's `quantize.calibration`, the built-in text where it has none, or on random tokens
     where the checkpoint has no tokenizer."""
-    from compiler.quantize.calibration import calibration_tokens
+    from compiler.drivers.text import looked_at
     from recipes.schema import Calibration
 
     (decoder,) = job.model.components
@@ -116,8 +116,7 @@ def measured(job: BuildJob) -> list[CacheScales]:
     if job.calibration is not None:
         ids = job.calibration.reshape(1, -1)[:, :count]
     elif (job.source / "tokenizer.json").is_file():
-        spec = read_spec(dict(job.model.config))
-        ids = calibration_tokens(Calibration(tokens=count), None, job.source, spec).reshape(1, -1)
+        ids = looked_at(Calibration(tokens=count), None, job.model, job.source).reshape(1, -1)
     else:
         ids = np.random.default_rng(0).integers(0, constants["vocab_size"], (1, count), np.int32)
     inputs = {"input_ids": ids.astype(np.int64), "positions": np.arange(ids.shape[1])[None]}
