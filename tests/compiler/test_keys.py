@@ -214,9 +214,7 @@ def test_an_unchanged_checkpoint_is_hashed_once(source: Path, out: Out, monkeypa
     assert hashed == ["model.safetensors"] * 3
 
 
-def test_a_file_too_new_to_tell_is_not_remembered(
-    source: Path, out: Out, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_too_new_to_tell_is_not_remembered(source: Path, out: Out, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keys, "_GRANULARITY_NS", 10**12)  # a slow machine may hash it seconds later
     os.utime(source / "model.safetensors")
     out.run(source, recipe())

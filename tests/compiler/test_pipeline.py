@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from artifacts import EdgewrightError, read_manifest, silent
 from compiler import pipeline
-from compiler.plan import plan
 from compiler.checkpoint import Checkpoint
+from compiler.plan import plan
 from compiler.quantize.methods import method_options
 from compiler.targets import target_options
 from recipes.schema import Recipe, recipe_model

@@ -9,10 +9,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-
-from artifacts import EdgewrightError, read_manifest
-from runtime_tests.child import Job
-from runtime_tests.process import run_child
 from runtime_tests.runners import greedy, make_runner
 from runtime_tests.runners.mlx import (
     METAL_ON_CPU,
@@ -22,6 +18,10 @@ from runtime_tests.runners.mlx import (
     replace_half_kernels,
     restore_zero_points,
 )
+
+from artifacts import EdgewrightError, read_manifest
+from runtime_tests.child import Job
+from runtime_tests.process import run_child
 from tests.edgewright.conftest import write_tokenizer
 from tests.runtime_tests.conftest import HEAD_DIM, KV_HEADS, LAYERS, MAX_TOKENS, VOCAB, compile_package
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from runtime_tests.runners.tvm import Library, best_library, map_parameters
 
 from artifacts import EdgewrightError, read_manifest, silent, staged, write_manifest
 from compiler import pipeline
@@ -18,7 +19,6 @@ from compiler.checkpoint import Checkpoint
 from edgewright.api import recipe_type
 from runtime_tests.child import Job
 from runtime_tests.process import child_environment, run_child
-from runtime_tests.runners.tvm import Library, best_library, map_parameters
 
 TINY = Path(__file__).parents[2] / "recipes" / "checkpoints" / "tiny-ministral3"
 RULES: Mapping[str, list[dict[str, Any]]] = {

@@ -11,6 +11,8 @@ import mlx_lm
 import numpy as np
 import pytest
 import torch
+from runtime_tests.runners import greedy
+from runtime_tests.runners.mlx import MlxRunner
 from transformers import AutoModelForCausalLM
 
 from artifacts import silent
@@ -24,8 +26,6 @@ from compiler.targets import load_target
 from compiler.targets.base import Job
 from compiler.targets.mlx.options import MlxOptions
 from recipes.corpus import stdlib_texts
-from runtime_tests.runners import greedy
-from runtime_tests.runners.mlx import MlxRunner
 from tests.compiler.conftest import reference_logits
 
 TINY = Path(__file__).parents[3] / "recipes" / "checkpoints" / "tiny-ministral3"

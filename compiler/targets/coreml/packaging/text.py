@@ -64,7 +64,13 @@ def _call(function: str, component: Component, entry: str, tokens: Sizes) -> Cal
     inputs = (Port("input_ids", "int32", (1, "tokens")), Port("position", "int32", (1,)))
     found = component.entry(entry)
     return Call(
-        function, component, found, inputs, partial(_module, component, found), {"tokens": tokens}, {"position": "positions"}
+        function,
+        component,
+        found,
+        inputs,
+        partial(_module, component, found),
+        {"tokens": tokens},
+        {"position": "positions"},
     )
 
 

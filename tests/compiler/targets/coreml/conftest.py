@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from runtime_tests.runners.coreml import CoreMLRunner
 from tokenizers import Tokenizer
 
 from artifacts import silent
@@ -24,7 +25,6 @@ from compiler.targets import load_target
 from compiler.targets.base import Job
 from compiler.targets.coreml.options import CoreMLOptions
 from recipes.corpus import stdlib_texts
-from runtime_tests.runners.coreml import CoreMLRunner
 from tests.compiler.conftest import MINISTRAL3, random_tensors, save
 
 torch.set_num_threads(1)  # small matrices: a second thread only waits

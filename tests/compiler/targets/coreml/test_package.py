@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from runtime_tests.runners.coreml import CoreMLRunner
 
 from artifacts import EdgewrightError, ManifestDraft, read_manifest, verify, write_manifest
 from artifacts.manifest import CheckpointEntry, RecipeEntry
 from edgewright.conversion import first_divergence
 from runtime_tests.mil.program import Function
-from runtime_tests.runners.coreml import CoreMLRunner
 from tests.compiler.targets.coreml.conftest import INT4, Builder, Built
 from tests.compiler.targets.coreml.payloads import entries, open_package
 

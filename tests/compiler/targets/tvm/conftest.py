@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from runtime_tests.runners.tvm import cpu_features
 
 from artifacts import silent
 from compiler.checkpoint import Checkpoint
@@ -26,7 +27,6 @@ from compiler.targets.base import Job
 from compiler.targets.tvm import triples
 from compiler.targets.tvm.options import TvmOptions
 from compiler.targets.tvm.triples import Variant
-from runtime_tests.runners.tvm import cpu_features
 from tests.compiler.conftest import MINISTRAL3, random_tensors, save
 
 TABLE = "model.embed_tokens"

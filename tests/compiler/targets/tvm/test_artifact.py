@@ -7,10 +7,10 @@ import subprocess
 
 import numpy as np
 import pytest
+from runtime_tests.runners.tvm import map_parameters
 
 from compiler.targets.tvm import link
 from compiler.targets.tvm.target import TvmTarget
-from runtime_tests.runners.tvm import map_parameters
 from tests.compiler.targets.tvm import elf, macho
 from tests.compiler.targets.tvm.conftest import EVERYWHERE, TABLE, Artifact
 
