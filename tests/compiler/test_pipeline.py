@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from artifacts import EdgewrightError, read_manifest, silent
+from artifacts import EdgewrightError, read_manifest, silent, verify
 from compiler import pipeline
 from compiler.checkpoint import Checkpoint
 from compiler.plan import plan
 from compiler.quantize.methods import method_options
 from compiler.targets import target_options
 from recipes.schema import Recipe, recipe_model
+from tests.artifacts.conftest import of_schema_1
 from tests.compiler.conftest import MINISTRAL3, random_tensors, save
 
 
@@ -55,6 +56,16 @@ def test_quantized_weights_are_used_again_until_something_changes(ministral: Pat
     assert other.digest != first.digest
     (tmp_path / "q" / "model.safetensors").write_bytes(b"cut short")
     assert quantize(ministral, tmp_path / "q", recipe()).digest == first.digest
+
+
+def test_quantized_weights_of_an_older_schema_are_made_anew(ministral: Path, tmp_path: Path) -> None:
+    first = quantize(ministral, tmp_path / "q", recipe())
+    stamp = (tmp_path / "q" / "model.safetensors").stat().st_ino
+    of_schema_1(tmp_path / "q")
+    again = quantize(ministral, tmp_path / "q", recipe())
+    assert (tmp_path / "q" / "model.safetensors").stat().st_ino != stamp
+    assert again.digest == first.digest and verify(tmp_path / "q") == []
+    assert [path.name for path in tmp_path.glob("*q*")] == ["q"]
 
 
 def test_the_manifest_names_every_file_of_the_checkpoint(ministral: Path, tmp_path: Path) -> None:
