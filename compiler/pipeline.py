@@ -104,7 +104,8 @@ def quantize(
 
     calibrated = runner.calibrates(assignment)
     looked_at = None
-    if calibrated or recipe.quantize.calibration is not None:
+    given = recipe.quantize.calibration is not None
+    if calibrated or (given and any(targets.calibrates(options) for options in recipe.targets.values())):
         looked_at = driver.looked_at(calibration, text, model, checkpoint.path)
     seen = keys.array_digest(looked_at) if calibrated and looked_at is not None else None
 

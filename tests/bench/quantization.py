@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from compiler.quantize.calibration import calibration_tokens
 
 from artifacts import silent
 from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
 from compiler.quantize import budget, knapsack, runner
-from compiler.quantize.calibration import calibration_tokens
 from compiler.quantize.methods import method_options
 from compiler.quantize.packed import PackedWeights
 from compiler.quantize.rules import Assignment, assign

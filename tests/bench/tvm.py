@@ -74,9 +74,10 @@ def build(source: Path, out: Path, group: int, target: str | None) -> None:
 
 def decode(folder: Path) -> None:
     """Child: the rate of greedy steps after a prompt, and what loading adds to anonymous memory."""
+    from runtime_tests.runners import make_runner
+
     from artifacts import read_manifest
     from device_farm import read_split
-    from runtime_tests.runners import make_runner
 
     runner = make_runner(folder, read_manifest(folder))
     before = read_split().anonymous
@@ -99,11 +100,11 @@ def decode(folder: Path) -> None:
 def limits(folder: Path) -> None:
     """Child: a decode step, the matmuls of one, and what reading the same bytes takes; milliseconds and bytes."""
     import tvm_ffi
+    from runtime_tests.runners.tvm import RUNNER, aligned, best_library, cpu_features, map_parameters
 
     from artifacts import read_manifest
     from compiler.targets.tvm import isa
     from compiler.targets.tvm.kernels import dot
-    from runtime_tests.runners.tvm import RUNNER, aligned, best_library, cpu_features, map_parameters
 
     manifest = read_manifest(folder)
     runner = RUNNER(folder, manifest.runtime)

@@ -17,11 +17,12 @@ from artifacts.formats.interface import Driver
 from artifacts.manifest import CheckpointEntry, ManifestDraft, RecipeEntry, write_manifest
 from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
-from compiler.models.base import read_model
+from compiler.models.base import Component, Model, read_model
 from compiler.quantize.methods import rtn
 from compiler.quantize.packed import PackedWeights
+from compiler.quantize.runner import OriginalWeights
 from compiler.quantize.stream import quantize_checkpoint
-from compiler.slots import Scheme
+from compiler.slots import Scheme, Schemes, Weights
 from compiler.targets import load_target
 from compiler.targets.base import BuildJob, described
 
@@ -80,10 +81,36 @@ def ministral(tmp_path: Path) -> Path:
     return save(tmp_path / "ministral", MINISTRAL3, random_tensors(MINISTRAL3))
 
 
+def original(folder: Path, max_tokens: int = 64) -> tuple[Model, OriginalWeights]:
+    """The model of a checkpoint folder and its unquantized weights."""
+    checkpoint = Checkpoint(folder)
+    model = read_model(checkpoint.config, checkpoint.names(), max_tokens)
+    return model, OriginalWeights(checkpoint, model.slots)
+
+
+def reference_logits(
+    model: Model, weights: Weights, ids: np.ndarray[Any, Any], schemes: Schemes | None = None
+) -> np.ndarray[Any, Any]:
+    """Logits [batch, length, vocab] of the dialect's reference, for a decoder over whole sequences [batch, length]."""
+    from compiler import dialect
+
+    batch, length = ids.shape
+    decoder = model.at(length).component("decoder")
+    positions = torch.arange(length).expand(batch, length)
+    with torch.no_grad(), dialect.weights(weights):
+        body = decoder.module(decoder.entry("score"), schemes or {})
+        out = body(torch.from_numpy(ids).long(), positions, *empty_states(decoder, batch))[0]
+    return np.asarray(out)
+
+
+def empty_states(component: Component, batch: int = 1) -> list[torch.Tensor]:
+    """The states of a component at first; a decoder's caches for several sequences at once."""
+    shapes = [state.sized({}) for state in component.states]
+    return [torch.zeros((batch, *shape[1:])) for shape in shapes]
+
+
 def write_toy(folder: Path) -> Path:
     """A checkpoint of the family in `tests/plugins`: two components with a state, random weights."""
-    from compiler.models.base import read_model
-
     config = {"model_type": "toy_renderer", "image_size": 16, "hidden_size": 64, "channels": 32}
     generator = torch.Generator().manual_seed(0)
     tensors = {
@@ -113,6 +140,23 @@ def plugins() -> None:
 def toy(tmp_path: Path, plugins: None) -> Path:
     """A checkpoint of the family in `tests/plugins`."""
     return write_toy(tmp_path / "toy")
+
+
+Quantizer = Callable[..., tuple[Model, dict[str, Scheme], PackedWeights]]
+
+
+@pytest.fixture
+def quantized(tmp_path: Path) -> Quantizer:
+    """quantized(checkpoint folder, scheme, other schemes by slot, max_tokens=...): rounded to nearest, a new folder."""
+
+    def make(
+        source: Path, scheme: Scheme, others: Mapping[str, Scheme] | None = None, *, max_tokens: int = 64
+    ) -> tuple[Model, dict[str, Scheme], PackedWeights]:
+        folder = tmp_path / f"quantized-{len(list(tmp_path.iterdir()))}"
+        job = quantized_job(folder, source, None, scheme, others, max_tokens=max_tokens)
+        return job.model, dict(job.schemes), job.weights
+
+    return make
 
 
 Jobs = Callable[..., BuildJob]
@@ -150,18 +194,9 @@ def quantized_job(
     return BuildJob(name, model, schemes, options, PackedWeights(folder), source)
 
 
-def reference_logits(job: BuildJob, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Logits [batch, seq, vocab] of a decoder's entry "score" in PyTorch, from caches as long as `ids` [batch, seq]."""
-    from compiler import dialect
-
-    component = job.model.component("decoder")
-    batch, length = ids.shape
-    shapes = [state.sized({}) for state in component.states]
-    caches = [torch.zeros(batch, heads, length, width) for _, heads, _, width in shapes]
-    positions = torch.arange(length).expand(batch, length)
-    with torch.no_grad(), dialect.weights(job.weights):
-        module = component.module(component.entry("score"), job.schemes)
-        return np.asarray(module(torch.from_numpy(ids), positions, *caches)[0])
+def job_logits(job: BuildJob, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """`reference_logits` of what a job is about."""
+    return reference_logits(job.model, job.weights, ids, job.schemes)
 
 
 def packed(job: BuildJob, target: str, folder: Path) -> Manifest:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runtime_tests.runners import make_runner
 
 from artifacts import read_manifest
 from runtime_tests.golden import read_golden
-from runtime_tests.runners import make_runner
 from tests.bench.measure import MB, python, size_of
 from tests.bench.synthetic import make_checkpoint
 

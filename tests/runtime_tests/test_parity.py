@@ -11,11 +11,11 @@ import onnx
 import pytest
 
 from artifacts import Check, Figure, GateFailed, read_manifest, silent
+from runtime_tests.drivers.text import Decoder, Logits
 from runtime_tests.golden import Golden, read_golden
 from runtime_tests.metrics import disagreement_cost, logsumexp
 from runtime_tests.parity import Observed, Ran, decode_span, observe, observe_decode, parity
 from runtime_tests.quality import QualityLimits, quality
-from runtime_tests.drivers.text import Decoder, Logits
 from runtime_tests.sessions import make_session
 from tests.runtime_tests.conftest import MAX_TOKENS, ORIGINAL, VOCAB
 

@@ -23,7 +23,7 @@ from compiler.slots import HALF
 from compiler.targets import load_target
 from compiler.targets.base import BuildJob, Job
 from compiler.targets.mlx.options import MlxOptions
-from tests.compiler.conftest import MINISTRAL3, YARN, Jobs, packed, random_tensors, reference_logits, save
+from tests.compiler.conftest import MINISTRAL3, YARN, Jobs, packed, random_tensors, job_logits, save
 
 LLAMA = {**MINISTRAL3, "model_type": "llama", "architectures": ["LlamaForCausalLM"], "rope_parameters": None}
 LLAMA["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0}
@@ -131,7 +131,7 @@ def test_a_wrapped_decoder_reads_the_same(tmp_path: Path, jobs: Jobs, text: str)
     folder = tmp_path / "mlx"
     packed(job, "mlx", folder)
     spec = decoder.read_spec(wrapped)
-    expected = reference_logits(job, IDS)
+    expected = job_logits(job, IDS)
     np.testing.assert_allclose(mlx_logits(folder), expected, atol=1e-5 * np.ptp(expected))
     read = AutoConfig.from_pretrained(folder).text_config
     assert read.rope_parameters["rope_theta"] == spec.rope["rope_theta"]

@@ -17,7 +17,7 @@ from compiler.slots import Scheme
 from compiler.targets.base import BuildJob
 from compiler.targets.mlx.functions import GraphFunction, export_component
 from compiler.targets.mlx.options import MlxOptions
-from tests.compiler.conftest import Jobs, packed, reference_logits
+from tests.compiler.conftest import Jobs, packed, job_logits
 from tests.compiler.targets.mlx_probes import probe
 
 TABLE = "model.embed_tokens"
@@ -101,7 +101,7 @@ def test_prefill_and_decode_over_one_cache_equal_the_reference(package: tuple[Pa
     folder, job = package
     weights = mx.load(str(folder / "model.safetensors"))
     ids = np.random.default_rng(3).integers(0, 160, 40)
-    expected = reference_logits(job, ids[None])[0]
+    expected = job_logits(job, ids[None])[0]
     found = run(folder, ids, layers(job), weights)
     np.testing.assert_allclose(found, expected, atol=5e-3 * np.ptp(expected))  # float16 kernels
     assert (found.argmax(-1) == expected.argmax(-1)).mean() > 0.9

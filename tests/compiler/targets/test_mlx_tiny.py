@@ -22,7 +22,7 @@ from compiler.targets.mlx.options import MlxOptions
 from recipes.corpus import stdlib_texts
 from runtime_tests.drivers.text import Decoder
 from runtime_tests.sessions.mlx import MlxSession
-from tests.compiler.conftest import packed, quantized_job, reference_logits
+from tests.compiler.conftest import packed, quantized_job, job_logits
 
 TINY = Path(__file__).parents[3] / "recipes" / "checkpoints" / "tiny-ministral3"
 TOKENS, PROMPT, CONTINUED = 320, 40, 64
@@ -77,7 +77,7 @@ def test_quantized_weights_equal_the_reference_that_holds_them(
     package: Any, ids: np.ndarray[Any, Any], scheme: Scheme
 ) -> None:
     made = package(scheme)
-    expected = reference_logits(made[1], ids)[0]
+    expected = job_logits(made[1], ids)[0]
     assert np.abs(decoder(made, exact=True).logits(ids[0]) - expected).max() <= 1e-5 * np.ptp(expected)
     shipped = np.abs(decoder(made, exact=False).logits(ids[0]) - expected).max() / np.ptp(expected)
     assert 1e-5 < shipped < 5e-3, "float16, and an asymmetric group's bias rounded to it"
@@ -95,7 +95,7 @@ def test_mlx_lm_generates_our_greedy_text(package: Any, ids: np.ndarray[Any, Any
     assert len(said) == CONTINUED or said[-1] in eos
     assert said == ours[: len(said)]
     whole = np.concatenate([prompt, said[:-1]])[None]
-    expected = reference_logits(job, whole)[0]
+    expected = job_logits(job, whole)[0]
     assert said == expected[PROMPT - 1 :].argmax(-1).tolist()
 
 

@@ -20,7 +20,7 @@ from compiler.targets.coreml.options import CoreMLOptions
 from recipes.corpus import stdlib_texts
 from runtime_tests.drivers.text import Decoder
 from runtime_tests.sessions.coreml import CoreMLSession
-from tests.compiler.conftest import MINISTRAL3, packed, quantized_job, random_tensors, reference_logits, save
+from tests.compiler.conftest import MINISTRAL3, packed, quantized_job, random_tensors, job_logits, save
 
 torch.set_num_threads(1)  # small matrices: a second thread only waits
 TINY = Path(__file__).parents[4] / "recipes" / "checkpoints" / "tiny-ministral3"
@@ -99,7 +99,7 @@ def reference(job: BuildJob, ids: np.ndarray[Any, Any]) -> torch.Tensor:
     """Logits [length, vocab] of the dialect's reference with the same dequantized weights; computed once."""
     key = (job.weights.path, ids.tobytes())
     if key not in _REFERENCES:
-        _REFERENCES[key] = torch.from_numpy(reference_logits(job, ids[None])[0])
+        _REFERENCES[key] = torch.from_numpy(job_logits(job, ids[None])[0])
     return _REFERENCES[key]
 
 
