@@ -137,7 +137,7 @@ def _counted(where: str, entry: Entry, arrays: Arrays, used: int) -> int:
             first = int(values.flat[0])
             if first > used or (values != np.arange(first, first + values.shape[-1])).any():
                 raise EdgewrightError(f"{where}: {port.name} go on from {used} one by one, not from {first}")
-            return first + values.shape[-1]
+            return first + int(values.shape[-1])
     raise EdgewrightError(f"{where}: none of its inputs counts positions, by which its caches are filled")
 
 
