@@ -29,7 +29,10 @@ class Function(BaseModel):
 
 
 class CoreMLRuntime(BaseModel):
-    """How the packages are loaded. cache: states of the model, or inputs and outputs that the app passes on."""
+    """How the packages are loaded. cache: states of the model, or inputs and outputs that the app passes on.
+
+    payload: what an app ships, by platform (`artifacts.payload`).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -39,4 +42,4 @@ class CoreMLRuntime(BaseModel):
     compute_units: str
     minimum: str
     memory: Literal["modelled"] = "modelled"
-    platforms: tuple[str, ...] = ("ios",)
+    payload: dict[str, tuple[str, ...]]

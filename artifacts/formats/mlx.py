@@ -19,19 +19,30 @@ class Function(BaseModel):
     file: str
 
 
+class Exported(BaseModel):
+    """A `.mlxfn` file beside what the loader takes: a decoder's traces for so many tokens and for one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    prefill_tokens: Count
+
+
 class MlxRuntime(BaseModel):
     """How the package is loaded.
 
     loader: "mlx-lm" for a text decoder, whose cache has these sizes and `kv_bits`; "functions" for traced entries over
-    the tensors of `model*.safetensors`.
+    the tensors of `model*.safetensors`. exported: for apps that take neither. payload: what an app ships, by platform
+    (`artifacts.payload`), {} until the package is whole.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     loader: Literal["mlx-lm", "functions"]
     requires: dict[str, str] = {"mlx": ">=0.32"}
-    platforms: tuple[str, ...] = ("ios",)
+    payload: dict[str, tuple[str, ...]] = {}
     functions: tuple[Function, ...] = ()
+    exported: Exported | None = None
     layers: Count = 1
     kv_heads: Count = 1
     head_dim: Count = 1

@@ -1,187 +1,32 @@
-"""Llama-like text decoders: Ministral 3 and every decoder that its configuration can describe.
+"""Llama-like text decoders: Ministral 3, Llama, Mistral, Qwen2, Qwen3, SmolLM3.
 
-Pre-norm blocks of grouped-query attention with rotary positions and a gated SiLU MLP, without biases. The graph
-is written in the edge dialect and holds no weights; `slots` names them all. Rotary frequencies come from
+Pre-norm blocks of grouped-query attention and a gated SiLU MLP; biases, norms of queries and keys, and layers without
+rotary positions as the geometry says (`decoder_spec.py`). The graph is written in the edge dialect and holds no
+weights; `slots` names them all. Rotary frequencies come from
 `transformers`' own functions (ROPE_INIT_FUNCTIONS), so YaRN's truncation is theirs to the letter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import JsonValue
 
-from compiler.config import Keys
 from compiler.models.base import Component, Entry, Heads, Model, Port, scheme_arguments
+from compiler.models.decoder_spec import MODEL_TYPES, WRAPPERS, DecoderSpec, read_spec
 from compiler.slots import Schemes, Slot
 from compiler.tensors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
 
-_DECODERS = ("llama", "mistral", "ministral3")
-_WRAPPERS = ("mistral3",)
-MODEL_TYPES = (*_DECODERS, *_WRAPPERS)
+__all__ = ["MODEL_TYPES", "WRAPPERS", "DecoderSpec", "head_slot", "read", "read_spec", "rotary_frequencies", "slots"]
+
 _PREFIXES = ("model.", "language_model.model.", "model.language_model.")
-_MAX_POSITIONS = (1 << 31) - 1
-_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-_ROPE_NEEDS = {
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
-    "yarn": ("factor",),
-}
-_ROPE_NUMBERS = {
-    "factor": (1, 1e6),
-    "low_freq_factor": (1e-6, 1e6),
-    "high_freq_factor": (1e-6, 1e6),
-    "beta_fast": (1e-6, 1e6),
-    "beta_slow": (1e-6, 1e6),
-    "attention_factor": (1e-6, 1e6),
-    "mscale": (0, 1e6),
-    "mscale_all_dim": (0, 1e6),
-    "llama_4_scaling_beta": (0, 1e6),
-}
-_ROPE_LENGTHS = ("original_max_position_embeddings", "max_position_embeddings")
-_ROPE_KEYS = {"type", "rope_type", "rope_theta", "partial_rotary_factor", "truncate", *_ROPE_NUMBERS, *_ROPE_LENGTHS}
 _NOT_OF_ROPE = ("llama_4_scaling_beta", "max_position_embeddings")  # Ministral-3 keeps them in rope_parameters
-
-
-@dataclass(frozen=True)
-class DecoderSpec:
-    """The geometry of a decoder; sizes in elements."""
-
-    model_type: str
-    vocab: int
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    eps: float
-    tied: bool
-    max_positions: int
-    original_positions: int
-    rope: dict[str, Any]
-    query_beta: float
-    query_period: int
-    bos: int | None
-    eos: tuple[int, ...]
-
-    @property
-    def query_width(self) -> int:
-        return self.heads * self.head_dim
-
-    @property
-    def kv_width(self) -> int:
-        return self.kv_heads * self.head_dim
-
-    @property
-    def qkv_width(self) -> int:
-        return self.query_width + 2 * self.kv_width
-
-
-def read_spec(config: Mapping[str, Any]) -> DecoderSpec:
-    """Geometry from a Hugging Face config (its text side where it wraps one).
-
-    Raises CheckpointError naming the key when the config is not of this family, or a value is not what it must be.
-    """
-    outer = inner = Keys(config)
-    if config.get("model_type") in _WRAPPERS:
-        inner = outer.section("text_config")
-        if "text_config" not in outer:
-            raise outer.error("text_config", f"must be an object in a {config.get('model_type')} config")
-    kind = inner.values.get("model_type")
-    if not isinstance(kind, str) or kind not in _DECODERS:
-        raise CheckpointError(
-            f"{inner.where}model_type {kind!r} is not supported; decoders of type "
-            f"{', '.join(_DECODERS)} (also inside {', '.join(_WRAPPERS)}) are"
-        )
-
-    def of(key: str) -> Keys:
-        return inner if key in inner.values else outer
-
-    for key in ("attention_bias", "mlp_bias"):
-        if of(key).flag(key, False):
-            raise CheckpointError(f"{of(key).where}{key} is set; decoders with biases are not supported")
-    of("hidden_act").word("hidden_act", ("silu",), "silu")
-    if of("sliding_window").values.get("sliding_window") and kind != "llama":
-        raise CheckpointError(f"{of('sliding_window').where}sliding_window is set; only full attention is supported")
-
-    def integer(key: str, high: int, default: int | None = None) -> int:
-        return of(key).integer(key, 1, high, default)
-
-    hidden, heads = integer("hidden_size", 1 << 20), integer("num_attention_heads", 1 << 12)
-    head_dim = integer("head_dim", 1 << 12, hidden // heads or None)
-    if head_dim % 2:
-        raise CheckpointError(f"{of('head_dim').where}head_dim {head_dim} is odd, which rotary positions cannot halve")
-    kv_heads = integer("num_key_value_heads", 1 << 12, heads)
-    if heads % kv_heads:
-        raise CheckpointError(
-            f"{of('num_key_value_heads').where}{heads} attention heads do not divide over {kv_heads} key-value heads"
-        )
-    vocab, max_positions = integer("vocab_size", 1 << 24), integer("max_position_embeddings", _MAX_POSITIONS)
-    rope = _rope(of)
-    original_positions = rope.get("original_max_position_embeddings", max_positions)
-    return DecoderSpec(
-        model_type=kind,
-        vocab=vocab,
-        hidden=hidden,
-        layers=integer("num_hidden_layers", 1 << 12),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        intermediate=integer("intermediate_size", 1 << 22),
-        eps=of("rms_norm_eps").number("rms_norm_eps", 0, 1, 1e-6),
-        tied=of("tie_word_embeddings").flag("tie_word_embeddings", False),
-        max_positions=max_positions,
-        original_positions=original_positions,
-        rope=rope,
-        query_beta=float(rope.get("llama_4_scaling_beta", 0.0)),
-        query_period=original_positions,
-        bos=of("bos_token_id").integer("bos_token_id", 0, vocab - 1) if "bos_token_id" in of("bos_token_id") else None,
-        eos=_tokens(of("eos_token_id"), "eos_token_id", vocab),
-    )
-
-
-def _rope(of: Callable[[str], Keys]) -> dict[str, Any]:
-    """Rotary parameters, those that were read and found sound, by the names that transformers gives them."""
-    plain = of("rope_parameters").values.get("rope_parameters") not in (None, {})
-    name = "rope_parameters" if plain else "rope_scaling"
-    given = of(name).section(name)
-    for key, value in given.values.items():
-        if isinstance(value, dict):
-            raise given.error(
-                key, "cannot be an object: rotary parameters that differ between layers are not supported"
-            )
-    kind = given.word("rope_type", _ROPE_TYPES, given.word("type", _ROPE_TYPES, "default"))
-    for key in _ROPE_NEEDS.get(kind, ()):
-        if key not in given:
-            raise given.error(key, f"is needed for rope_type {kind}")
-    for key, (low, high) in _ROPE_NUMBERS.items():
-        given.number(key, low, high, low)
-    for key in _ROPE_LENGTHS:
-        given.integer(key, 1, _MAX_POSITIONS, 1)
-    given.flag("truncate", True)
-    if kind == "llama3" and given.values["low_freq_factor"] >= given.values["high_freq_factor"]:
-        raise given.error("high_freq_factor", "must be more than low_freq_factor")
-    partial = given if "partial_rotary_factor" in given else of("partial_rotary_factor")
-    if partial.number("partial_rotary_factor", 0, 1, 1.0) != 1:
-        raise CheckpointError(f"{partial.where}partial_rotary_factor other than 1 is not supported")
-    theta = given if "rope_theta" in given else of("rope_theta")
-    base = theta.number("rope_theta", 1.001, 1e12, 10000.0)
-    rope = {key: value for key, value in given.values.items() if key in _ROPE_KEYS and value is not None}
-    return rope | {"rope_theta": theta.values.get("rope_theta") or base, "rope_type": kind}
-
-
-def _tokens(keys: Keys, key: str, vocab: int) -> tuple[int, ...]:
-    found = keys.tokens(key)
-    if any(token >= vocab for token in found):
-        raise keys.error(key, f"must be below vocab_size, {vocab}")
-    return found
 
 
 def slots(spec: DecoderSpec, tensors: Collection[str] | None = None) -> list[Slot]:
@@ -199,19 +44,28 @@ def slots(spec: DecoderSpec, tensors: Collection[str] | None = None) -> list[Slo
     def slot(name: str, rows: int, columns: int, kind: Literal["linear", "embedding", "norm"]) -> Slot:
         return Slot(f"model.{name}", f"{prefix}{name}.weight", rows, columns, kind)
 
+    def projection(name: str, rows: int, columns: int) -> Iterator[Slot]:
+        yield slot(name, rows, columns, "linear")
+        if name.rsplit(".", 1)[-1] in spec.biases:
+            yield Slot(f"model.{name}.bias", f"{prefix}{name}.bias", 1, rows, "bias")
+
     found_slots = [slot("embed_tokens", spec.vocab, spec.hidden, "embedding")]
     for i in range(spec.layers):
         layer = f"layers.{i}."
         found_slots += [
             slot(layer + "input_layernorm", 1, spec.hidden, "norm"),
-            slot(layer + "self_attn.q_proj", spec.query_width, spec.hidden, "linear"),
-            slot(layer + "self_attn.k_proj", spec.kv_width, spec.hidden, "linear"),
-            slot(layer + "self_attn.v_proj", spec.kv_width, spec.hidden, "linear"),
-            slot(layer + "self_attn.o_proj", spec.hidden, spec.query_width, "linear"),
+            *projection(layer + "self_attn.q_proj", spec.query_width, spec.hidden),
+            *projection(layer + "self_attn.k_proj", spec.kv_width, spec.hidden),
+            *projection(layer + "self_attn.v_proj", spec.kv_width, spec.hidden),
+        ]
+        if spec.head_norms:
+            found_slots += [slot(f"{layer}self_attn.{name}_norm", 1, spec.head_dim, "norm") for name in "qk"]
+        found_slots += [
+            *projection(layer + "self_attn.o_proj", spec.hidden, spec.query_width),
             slot(layer + "post_attention_layernorm", 1, spec.hidden, "norm"),
-            slot(layer + "mlp.gate_proj", spec.intermediate, spec.hidden, "linear"),
-            slot(layer + "mlp.up_proj", spec.intermediate, spec.hidden, "linear"),
-            slot(layer + "mlp.down_proj", spec.hidden, spec.intermediate, "linear"),
+            *projection(layer + "mlp.gate_proj", spec.intermediate, spec.hidden),
+            *projection(layer + "mlp.up_proj", spec.intermediate, spec.hidden),
+            *projection(layer + "mlp.down_proj", spec.hidden, spec.intermediate),
         ]
     found_slots.append(slot("norm", 1, spec.hidden, "norm"))
     if not spec.tied:
@@ -306,7 +160,7 @@ def read(config: Mapping[str, Any], tensors: Collection[str] | None, max_tokens:
 def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """config.json of the text decoder alone, as transformers loads it."""
     found = dict(config)
-    if found.get("model_type") in _WRAPPERS:
+    if found.get("model_type") in WRAPPERS:
         tied = found.get("tie_word_embeddings")
         found = dict(found["text_config"])
         if tied is not None:
@@ -344,8 +198,19 @@ def module(spec: DecoderSpec, entry: Entry, schemes: Schemes) -> torch.nn.Module
         found = {scheme_arguments(schemes, n) for n in names}
         if len(found) > 1:
             return torch.cat([linear(x, n) for n in names], -1)
-        out: torch.Tensor = edge.linear(x, list(names), [sizes[n][0] for n in names], sizes[names[0]][1], *found.pop())
+        rows = [sizes[n][0] for n in names]
+        out: torch.Tensor = edge.linear(x, list(names), rows, sizes[names[0]][1], *found.pop())
+        if f"{names[0]}.bias" in sizes:
+            out = edge.bias(out, [f"{n}.bias" for n in names], rows, -1)
         return out
+
+    def normed_heads(qkv: torch.Tensor, prefix: str) -> torch.Tensor:
+        """Queries and keys normalized head by head."""
+        parts = list(qkv.split([spec.query_width, spec.kv_width, spec.kv_width], -1))
+        for at, name in enumerate("qk"):
+            heads = parts[at].unflatten(-1, (-1, spec.head_dim))
+            parts[at] = edge.rms_norm(heads, f"{prefix}self_attn.{name}_norm", spec.head_dim, spec.eps).flatten(-2)
+        return torch.cat(parts, -1)
 
     class Decoder(torch.nn.Module):
         def forward(
@@ -353,7 +218,9 @@ def module(spec: DecoderSpec, entry: Entry, schemes: Schemes) -> torch.nn.Module
         ) -> tuple[torch.Tensor, ...]:
             table = "model.embed_tokens"
             x = edge.embedding(input_ids, table, spec.vocab, spec.hidden, *scheme_arguments(schemes, table))
-            cos, sin = edge.rotary(positions, inv_freq, attention_factor)
+            turned = edge.rotary(positions, inv_freq, attention_factor)
+            # a layer that turns nothing is turned by no angle: attention stays one op
+            unturned = turned if all(spec.rotary) else edge.rotary(positions, [0.0] * len(inv_freq), 1.0)
             residual = None
             written: list[torch.Tensor] = []
             for i in range(spec.layers):
@@ -363,10 +230,11 @@ def module(spec: DecoderSpec, entry: Entry, schemes: Schemes) -> torch.nn.Module
                 else:
                     h, residual = edge.add_rms_norm(x, residual, p + "input_layernorm", spec.hidden, spec.eps)
                 qkv = linear(h, p + "self_attn.q_proj", p + "self_attn.k_proj", p + "self_attn.v_proj")
+                if spec.head_norms:
+                    qkv = normed_heads(qkv, p)
                 x, key, value = edge.attention(
                     qkv,
-                    cos,
-                    sin,
+                    *(turned if spec.rotary[i] else unturned),
                     positions,
                     caches[2 * i],
                     caches[2 * i + 1],

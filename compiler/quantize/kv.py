@@ -44,10 +44,9 @@ def measure(
     schemes: Schemes,
     weights: Weights,
     inputs: Mapping[str, NDArray[Any]],
-    length: int,
     granularity: Granularity,
 ) -> list[CacheScales]:
-    """Run an entry over `inputs` from empty caches of `length` positions; scales of each pair of states that it wrote.
+    """Run an entry over `inputs` from empty caches; scales of each pair of states that it wrote.
 
     The component's states are keys and values [batch, kv_heads, max_tokens, head_dim] of one attention after another.
     """
@@ -55,7 +54,7 @@ def measure(
 
     from compiler import dialect
 
-    empty = [torch.zeros((*shape[:2], length, *shape[3:])) for shape in (state.sized({}) for state in component.states)]
+    empty = [torch.zeros(state.sized({})) for state in component.states]
     with torch.no_grad(), dialect.weights(weights):
         given = [torch.from_numpy(inputs[port.name]) for port in entry.inputs]
         caches = component.module(entry, schemes)(*given, *empty)[len(entry.outputs) :]

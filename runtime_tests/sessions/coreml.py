@@ -25,17 +25,19 @@ from runtime_tests.mil.memory import account
 from runtime_tests.mil.package import Package
 from runtime_tests.mil.program import Function, State
 
-from . import Arrays
+from . import Arrays, call_sizes
 
-_SCORE, _SCORED = "score", "prefill"
+_SCORE, _PREFILL, _DECODE = "score", "prefill", "decode"
 
 
 class CoreMLSession:
-    """See `Session`."""
+    """See `Session`. `stand_in`: Core ML itself runs on Apple's systems alone."""
 
     warnings: tuple[str, ...] = ()
+    stand_in: str | None = "Core ML reference executor"
 
     def __init__(self, artifact: Path, manifest: Manifest) -> None:
+        self.artifact = artifact
         try:
             self._runtime = CoreMLRuntime.model_validate(manifest.runtime)
             names = {function.package for function in self._runtime.functions}
@@ -49,6 +51,8 @@ class CoreMLSession:
         self._calls: dict[tuple[str, str], coreml.Function] = {
             (function.component, function.entry): function for function in self._runtime.functions
         }
+        context = manifest.driver.constants.get("max_tokens") if manifest.driver else None
+        self._context = f"{context:,} tokens" if isinstance(context, int) else None
         self._functions: dict[tuple[str, str], Function] = {}
         self._states: dict[str, State] = {}
 
@@ -75,8 +79,13 @@ class CoreMLSession:
     def call(self, component: str, entry: str, **arrays: NDArray[Any]) -> Arrays:
         """The entry's outputs by name, float32 where the package computes in float16."""
         scoring = entry == _SCORE and (component, entry) not in self._calls
-        call = self._calls[component, _SCORED if scoring else entry]
-        wanted = self._components[component].entry(call.entry)
+        if scoring:  # of one token both functions keep the only position, and a package may take it by decoding alone
+            entry = _DECODE if all(array.size == 1 for array in arrays.values()) else _PREFILL
+        if (component, entry) not in self._calls:
+            raise EdgewrightError(f"{self.artifact}: the package has no {component}.{entry}")
+        call = self._calls[component, entry]
+        wanted = self._components[component].entry(entry)
+        call_sizes(f"{component}.{entry}", wanted, arrays)
         inputs: dict[str, Any] = {
             port.name: torch.from_numpy(_narrow(arrays[port.name]))
             for port in wanted.inputs
@@ -88,14 +97,17 @@ class CoreMLSession:
         outputs = self._functions[call.package, call.function](
             inputs | state if explicit else inputs,
             None if explicit else state,
-            bypass=(LAST_POSITION,) if scoring else (),
+            bypass=(LAST_POSITION,) if scoring and entry == _PREFILL else (),
         )
         if explicit:
             self._states[component] = {name: outputs[NEW_STATE + name].float() for name in state}
         return {port.name: outputs[port.name].float().numpy() for port in wanted.outputs}
 
     def footprint(self) -> list[Figure]:
-        """What iOS would charge the largest call of each function for, with its band; and the clean, mapped weights."""
+        """What iOS would charge the largest call of each function for, with its band; and the clean, mapped weights.
+
+        A program's shapes are those of whole states wherever in them a call begins, so each is that of a full context.
+        """
         found: list[Figure] = []
         weights: dict[str, int] = {}
         seen: set[tuple[str, str]] = set()
@@ -121,9 +133,11 @@ class CoreMLSession:
                     unit="bytes",
                     obtained="modelled",
                     band=memory.band,
+                    at=self._context,
                 )
             )
-        clean = Figure(name="weights_clean_mapped", value=sum(weights.values()), unit="bytes", obtained="measured")
+        # a size of files, which no run has to show
+        clean = Figure(name="weights_clean_mapped", value=sum(weights.values()), unit="bytes", obtained="declared")
         return [clean, *found]
 
 

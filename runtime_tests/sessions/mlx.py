@@ -39,13 +39,18 @@ NO_COMPILER = (
     "no C++ compiler (g++) was found: MLX's compiled CPU kernels are off, mx.compile runs op by op; results are the "
     "same, times are not. Install g++ to have them"
 )
+METAL_ON_CPU = "MLX's CPU kernels, accumulating as Metal's do"
+CPU_KERNELS = "MLX's CPU kernels"
 _PREFILL_STEP = 512
 _BLOCK_VALUES = 1 << 22
+_SCORE, _SCORED = "score", "prefill"
 _HALF_ROUNDING = 2.0**-10  # of a product of rounded scale and zero point: half a unit in the last place, twice
 
 
 class MlxSession:
     """See `Session`. `warnings`: what of this machine a report has to say, known before anything is loaded."""
+
+    stand_in: str | None = None
 
     def __init__(self, artifact: Path, manifest: Manifest) -> None:
         try:
@@ -63,10 +68,12 @@ class MlxSession:
         """Load the package and make its states. MLX chooses its own threads: `threads` is not used."""
         self._model = None  # one model is freed before the next is read
         mx.clear_cache()
+        model: TextModel | Functions
         if self._runtime.loader == "mlx-lm":
-            self._model = TextModel(self._artifact, self._runtime, exact)
+            model = TextModel(self._artifact, self._runtime, exact)
         else:
-            self._model = Functions(self._artifact, self._runtime, self._components, exact)
+            model = Functions(self._artifact, self._runtime, self._components, exact)
+        self._model, self.stand_in = model, model.stand_in
 
     def reset(self) -> None:
         """Every state to zeros."""
@@ -76,7 +83,17 @@ class MlxSession:
     def call(self, component: str, entry: str, **arrays: NDArray[Any]) -> Arrays:
         """The entry's outputs by name, float32 where the package computes in float16."""
         assert self._model is not None
+        served = _SCORED if entry == _SCORE and self._runtime.loader == "mlx-lm" else entry
+        try:
+            wanted = self._components[component].entry(served)
+        except KeyError:
+            raise EdgewrightError(f"{self._artifact}: the package has no {component}.{entry}") from None
+        call_sizes(f"{component}.{entry}", wanted, arrays)
         return self._model.call(component, entry, arrays)
+
+    def generate(self, text: str, tokens: int) -> dict[str, Any] | None:
+        """What `mlx_lm.stream_generate` makes of a text, in the session's cache; None without a tokenizer."""
+        return self._model.generate(text, tokens) if isinstance(self._model, TextModel) else None
 
     def footprint(self) -> list[Figure]:
         """Nothing: the runtime runs here."""
@@ -86,10 +103,16 @@ class MlxSession:
 class TextModel:
     """A decoder as mlx-lm's own model class, over caches of the whole context."""
 
+    stand_in: str | None = None
+
     def __init__(self, artifact: Path, runtime: MlxRuntime, exact: bool) -> None:
+        self._model: Any
+        self._tokenizer: Any = None
         try:
-            has_tokenizer = (artifact / "tokenizer_config.json").exists()
-            self._model: Any = mlx_lm.load(str(artifact))[0] if has_tokenizer else load_model(artifact)[0]
+            if (artifact / "tokenizer_config.json").exists():
+                self._model, self._tokenizer = mlx_lm.load(str(artifact))[:2]
+            else:
+                self._model = load_model(artifact)[0]
         except (ValueError, FileNotFoundError, KeyError, RuntimeError) as error:
             raise EdgewrightError(f"{artifact}: mlx-lm cannot load it: {error}") from error
         self._runtime, self._exact = runtime, exact
@@ -99,6 +122,7 @@ class TextModel:
             mx.eval(self._model.parameters())
         elif not mx.metal.is_available():
             replace_half_kernels(self._model)
+            self.stand_in = METAL_ON_CPU
         self.reset()
 
     def call(self, component: str, entry: str, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
@@ -107,12 +131,12 @@ class TextModel:
         used = self._cache[0].offset
         if first != used:
             raise EdgewrightError(f"{component}.{entry}: positions go on from {used}, not from {first}")
-        if ids.shape[1] == 0 or used + ids.shape[1] > self._runtime.max_tokens:
+        if used + ids.shape[1] > self._runtime.max_tokens:
             raise EdgewrightError(
                 f"{ids.shape[1]} tokens after {used} do not fit the context of {self._runtime.max_tokens}"
             )
         tokens = mx.array(ids.astype(np.int32))
-        if entry == "score":
+        if entry == _SCORE:
             return {"logits": _numpy(self._model(tokens, cache=self._cache))}
         last = tokens.shape[1] - 1
         for start in range(0, last, _PREFILL_STEP):
@@ -120,6 +144,16 @@ class TextModel:
             mx.eval([cache.state[:2] for cache in self._cache])
             mx.clear_cache()
         return {"logits": _numpy(self._model(tokens[:, last:], cache=self._cache))}
+
+    def generate(self, text: str, tokens: int) -> dict[str, Any] | None:
+        """See `MlxSession.generate`."""
+        if self._tokenizer is None:
+            return None
+        self.reset()
+        bos = self._tokenizer.bos_token
+        ids = self._tokenizer.encode(text, add_special_tokens=bos is None or not text.startswith(bos))
+        said = mlx_lm.stream_generate(self._model, self._tokenizer, text, max_tokens=tokens, prompt_cache=self._cache)
+        return {"runtime": "mlx-lm", "ids": list(ids), "continuation": [r.token for r in said]}
 
     def reset(self) -> None:
         """New caches of the whole context: what a full one holds, not the 256 positions by which mlx-lm's grow."""
@@ -152,6 +186,7 @@ class Functions:
 
     def __init__(self, artifact: Path, runtime: MlxRuntime, components: Mapping[str, Component], exact: bool) -> None:
         self._components = components
+        self.stand_in = None if exact or mx.metal.is_available() else CPU_KERNELS
         self._dtype = mx.float32 if exact else mx.float16
         self._weights: dict[str, mx.array] = {}
         try:
@@ -159,7 +194,7 @@ class Functions:
                 loaded = mx.load(str(file))
                 assert isinstance(loaded, dict)
                 self._weights |= {name: self._cast(array) for name, array in loaded.items()}
-            self._entries = {
+            self._entries: dict[tuple[str, str], Any] = {
                 (function.component, function.entry): mx.import_function(str(payload_file(artifact, function.file)))
                 for function in runtime.functions
             }
@@ -179,7 +214,6 @@ class Functions:
 
     def call(self, component: str, entry: str, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
         wanted = self._components[component].entry(entry)
-        call_sizes(f"{component}.{entry}", wanted, arrays)
         given = [self._cast(mx.array(arrays[port.name])) for port in wanted.inputs]
         found = self._entries[component, entry](*given, *self._states[component], **self._weights)
         mx.eval(found)

@@ -214,15 +214,22 @@ class OnnxSession:
 def _fits(graph: formats.Graph, component: interface.Component) -> bool:
     """Whether a graph's ports and states are those of its entries."""
     entries = {entry.name: entry for entry in component.entries}
-    states = {state.name for state in component.states}
+    states = {state.name: state.shape for state in component.states}
     asked = {graph.cache.positions} if graph.cache is not None else set()
     return (
         {*graph.entries} <= set(entries)
-        and {*graph.states} <= states
+        and {*graph.states} <= set(states)
         and all(state.input or state.output for state in graph.states.values())
+        and all(_as_wide(state.shape, states[name]) for name, state in graph.states.items())
         and all({*graph.inputs} | asked <= {port.name for port in entries[name].inputs} for name in graph.entries)
         and all({*graph.outputs} == {port.name for port in entries[name].outputs} for name in graph.entries)
     )
+
+
+def _as_wide(shape: tuple[int, ...], port: tuple[int | str, ...]) -> bool:
+    """Whether a state's shape in a graph is its port's, but for a last dimension that may be larger."""
+    *before, last = port
+    return [*shape[:-1]] == before and isinstance(last, int) and shape[-1:] >= (last,)
 
 
 def _total(cache: formats.Cache, positions: NDArray[np.int64]) -> int:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from artifacts import Manifest, silent
+from artifacts.formats.interface import Driver
 from artifacts.manifest import CheckpointEntry, ManifestDraft, RecipeEntry, write_manifest
 from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
@@ -151,14 +152,9 @@ def quantized(tmp_path: Path) -> Quantizer:
     def make(
         source: Path, scheme: Scheme, others: Mapping[str, Scheme] | None = None, *, max_tokens: int = 64
     ) -> tuple[Model, dict[str, Scheme], PackedWeights]:
-        checkpoint = Checkpoint(source)
-        model = read_model(checkpoint.config, checkpoint.names(), max_tokens)
-        schemes = {s.name: scheme for s in model.slots if not s.is_vector} | dict(others or {})
         folder = tmp_path / f"quantized-{len(list(tmp_path.iterdir()))}"
-        folder.mkdir()
-        rounders = {n: rtn.quantize for n, s in schemes.items() if s.bits != 16}
-        quantize_checkpoint(checkpoint, model.slots, schemes, rounders, folder, checkpoint.config, silent)
-        return model, schemes, PackedWeights(folder)
+        job = quantized_job(folder, source, None, scheme, others, max_tokens=max_tokens)
+        return job.model, dict(job.schemes), job.weights
 
     return make
 
@@ -167,22 +163,40 @@ Jobs = Callable[..., BuildJob]
 
 
 @pytest.fixture
-def jobs(quantized: Quantizer) -> Jobs:
+def jobs(tmp_path: Path) -> Jobs:
     """jobs(checkpoint folder, target's options, scheme, other schemes by slot, max_tokens=...): rounded to nearest."""
 
-    def make(
-        source: Path,
-        options: Any,
-        scheme: Scheme,
-        others: Mapping[str, Scheme] | None = None,
-        *,
-        max_tokens: int = 64,
-        name: str = "small",
-    ) -> BuildJob:
-        model, schemes, weights = quantized(source, scheme, others, max_tokens=max_tokens)
-        return BuildJob(name, model, schemes, options, weights, source)
+    def make(source: Path, options: Any, scheme: Scheme, *arguments: Any, **named: Any) -> BuildJob:
+        folder = tmp_path / f"quantized-{len(list(tmp_path.iterdir()))}"
+        return quantized_job(folder, source, options, scheme, *arguments, **named)
 
     return make
+
+
+def quantized_job(
+    folder: Path,
+    source: Path,
+    options: Any,
+    scheme: Scheme,
+    others: Mapping[str, Scheme] | None = None,
+    *,
+    max_tokens: int = 64,
+    name: str = "small",
+    quantize: Any = rtn.quantize,
+) -> BuildJob:
+    """A job over a checkpoint's weights, which are quantized into a new folder."""
+    checkpoint = Checkpoint(source)
+    model = read_model(checkpoint.config, checkpoint.names(), max_tokens)
+    schemes = {s.name: scheme for s in model.slots if not s.is_vector} | dict(others or {})
+    folder.mkdir()
+    rounders = {n: quantize for n, s in schemes.items() if s.bits != 16}
+    quantize_checkpoint(checkpoint, model.slots, schemes, rounders, folder, checkpoint.config, silent)
+    return BuildJob(name, model, schemes, options, PackedWeights(folder), source)
+
+
+def job_logits(job: BuildJob, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """`reference_logits` of what a job is about."""
+    return reference_logits(job.model, job.weights, ids, job.schemes)
 
 
 def packed(job: BuildJob, target: str, folder: Path) -> Manifest:
@@ -199,6 +213,7 @@ def packed(job: BuildJob, target: str, folder: Path) -> Manifest:
         family=job.model.family,
         checkpoint=CheckpointEntry(source="here"),
         components=tuple(described(job.model, built.narrowed)),
+        driver=Driver(name=job.model.driver, constants=dict(job.model.constants)),
         runtime=dict(built.runtime),
         weights_digest="0" * 64,
     )

@@ -61,6 +61,7 @@ def make_packages(
                 progress("converting", converted_count, functions)
                 converted[call.function] = convert(job, call, weights, scratch)
                 converted_count += 1
+            progress("converting", converted_count, functions)
             bind(converted, weights, path / WEIGHTS, advance)
             model = merge_functions({function: c.spec for function, c in converted.items()}, calls[0].function)
         describe(model, features, metadata, user)
@@ -114,8 +115,8 @@ def convert(job: Job, call: Call, weights: PackedWeights, scratch: contextlib.Ex
     written = {feature.name for feature in found.spec.description.output}
     if lost := [output.name for output in outputs if output.name not in written]:
         raise EdgewrightError(
-            f"coreml: {call.component.name}.{call.entry.name}: the output {lost[0]!r} is the same value as another, which "
-            "the converter made one of"
+            f"coreml: {call.component.name}.{call.entry.name}: the output {lost[0]!r} is the same value as another, "
+            "which the converter made one of"
         )
     model._mil_program = None
     scratch.callback(lambda: model)  # its temporary folder goes with it

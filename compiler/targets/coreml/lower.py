@@ -182,6 +182,16 @@ def _rotary(context: Any, node: Any) -> None:
     context.add((cos, sin), node.name)
 
 
+def _of_heads(settings: Lowering, table: Any, kind: str) -> Any:
+    """A table of `rotary` with an axis for heads; layers may turn by other frequencies, so it is shared by its source.
+
+    Its name is not the table's with an ending: that one says float32.
+    """
+    which = table.name.removeprefix(f"{FLOAT32}rotary").removesuffix(f"_{kind}")
+    name = f"{kind}_of_heads{which}"
+    return settings.once(name, lambda: mb.expand_dims(x=table, axes=[1], name=name))
+
+
 def _query_factor(positions: Any, beta: float, period: int) -> Any:
     """1 + beta * log(1 + floor(position / period)), float32 [1, 1, length, 1]."""
     whole = mb.floor_div(x=positions, y=np.int32(period), name="query_period")
@@ -218,9 +228,7 @@ def _attention(context: Any, node: Any) -> None:
     by_head = mb.transpose(x=rows, perm=[0, 2, 1, 3], name=named("heads"))
     turning, values = mb.split(x=by_head, split_sizes=[heads + kv_heads, kv_heads], axis=1, name=named("parts"))
     first, second = mb.split(x=turning, split_sizes=[half, half], axis=-1, name=named("halves"))
-    # layers may turn by other frequencies, so these are shared by what they are made of
-    cos = settings.once(("heads", cos.name), lambda: mb.expand_dims(x=cos, axes=[1], name=f"{cos.name}_of_heads"))
-    sin = settings.once(("heads", sin.name), lambda: mb.expand_dims(x=sin, axes=[1], name=f"{sin.name}_of_heads"))
+    cos, sin = _of_heads(settings, cos, "cos"), _of_heads(settings, sin, "sin")
     first_cos, second_sin = mb.mul(x=first, y=cos, name=named("fc")), mb.mul(x=second, y=sin, name=named("ss"))
     second_cos, first_sin = mb.mul(x=second, y=cos, name=named("sc")), mb.mul(x=first, y=sin, name=named("fs"))
     turned = mb.concat(
@@ -295,7 +303,7 @@ def _attend(
 
 
 def _bias(context: Any, node: Any) -> None:
-    x, slots, rows, axis = _arguments(context, node)
+    x, slots, _, axis = _arguments(context, node)
     weights = _active.get().weights
     vector = np.concatenate([weights.rows(slot) for slot in slots]).astype(np.float32)
     shaped = vector.reshape(-1, *[1] * (len(x.shape) - 1 - axis % len(x.shape)))

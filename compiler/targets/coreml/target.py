@@ -17,10 +17,11 @@ from artifacts import Progress, silent
 from artifacts.formats.coreml import CoreMLRuntime, Function
 from artifacts.formats.interface import Dimension
 from compiler.apart import apart
+from compiler.licence import licence_of
 from compiler.models.base import Component, Port
 from compiler.slots import HALF, Scheme
-from compiler.targets.base import BuildJob, Built, Estimate, Job, bare, copy_tokenizer
-from compiler.targets.card import licence_of, write_card
+from compiler.targets.base import BuildJob, Built, Estimate, Job, bare, copy_tokenizer, shipped_files
+from compiler.targets.card import About, write_card
 from compiler.targets.coreml import convert
 from compiler.targets.coreml.capture import NARROW, Call, Sizes
 from compiler.targets.coreml.options import CoreMLOptions
@@ -73,7 +74,8 @@ class CoreMLTarget:
             live = max(component.live(c.entry, {**c.entry.largest(), **_most(c.sizes)}) for c in calls)
             states = component.state_values * (2 if options.stateful else 2 * width)
             program = _PROGRAM_BYTES * len(component.slots) * len(calls)
-            found.append(Estimate(component.name, weights + program, weights, states, live * width))
+            total = weights + program
+            found.append(Estimate(component.name, total, weights, states, live * width, {"ios": total}))
         return found
 
     def check(self, job: Job) -> None:
@@ -85,12 +87,13 @@ class CoreMLTarget:
         options: CoreMLOptions = job.options
         packaging = packaging_of(_PACKAGE, job.model.driver)
         metadata = {
-            "shortDescription": f"{job.name}, made by Edgewright.",
+            "shortDescription": f"{job.name}{packaging.PURPOSE if packaging else ''}, made by Edgewright.",
             "author": "Edgewright",
             "license": licence_of(job.source) or "that of the checkpoint it was made from",
             "versionString": "1",
         }
         user = {"com.edgewright.compute_units": options.compute_units}
+        user |= packaging.metadata(job) if packaging else {}
         packages = _packages(job)
         features = packaging.FEATURES if packaging else _features(packages)
         arguments = (bare(job), job.weights.path, folder, packages, features, metadata, user)
@@ -102,10 +105,12 @@ class CoreMLTarget:
             compute=options.compute,
             compute_units=options.compute_units,
             minimum=options.minimum,
+            payload={"ios": tuple(shipped_files(folder))},
         )
         units = _UNITS[options.compute_units]
         sections = packaging.sections(job, runtime, units) if packaging else [_calling(runtime, units)]
-        write_card(job, folder, runtime="Core ML", library="coreml", tags=["coreml"], sections=sections)
+        about = packaging.about(job) if packaging else About()
+        write_card(job, folder, runtime="Core ML", library="coreml", tags=["coreml"], sections=sections, about=about)
         return Built(runtime.model_dump(mode="json"), _narrowed(packages))
 
     def traces(self, job: BuildJob) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
@@ -164,6 +169,8 @@ def _narrowed(packages: Mapping[str, Sequence[Call]]) -> dict[tuple[str, str, st
             for name, sizes in call.sizes.items():
                 listed = tuple(n for n in sizes if n is not None) if sizes[0] is not None else ()
                 low, high = min(n for n in sizes if n is not None), max(n for n in sizes if n is not None)
+                if len(listed) < 2 and (low, high) == call.entry.dimensions[name]:
+                    continue
                 found[call.component.name, call.entry.name, name] = Dimension(low=low, high=high, sizes=listed)
     return found
 
@@ -180,8 +187,10 @@ def _calling(runtime: CoreMLRuntime, units: str) -> str:
         "## Calling it\n\n| package | function | entry |\n|---|---|---|\n" + "\n".join(rows) + "\n\n"
         "Inputs and outputs go by the names that `edgewright.json` gives under `components`; what lasts from call to "
         f"call are {states}. Needs {runtime.minimum.replace('iOS', 'iOS ')}; hint for compute units: `{units}`.\n\n"
-        "Edgewright executes the programs on Linux, operation by operation, and compares every output with PyTorch's. "
-        "They were run on no Apple device, and by no Core ML runtime."
+        "## What was run, and what was not\n\n"
+        "Edgewright executes the programs on Linux, operation by operation, with an executor of its own, and compares "
+        "every output with PyTorch's. They were **not run by Core ML**, on no Mac and no phone; memory is counted from "
+        "the program, and speed is unknown."
     )
 
 

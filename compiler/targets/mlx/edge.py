@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -166,7 +167,8 @@ def convolution(
     if bits == 16:
         matrix = weights[f"{slot}.weight"]
     else:
-        matrix = mx.dequantize(*_affine(weights, slot), group_size=group, bits=bits)
+        affine = _affine(weights, slot)
+        matrix = mx.dequantize(*affine, group_size=_group(affine, math.prod(shape[1:])), bits=bits)
     kernel = channels_last(matrix.reshape(shape))  # as in `conv_layout`, whose copy cannot be traced
     return conv(x.joined() if isinstance(x, Parts) else x, kernel, None, stride, padding, dilation, groups)
 

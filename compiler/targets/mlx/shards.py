@@ -19,10 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts import EdgewrightError
-from compiler.checkpoint import Float32, row_blocks, to_float32
-from compiler.quantize.packed import Int8, PackedWeights, from_float32
+from compiler.codes import Float32, Int8
+from compiler.quantize.packed import PackedWeights
 from compiler.slots import Scheme, Slot
+from compiler.targets.mlx.geometry import stored
 from compiler.targets.tensors import Blocks, SlotReader, Tensor
+from compiler.tensors import from_float32, row_blocks, to_float32
 
 MAX_SHARD_BYTES = 5 << 30
 _DTYPES = {"uint32": "U32", "float16": "F16"}
@@ -46,20 +48,24 @@ def _slot_tensors(slot: Slot, reader: SlotReader, prefix: str) -> list[Tensor]:
     if scheme.bits == 16:
         shape = (slot.columns,) if slot.is_vector else (slot.rows, slot.columns)
         return [Tensor(prefix + slot.key, "float16", shape, half(reader.values([slot])))]
-    groups = (slot.rows, scheme.groups(slot.columns))
+    count = stored(scheme, slot.columns).groups(slot.columns)
+    groups, repeated = (slot.rows, count), count // scheme.groups(slot.columns)
     words = (slot.rows, slot.columns * scheme.bits // 32)
+
+    def scales() -> Iterator[NDArray[Any]]:
+        return (np.repeat(block, repeated, 1) for block in half(reader.scales([slot]))())
 
     def biases() -> Iterator[NDArray[Any]]:
         for start, stop in row_blocks(slot.rows, slot.columns):
             zeros = weights.zeros(slot.name, start, stop)
             exact = weights.scales(slot.name, start, stop) * -unsigned_zeros(zeros, scheme.bits)
-            yield to_half(bfloat16(exact) if edges else exact, slot.name)
+            yield np.repeat(to_half(bfloat16(exact) if edges else exact, slot.name), repeated, 1)
 
     edges = not scheme.symmetric and is_edge_anchored(slot, weights)
     name = prefix + slot.name
     return [
         Tensor(f"{name}.weight", "uint32", words, reader.codes([slot])),
-        Tensor(f"{name}.scales", "float16", groups, half(reader.scales([slot]))),
+        Tensor(f"{name}.scales", "float16", groups, scales),
         Tensor(f"{name}.biases", "float16", groups, biases),
     ]
 
@@ -162,4 +168,5 @@ def stored_bytes(slot: Slot, scheme: Scheme) -> int:
     """Bytes of a slot in a package."""
     if scheme.bits == 16:
         return slot.rows * slot.columns * 2
-    return slot.rows * (slot.columns * scheme.bits // 8 + scheme.groups(slot.columns) * 4)
+    groups = stored(scheme, slot.columns).groups(slot.columns)
+    return slot.rows * (slot.columns * scheme.bits // 8 + groups * 4)

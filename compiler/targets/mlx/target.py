@@ -13,14 +13,13 @@ from artifacts import Progress
 from artifacts.formats.interface import Dimension
 from artifacts.formats.mlx import Function, MlxRuntime
 from compiler.models.base import Entry
-from compiler.slots import HALF, Scheme, Slot
-from compiler.targets.base import BuildJob, Built, Estimate, Job, copy_tokenizer
-from compiler.targets.card import write_card
+from compiler.slots import HALF
+from compiler.targets.base import BuildJob, Built, Estimate, Job, copy_tokenizer, shipped_files
+from compiler.targets.card import About, write_card
+from compiler.targets.mlx.geometry import refusal
 from compiler.targets.mlx.shards import package_tensors, stored_bytes, write_shards
 from compiler.targets.packaging import packaging_of
 
-_GROUPS = (32, 64, 128)
-_BITS = (4, 8)
 _NAMED = 3
 _PACKAGE = "compiler.targets.mlx"
 # between the smallest and the largest size of a dimension nothing is traced: a trace is for one size
@@ -48,15 +47,17 @@ class MlxTarget:
         return found + (packaging.refusals(job) if packaging else [])
 
     def estimate(self, job: Job) -> list[Estimate]:
-        """Sizes in bytes; activations are those of one token or the smallest call, in float16: MLX takes a prompt in
-        pieces."""
+        """Sizes in bytes; activations are those of the largest call that is made of an entry, in float16.
+
+        MLX reads weights into buffers of its own: nothing of them stays mapped.
+        """
         packaging = packaging_of(_PACKAGE, job.model.driver)
         found = []
         for component in job.model.components:
             weights = sum(stored_bytes(slot, job.schemes.get(slot.name, HALF)) for slot in component.slots)
             states = packaging.state_bytes(job) if packaging else 2 * component.state_values
-            live = max(component.live(e, {n: low for n, (low, _) in e.dimensions.items()}) for e in component.shipped)
-            found.append(Estimate(component.name, weights, weights, states, 2 * live))
+            live = max(component.live(e, packaging.called(e) if packaging else e.largest()) for e in component.shipped)
+            found.append(Estimate(component.name, weights, weights, states, 2 * live, {"ios": weights}, weights))
         return found
 
     def check(self, job: Job) -> None:
@@ -85,7 +86,9 @@ class MlxTarget:
         else:
             runtime, narrowed = _traced(job, folder, progress)
         sections = packaging.sections(job) if packaging else [_calling(runtime)]
-        write_card(job, folder, runtime="MLX", library="mlx", tags=["mlx"], sections=sections)
+        about = packaging.about(job) if packaging else About()
+        write_card(job, folder, runtime="MLX", library="mlx", tags=["mlx"], sections=sections, about=about)
+        runtime = runtime.model_copy(update={"payload": {"ios": tuple(shipped_files(folder))}})
         return Built(runtime.model_dump(mode="json"), narrowed)
 
     def traces(self, job: BuildJob) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
@@ -123,35 +126,18 @@ def _calling(runtime: MlxRuntime) -> str:
     names = ", ".join(f"`{function.file}`" for function in runtime.functions)
     return (
         f"## Calling it\n\n{names} hold traces of the entries without weights. Positional arguments: the entry's "
-        "inputs and then the component's states, in the order that `edgewright.json` gives under `components`, floating ones "
-        "in float16 (float32 works too); keyword arguments: every tensor of `model*.safetensors` under its name. "
+        "inputs and then the component's states, in the order that `edgewright.json` gives under `components`, floating "
+        "ones in float16 (float32 works too); keyword arguments: every tensor of `model*.safetensors` under its name. "
         "Results: the outputs, then the states for the next call; states are zeros at first.\n\n```python\n"
         "import mlx.core as mx\n\n"
         f'entry = mx.import_function("{runtime.functions[0].file}")\n'
         'weights = mx.load("model.safetensors")\n'
         "results = entry(*inputs, *states, **weights)\n```\n\n"
-        "The format of `.mlxfn` is experimental: a file is for the MLX that wrote it and what newer ones still read. "
-        "Edgewright runs it on a Linux CPU and compares it with PyTorch; it was run on no Apple device."
+        "The format of `.mlxfn` is experimental: a file is for the MLX that wrote it and what newer ones still read."
+        "\n\n## What was run, and what was not\n\n"
+        "Edgewright runs these files with MLX on a CPU, in float32 and as shipped, and compares every output with "
+        "PyTorch's. They were **not run on an Apple device**; speed and memory there are unknown."
     )
-
-
-def refusal(slot: Slot, scheme: Scheme) -> str | None:
-    """Why MLX cannot hold a slot in this scheme, and the nearest that it can; None when it can."""
-    if scheme.bits == 16:
-        return None
-    if scheme.bits not in _BITS:
-        nearest = min(_BITS, key=lambda bits: abs(bits - scheme.bits))
-        return f"{scheme.bits} bits cannot be lowered to MLX; use {nearest}"
-    if scheme.group in _GROUPS and slot.columns % scheme.group == 0:
-        return None
-    wanted = f"groups of {scheme.group}" if scheme.group else "one scale per row"
-    fitting = [group for group in _GROUPS if slot.columns % group == 0]
-    if not fitting:
-        return f"{slot.columns} columns divide into none of MLX's groups of 32, 64 or 128; keep it at bits: 16"
-    nearest = min(fitting, key=lambda group: abs(group - (scheme.group or 128)))
-    if scheme.group in _GROUPS:
-        return f"groups of {scheme.group} do not divide {slot.columns} columns; use group: {nearest}"
-    return f"MLX has no {wanted}, only groups of 32, 64 and 128; use group: {nearest}"
 
 
 def _listed(names: list[str]) -> str:

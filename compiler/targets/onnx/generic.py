@@ -27,11 +27,6 @@ def refusals(job: Job) -> list[str]:
     return [f"onnx: kv_bits: 8 is not known for a model that is driven as {job.model.driver!r}; leave it out"]
 
 
-def multiplied(job: Job) -> frozenset[str]:
-    """None that could be known before the graph is."""
-    return frozenset()
-
-
 def entries(job: Job, component: Component) -> list[Entry]:
     """All that an app calls."""
     return list(component.shipped)

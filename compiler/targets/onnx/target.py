@@ -54,8 +54,7 @@ class OnnxTarget:
 
     def _estimate(self, job: Job, component: Component) -> Estimate:
         weights = sum(_weight_bytes(job, slot) for slot in component.slots)
-        also = _packaging(job).multiplied(job)
-        copied = sum(_copied_bytes(job, s) for s in component.slots if s.kind == "linear" or s.name in also)
+        copied = sum(_copied_bytes(job, s) for s in component.slots if s.kind == "linear" or s.name == component.head)
         states, tables = component.state_values * 4, 0
         if component.attention is not None:
             have, head = component.attention.head_dim, padded_head(component.attention.head_dim)

@@ -11,7 +11,9 @@ from compiler.targets.mlx.options import MlxOptions
 from tests.compiler.conftest import Jobs, assert_toy_equals_reference
 
 
-@pytest.mark.parametrize("scheme", [Scheme(4, 32), Scheme(8, 32), Scheme(4, 32, symmetric=False), HALF], ids=str)
+@pytest.mark.parametrize(
+    "scheme", [Scheme(4, 32), Scheme(8, 32), Scheme(8, 0), Scheme(4, 32, symmetric=False), HALF], ids=str
+)
 def test_components_with_a_state_equal_the_reference(toy: Path, jobs: Jobs, tmp_path: Path, scheme: Scheme) -> None:
     """As shipped MLX's CPU kernels sum 768 products in float16, which Metal sums in float32."""
     job = jobs(toy, MlxOptions(), scheme)

@@ -16,7 +16,6 @@ from artifacts import EdgewrightError, Manifest, read_manifest, verify
 from compiler.models.base import Model, read_model
 from compiler.slots import Scheme
 from runtime_tests.drivers.text import Decoder
-from runtime_tests.from_text import text_check
 from runtime_tests.sessions import make_session
 from runtime_tests.sessions.onnx import OnnxSession, edited_graph
 from tests.compiler.conftest import MINISTRAL3, packed
@@ -46,7 +45,7 @@ def with_text(package: Path, old: str, new: str) -> Manifest:
 
 
 def decoder(package: Path, *, exact: bool) -> Decoder:
-    return Decoder(opened(package, exact=exact), read_manifest(package).components[0], MAX_TOKENS)
+    return Decoder(opened(package, exact=exact), read_manifest(package), MAX_TOKENS)
 
 
 def test_prefill_and_decode_give_the_rows_of_all_logits(package: Path) -> None:
@@ -67,6 +66,14 @@ def test_states_are_zeros_after_a_reset(package: Path) -> None:
     np.testing.assert_array_equal(session.call("decoder", "prefill", **given)["logits"], first)
 
 
+def test_every_prefill_starts_from_an_empty_cache(package: Path) -> None:
+    found = decoder(package, exact=False)
+    first = found.prefill(IDS[:40])
+    found.prefill(IDS[50:])
+    found.decode(5)
+    np.testing.assert_array_equal(found.prefill(IDS[:40]), first)
+
+
 def test_results_are_the_callers(package: Path) -> None:
     found = decoder(package, exact=False)
     rows = [found.prefill(IDS[:4]), found.decode(1), found.decode(2)]
@@ -78,6 +85,13 @@ def test_results_are_the_callers(package: Path) -> None:
 def test_exact_and_shipped_differ_a_little(package: Path) -> None:
     exact, shipped = (decoder(package, exact=exact).logits(IDS) for exact in (True, False))
     assert 1e-4 < np.abs(exact - shipped).max() < 0.5
+
+
+def test_greedy_feeds_back_the_most_likely_token(package: Path) -> None:
+    found = decoder(package, exact=True)
+    tokens = found.greedy(IDS[:10], 6)
+    logits = found.logits(np.concatenate([IDS[:10], tokens[:-1]]))
+    assert tokens == logits[9:].argmax(-1).tolist()
 
 
 def test_every_entry_is_called_by_its_ports(package: Path) -> None:
@@ -126,6 +140,12 @@ def test_the_context_has_an_end(package: Path) -> None:
         session.call("decoder", "decode", input_ids=one, positions=one + MAX_TOKENS)
     with pytest.raises(EdgewrightError, match="1 tokens after -1 do not fit"):
         session.call("decoder", "decode", input_ids=one, positions=one - 1)
+    for count in (0, MAX_TOKENS + 1):
+        given = np.zeros((1, count), np.int64), np.arange(count)[None]
+        with pytest.raises(EdgewrightError, match=f"tokens is {count}; it takes 1 to {MAX_TOKENS}"):
+            session.call("decoder", "prefill", input_ids=given[0], positions=given[1])
+        with pytest.raises(EdgewrightError, match="does not fit"):
+            decoder(package, exact=False).prefill(given[0][0])
 
 
 def test_edits_reach_every_node_and_leave_the_package_alone(package: Path) -> None:
@@ -151,7 +171,7 @@ def test_a_package_that_gives_all_logits(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.decode(int(IDS[50])), logits[50], atol=1e-4)
 
 
-def changed(runtime: dict[str, Any], **changes: Any) -> dict[str, Any]:
+def changed(runtime: Any, **changes: Any) -> dict[str, Any]:
     return {**runtime, "graphs": [{**runtime["graphs"][0], **changes}]}
 
 
@@ -166,6 +186,7 @@ def changed(runtime: dict[str, Any], **changes: Any) -> dict[str, Any]:
         ({"inputs": {"ids": "input_ids"}}, "is not of the components that it states"),
         ({"inputs": {}}, "input_ids, position_ids are not as in edgewright.json"),
         ({"outputs": {"logits": "odds"}}, "odds are not as in edgewright.json"),
+        ({"states": {"key_cache_9": {"input": None, "output": "x", "shape": [1], "shared": False}}}, "is not of"),
         ({"states": {}}, "past_key_values.0.key, past_key_values.0.value, .* are not as in edgewright.json"),
         ({"tokens": "some"}, "tokens"),
         ({"cache": {"positions": "positions", "most": 0, "mask": None}}, "most"),
@@ -180,8 +201,18 @@ def test_a_manifest_that_contradicts_the_package_is_refused(
         OnnxSession(package, manifest.model_copy(update={"runtime": runtime})).load()
 
 
-def test_a_state_of_another_shape_than_the_graphs_is_refused(package: Path) -> None:
-    session = OnnxSession(package, with_text(package, "[1,2,256,32]", "[1,4,256,32]"))
+def test_a_state_that_contradicts_its_port_is_refused(package: Path) -> None:
+    manifest = read_manifest(package)
+    states: Any = changed(manifest.runtime)["graphs"][0]["states"]
+    for shape in ([1, 2, 128, 32], [1, 2, 256, 16], [1, 256, 32], []):
+        runtime = changed(manifest.runtime, states=states | {"key_cache_1": states["key_cache_1"] | {"shape": shape}})
+        with pytest.raises(EdgewrightError, match=r"model\.onnx is not of the components that it states"):
+            OnnxSession(package, manifest.model_copy(update={"runtime": runtime}))
+
+
+@pytest.mark.parametrize("shape", ["[1,4,256,32]", "[1,2,256,64]"])
+def test_a_state_of_another_shape_than_the_graphs_is_refused(package: Path, shape: str) -> None:
+    session = OnnxSession(package, with_text(package, "[1,2,256,32]", shape))
     with pytest.raises(EdgewrightError, match=r"past_key_values\.0\.key is tensor\(float\) .*, not as in edgewright"):
         session.load()
 
@@ -199,5 +230,5 @@ def test_genai_continues_as_the_session_does(package: Path) -> None:
     prompt = IDS[:20]
     plain = decoder(package, exact=False).greedy(prompt, 12)
     found = generate(package, None, prompt.tolist(), {}, 12)["continuation"]
-    assert text_check("genai", found, plain, 2).verdict == "passed"
+    assert found == plain[: len(found)] and (len(found) == len(plain) or found[-1] == 2)
     assert json.loads((package / "genai_config.json").read_text())["model"]["vocab_size"] == VOCAB

@@ -38,8 +38,11 @@ Add `$model` to the target, or compile it once on the device with `MLModel.compi
 $swift
 ```
 
-Edgewright executes this package on Linux, operation by operation, and compares every answer with PyTorch's. It was run
-on no Apple device, and by no Core ML runtime: speed and memory there are unknown.
+## What was run, and what was not
+
+Edgewright executes this package on Linux, operation by operation, with an executor of its own, and compares every
+answer with PyTorch's. It was **not run by Core ML**, on no Mac and no phone; memory is counted from the program, and
+speed is unknown. The Swift above was not compiled.
 """)
 
 _STATEFUL = Template("""import CoreML

@@ -7,7 +7,7 @@ Positions count up from `position`, so the writes to a cache are one contiguous 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +17,17 @@ from artifacts.formats.coreml import CoreMLRuntime
 from compiler.models.base import Component, Entry, Port
 from compiler.slots import Schemes
 from compiler.targets.base import BuildJob, Job
+from compiler.targets.card import About
 from compiler.targets.coreml.capture import Call, Sizes
 from compiler.targets.coreml.options import CoreMLOptions
 from compiler.targets.coreml.packaging.readme import swift_page
+from compiler.targets.text_card import text_about, tokens_section
 
 if TYPE_CHECKING:
     import torch
 
 PACKAGE = "model.mlpackage"
+PURPOSE = ": a text decoder with a key-value cache"
 FEATURES = {
     "input_ids": "Token ids of this call, [1, length].",
     "position": "Position of the first of these tokens: how many tokens the cache holds.",
@@ -44,9 +47,8 @@ def refusals(job: Job) -> list[str]:
 def packages(job: Job) -> dict[str, list[Call]]:
     """The functions of the one package: prefill and decode, or below iOS 18 a single one for both."""
     component = job.model.component("decoder")
-    counts = lengths(job.options, component.entry("prefill").largest()["tokens"])
     most = component.entry("prefill").largest()["tokens"]
-    many: Sizes = counts or (None, 1, most)
+    many: Sizes = lengths(job.options, most) or (None, 1, most)
     if job.options.multifunction:
         return {PACKAGE: [_call("prefill", component, "prefill", many), _call("decode", component, "decode", (1,))]}
     return {PACKAGE: [_call("main", component, "prefill", many)]}
@@ -57,7 +59,7 @@ def lengths(options: CoreMLOptions, max_tokens: int) -> tuple[int, ...]:
     if options.prompt == "range":
         return ()
     fitting = tuple(n for n in options.prompt_lengths if n <= max_tokens)
-    return tuple(sorted({1, *fitting})) if not options.multifunction or not fitting else fitting
+    return fitting if options.multifunction else tuple(sorted({1, *fitting}))
 
 
 def _call(function: str, component: Component, entry: str, tokens: Sizes) -> Call:
@@ -87,10 +89,20 @@ def _module(component: Component, entry: Entry, schemes: Schemes) -> torch.nn.Mo
     return FromPosition()
 
 
+def metadata(job: Job) -> dict[str, str]:
+    """What the model's metadata says beside what every package's does."""
+    return {"com.edgewright.max_tokens": str(job.model.constants["max_tokens"])}
+
+
+def about(job: Job) -> About:
+    """How the README begins."""
+    return text_about(job)
+
+
 def sections(job: BuildJob, runtime: CoreMLRuntime, units: str) -> list[str]:
-    """Of the README: features, and Swift for exactly these functions and shapes."""
+    """Of the README: tokens, features, and Swift for exactly these functions and shapes."""
     counts = lengths(job.options, job.model.component("decoder").entry("prefill").largest()["tokens"])
-    return [swift_page(job, runtime, list(counts), units)]
+    return [tokens_section(job), swift_page(job, runtime, list(counts), units)]
 
 
 def examples(job: Job) -> Iterator[tuple[Call, dict[str, Any]]]:
@@ -102,8 +114,3 @@ def examples(job: Job) -> Iterator[tuple[Call, dict[str, Any]]]:
         vocabulary = call.entry.inputs[0].below or 2
         ids = [(7 * i + 3) % vocabulary for i in range(count)]
         yield call, {"input_ids": np.asarray([ids], np.int32), "position": np.asarray([most - count], np.int32)}
-
-
-def describe(names: Mapping[str, str]) -> Mapping[str, str]:
-    """Descriptions of features by name, caches by their prefix."""
-    return {**names, **FEATURES}

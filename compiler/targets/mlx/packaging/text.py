@@ -14,16 +14,32 @@ from typing import Any
 import numpy as np
 
 from artifacts import Progress
-from artifacts.formats.mlx import MlxRuntime
+from artifacts.formats.mlx import Exported, MlxRuntime
 from compiler.checkpoint import read_config
+from compiler.models.base import Entry
 from compiler.models.decoder import DecoderSpec, read_spec
 from compiler.targets.base import BuildJob, Job
+from compiler.targets.card import About
+from compiler.targets.mlx.geometry import kv_group
 from compiler.targets.mlx.options import MlxOptions
 from compiler.targets.mlx.packaging.text_config import is_wrapped, package_config, tensor_prefix, unreadable
+from compiler.targets.text_card import text_about, tokens_section
 
 FUNCTIONS = "decoder.mlxfn"
+_PREFILL_STEP = 512
 # The registries of mlx-swift-lm that were read for these statements: LLMModelFactory.swift, Mistral3Text.swift.
 _SWIFT_COMMIT = "04d3184"
+_GENERATE = """```swift
+import MLXLLM
+import MLXLMCommon
+
+let container = try await LLMModelFactory.shared.loadContainer(
+    configuration: ModelConfiguration(directory: URL(filePath: "path/to/this/folder")))
+let session = ChatSession(container)
+print(try await session.respond(to: "Hello"))
+```
+
+This snippet was written from mlx-swift-lm's sources and was not compiled."""
 _REGISTER = """```swift
 import MLXLLM
 
@@ -31,11 +47,22 @@ await LLMTypeRegistry.shared.registerModelType("ministral3") { data in
     Mistral3TextModel(try JSONDecoder().decode(Mistral3TextConfiguration.self, from: data))
 }
 ```"""
+_RUN = (
+    "## What was run, and what was not\n\n"
+    "Edgewright runs this folder with mlx-lm on a CPU, in float32 and as shipped, and compares logits with PyTorch's. "
+    "It was **not run on an Apple device**, nor by mlx-swift; speed and memory there are unknown. The weights are "
+    "float16 throughout beside their codes."
+)
+
+
+def _options(job: Job) -> MlxOptions:
+    options: MlxOptions = job.options
+    return options
 
 
 def refusals(job: Job) -> list[str]:
     """What mlx-lm cannot be told of this model, one sentence each."""
-    spec, options = read_spec(dict(job.model.config)), job.options
+    spec, options = read_spec(job.model.config), _options(job)
     found = [f"mlx: {reason}" for reason in unreadable(spec)]
     if options.kv_bits < 16 and kv_group(spec.head_dim) is None:
         found.append(
@@ -47,16 +74,16 @@ def refusals(job: Job) -> list[str]:
 
 def state_bytes(job: Job) -> int:
     """Of the cache as mlx-lm keeps it: float16, or codes with a scale and a bias for each group."""
-    spec, options = read_spec(dict(job.model.config)), job.options
+    spec, options = read_spec(job.model.config), _options(job)
     values = sum(int(np.prod(s.sized({}))) for s in job.model.component("decoder").states)
     if options.kv_bits == 16:
         return values * 2
     return values * options.kv_bits // 8 + values // (kv_group(spec.head_dim) or 32) * 4
 
 
-def kv_group(head_dim: int) -> int | None:
-    """The group in which a KV cache is quantized: MLX's default of 64 where it divides the head, else 32."""
-    return next((group for group in (64, 32) if head_dim % group == 0), None)
+def called(entry: Entry) -> dict[str, int]:
+    """The largest sizes of one call: mlx-lm runs a prompt in pieces."""
+    return {name: min(size, _PREFILL_STEP) for name, size in entry.largest().items()}
 
 
 def prefix(job: BuildJob) -> str:
@@ -71,13 +98,15 @@ def checkpoint_config(job: BuildJob) -> Mapping[str, Any]:
 
 def write(job: BuildJob, folder: Path, progress: Progress) -> MlxRuntime:
     """Everything beside the weights, which lie in the folder already."""
-    spec, options, source = read_spec(dict(job.model.config)), job.options, checkpoint_config(job)
+    source, options = checkpoint_config(job), _options(job)
+    spec = read_spec(source)
     _write_json(folder / "config.json", package_config(source, spec, job.model.slots, job.schemes))
     if not (folder / "generation_config.json").exists():
         _write_json(folder / "generation_config.json", _generation_config(spec))
     component = job.model.component("decoder")
     runtime = MlxRuntime(
         loader="mlx-lm",
+        requires={"mlx": ">=0.32", "mlx-lm": ">=0.32"},
         layers=len(component.states) // 2,
         kv_heads=spec.kv_heads,
         head_dim=spec.head_dim,
@@ -91,20 +120,27 @@ def write(job: BuildJob, folder: Path, progress: Progress) -> MlxRuntime:
         progress("tracing functions", 0, 1)
         export_decoder(job, folder, folder / FUNCTIONS, options.mlxfn_prefill, tensor_prefix(source))
         progress("tracing functions", 1, 1)
+        exported = Exported(file=FUNCTIONS, prefill_tokens=options.mlxfn_prefill)
+        runtime = runtime.model_copy(update={"exported": exported})
     return runtime
 
 
+def about(job: Job) -> About:
+    """How the README begins."""
+    return text_about(job)
+
+
 def sections(job: BuildJob) -> list[str]:
-    """Of the README: how each loader takes the package, and where one of them does not."""
-    spec = read_spec(dict(job.model.config))
-    max_tokens = job.model.constants["max_tokens"]
-    found = [_python(job.options, max_tokens, spec), _swift(spec, is_wrapped(checkpoint_config(job)))]
+    """Of the README: tokens, how each loader takes the package, and where one of them does not."""
+    source = checkpoint_config(job)
+    spec, max_tokens = read_spec(source), job.model.constants["max_tokens"]
+    found = [tokens_section(job), _python(job.options, max_tokens), _swift(spec, is_wrapped(source))]
     if job.options.mlxfn_prefill is not None:
         found.append(_functions(job.options.mlxfn_prefill, spec, max_tokens))
-    return found
+    return [*found, _RUN]
 
 
-def _python(options: MlxOptions, max_tokens: Any, spec: DecoderSpec) -> str:
+def _python(options: MlxOptions, max_tokens: Any) -> str:
     bits = options.kv_bits
     kv = f"\n\nIt was tested with a KV cache of {bits} bits: `generate(…, kv_bits={bits})`."
     return (
@@ -113,8 +149,6 @@ def _python(options: MlxOptions, max_tokens: Any, spec: DecoderSpec) -> str:
         'print(generate(model, tokenizer, prompt="Hello", max_tokens=64))\n```\n\n'
         f"Needs mlx-lm 0.32 or newer. The context that was planned for is {max_tokens:,} tokens."
         + (kv if bits < 16 else "")
-        + "\n\nEdgewright runs it with mlx-lm on a Linux CPU, in float32 and as shipped, and compares every answer "
-        "with PyTorch's. It was run on no Apple device; speed and memory there are unknown."
     )
 
 
@@ -126,18 +160,19 @@ def _swift(spec: DecoderSpec, wrapped: bool) -> str:
     )
     kind = spec.model_type
     if kind != "ministral3":
-        return f"{needs} `{kind}` is in its `LLMTypeRegistry` (read at commit `{_SWIFT_COMMIT}`)."
+        return f"{needs} `{kind}` is in its `LLMTypeRegistry` (read at commit `{_SWIFT_COMMIT}`).\n\n{_GENERATE}"
     if wrapped:
         return (
             f"{needs} This package has model type `mistral3` with a `ministral3` text configuration; mlx-swift-lm has "
             f"it in its `LLMTypeRegistry` as `Mistral3TextModel` (read at commit `{_SWIFT_COMMIT}`). Versions from "
             'before that class end in "Unsupported model type: mistral3".'
+            f"\n\n{_GENERATE}"
         )
     return (
         f"{needs}\n\n**mlx-swift-lm does not load this package as it is.** Its `LLMTypeRegistry` (read at commit "
         f'`{_SWIFT_COMMIT}`) lacks the model type `ministral3` and loading ends in "Unsupported model type: '
         'ministral3". It has the network, under the type `mistral3` of the published multimodal checkpoints; register '
-        f"it under this name before loading:\n\n{_REGISTER}"
+        f"it under this name before loading:\n\n{_REGISTER}\n\n{_GENERATE}"
     )
 
 

@@ -28,9 +28,6 @@ class Packaging(Protocol):
     def refusals(self, job: Job) -> list[str]:
         """What of a job the layout cannot express, one sentence each. Imports no framework."""
 
-    def multiplied(self, job: Job) -> frozenset[str]:
-        """Slots other than linear ones that a matrix multiplication reads too."""
-
     def entries(self, job: Job, component: Component) -> list[Entry]:
         """What the graphs of a component compute, a graph each. Imports no framework."""
 

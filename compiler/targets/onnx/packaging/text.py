@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from artifacts.formats import onnx as formats
+from compiler.drivers import driver_of
 from compiler.models.base import Component, Entry
-from compiler.models.decoder import head_slot, read_spec
 from compiler.quantize import kv
 from compiler.quantize.kv import CacheScales
 from compiler.targets.base import BuildJob, Job
@@ -25,6 +25,8 @@ from compiler.targets.card import About
 from compiler.targets.onnx.geometry import padded_head
 from compiler.targets.onnx.packaging import readme
 from compiler.targets.text_card import text_about, tokens_section
+from compiler.tokenizer import FILE as TOKENIZER
+from recipes.schema import Calibration
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -43,11 +45,6 @@ _BATCH = 1 << 20
 def refusals(job: Job) -> list[str]:
     """None."""
     return []
-
-
-def multiplied(job: Job) -> frozenset[str]:
-    """A tied head: the embedding, read as a matrix."""
-    return frozenset([head_slot(read_spec(dict(job.model.config)))])
 
 
 def entries(job: Job, component: Component) -> list[Entry]:
@@ -107,21 +104,18 @@ def plans(job: Job, cache: Sequence[CacheScales] | None) -> list[Plan]:
 def measured(job: BuildJob) -> list[CacheScales]:
     """On the text of the recipe's `quantize.calibration`, the built-in text where it has none, or on random tokens
     where the checkpoint has no tokenizer."""
-    from compiler.drivers.text import looked_at
-    from recipes.schema import Calibration
-
-    (decoder,) = job.model.components
     constants: Any = job.model.constants
     count = min(kv.TOKENS, constants["max_positions"])
     if job.calibration is not None:
-        ids = job.calibration.reshape(1, -1)[:, :count]
-    elif (job.source / "tokenizer.json").is_file():
-        ids = looked_at(Calibration(tokens=count), None, job.model, job.source).reshape(1, -1)
+        ids = job.calibration
+    elif (job.source / TOKENIZER).is_file():
+        ids = driver_of(job.model).looked_at(Calibration(tokens=count), None, job.model, job.source)
     else:
-        ids = np.random.default_rng(0).integers(0, constants["vocab_size"], (1, count), np.int32)
-    inputs = {"input_ids": ids.astype(np.int64), "positions": np.arange(ids.shape[1])[None]}
-    entry, length = decoder.entry("prefill"), ids.shape[1]
-    return kv.measure(decoder, entry, job.schemes, job.weights, inputs, length, job.options.kv_scales)
+        ids = np.random.default_rng(0).integers(0, constants["vocab_size"], count, np.int32)
+    ids = ids.reshape(1, -1)[:, :count]
+    (decoder,) = job.model.at(ids.shape[1]).components
+    inputs = {"input_ids": ids.astype(np.int64), "positions": np.arange(ids.shape[1], dtype=np.int64)[None]}
+    return kv.measure(decoder, decoder.entry("prefill"), job.schemes, job.weights, inputs, job.options.kv_scales)
 
 
 def write(job: BuildJob, folder: Path, graphs: Sequence[formats.Graph]) -> None:

@@ -48,7 +48,7 @@ def test_the_entry_vectors_find_a_wrong_package(toy: Path, jobs: Jobs, tmp_path:
     package = tmp_path / "onnx"
     packed(job, "onnx", package)
     components = read_manifest(package).components
-    plan = vectors.planned(components, 7, 1e-5)
+    plan = vectors.planned(components, 7, 1e-5, 3e-2)
     outputs = entry_outputs(job.model, job.schemes, job.weights, plan, components)
     expected = vectors.Vectors(plan, tuple({n: vectors.sampled(v) for n, v in found.items()} for found in outputs))
     errors = largest_errors(opened(package), expected, components, silent)

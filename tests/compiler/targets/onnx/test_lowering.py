@@ -19,6 +19,7 @@ from compiler.dialect import edge
 from compiler.models.base import Component, Entry, Heads, Model, Port
 from compiler.slots import HALF, Scheme, Slot
 from compiler.targets import load_target
+from compiler.targets.base import bare
 from tests.compiler.conftest import Reference, packed
 
 from .packages import TOLERANCE, make_job, opened
@@ -54,7 +55,7 @@ def one(
     """A model of one component "part" with the entry "run"."""
     entry = Entry("run", inputs, outputs, dimensions or {})
     part = Component("part", slots, (entry,), partial(body, function), lambda *_: 1, states, attention=attention)
-    return Model("test", (part,), "none", {}, {})
+    return Model("test", (part,), "none", {}, {}, {})
 
 
 def frequencies(base: float, head_dim: int = HEAD_DIM) -> list[float]:
@@ -256,18 +257,24 @@ def test_every_op_without_a_lowering_is_named(tmp_path: Path) -> None:
         library.define(f"{name}(Tensor x) -> (Tensor, Tensor)")
         torch.library.register_fake(f"test_onnx_unknown::{name}", lambda x: (x.clone(), x.clone()), lib=library)
 
+    own = torch.library.Library("edge", "FRAGMENT")
+    own.define("test_onnx_third(Tensor x) -> Tensor")
+    torch.library.register_fake("edge::test_onnx_third", torch.Tensor.clone, lib=own)
+
     def function(x: torch.Tensor) -> tuple[torch.Tensor]:
         y = edge.linear(x, ["w"], [32], 32, *SCHEME)
         a, b = torch.ops.test_onnx_unknown.first(y)
+        b = torch.ops.edge.test_onnx_third(torch.linalg.qr(b)[0])
         c, d = torch.ops.test_onnx_unknown.second(torch.linalg.det(a[None] * b)[0] + b)
         return (c + d,)
 
     port = Port("x", "float32", (32, 32))
     model = one(function, (Slot("w", "w", 32, 32, "linear"),), (port,), (port,))
     job = make_job(model, tmp_path / "weights", Scheme(*SCHEME))
-    wanted = r"onnx: part\.run: no lowering for test_onnx_unknown\.first\.default, test_onnx_unknown\.second\.default"
-    with pytest.raises(EdgewrightError, match=wanted):
-        load_target("onnx").check(job)
+    unknown = "test_onnx_unknown.first.default, aten.linalg_qr.default, edge.test_onnx_third.default"
+    with pytest.raises(EdgewrightError) as caught:
+        load_target("onnx").check(bare(job))
+    assert str(caught.value) == f"onnx: part.run: no lowering for {unknown}, test_onnx_unknown.second.default"
 
 
 def test_rotary_angles_for_anything_but_attention_are_refused(tmp_path: Path) -> None:
@@ -289,6 +296,7 @@ from pathlib import Path
 from compiler.models.base import read_model
 from compiler.slots import Scheme
 from compiler.targets import load_target
+from compiler.targets.base import bare
 from tests.compiler.targets.onnx.packages import make_job
 config = {"model_type": "toy_renderer", "image_size": 8, "hidden_size": 32, "channels": 32}
 load_target("onnx").check(make_job(read_model(config, None, 2), Path(sys.argv[1]), Scheme(4, 32)))

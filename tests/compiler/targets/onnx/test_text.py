@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,17 @@ import onnxruntime
 import pytest
 import torch
 
-from artifacts import silent
+from artifacts import MANIFEST, silent
 from compiler import dialect
 from compiler.models.base import Model, read_model
-from compiler.slots import HALF, Scheme
+from compiler.slots import HALF, Scheme, Slot
 from compiler.targets import load_target
 from compiler.targets.base import BuildJob, Job
 from compiler.targets.onnx.external import ExternalData
 from compiler.targets.onnx.options import OnnxOptions
 from compiler.targets.onnx.weights import pack_zero_points
 from runtime_tests.drivers.text import Decoder
+from runtime_tests.genai import generate
 from tests.bench.synthetic import ROOT
 from tests.compiler.conftest import MINISTRAL3, packed
 
@@ -120,7 +123,9 @@ def test_cached_steps_equal_one_prefill(tmp_path: Path) -> None:
 
 
 def test_one_flipped_nibble_is_seen(tmp_path: Path) -> None:
-    folder = build(tmp_path / "onnx", make_job(ministral(), tmp_path / "w", Scheme(4, 32)), logits="all")
+    folder = build(
+        tmp_path / "onnx", make_job(ministral(), tmp_path / "w", Scheme(4, 32)), logits="all", accuracy_level=0
+    )
     ids = np.random.default_rng(5).integers(0, 160, (1, 30))
     before = run(folder, ids)["logits"]
     model = onnx.load(folder / "model.onnx", load_external_data=False)
@@ -136,7 +141,7 @@ def test_large_tensors_start_pages_and_small_ones_vector_registers(tmp_path: Pat
     data = ExternalData(tmp_path / "data")
     blocks = [np.full(count, at, np.uint8) for at, count in enumerate((3, 100, 1 << 20, 5, 1 << 20))]
     tensors = [
-        data.add(at, str(at), ir.DataType.UINT8, [block.size], lambda block=block: iter([block]))
+        data.add(at, str(at), ir.DataType.UINT8, [block.size], partial(iter, [block]))
         for at, block in enumerate(blocks)
     ]
     again = data.add(2, "again", ir.DataType.UINT8, [1 << 10, 1 << 10], lambda: iter([]))
@@ -156,7 +161,8 @@ def test_the_graph_is_the_runtimes_own_kernels(tmp_path: Path) -> None:
     assert places[f"{TABLE}.q4"] == places[f"{TABLE}.rows"]
     assert all(int(p["offset"]) % 64 == 0 for p in places.values())
     attention = "model.layers.0.self_attn."
-    assert "+".join(f"{attention}{m}_proj" for m in "qkv") + ".q4" in places
+    together = "+".join(f"{attention}{m}_proj" for m in "qkv")
+    assert sum(t.name == f"{together}.q4" for t in graph.initializer) == 1
     kinds = [n.op_type for n in graph.node]
     assert {kind: kinds.count(kind) for kind in kinds if kinds.count(kind) > 1 and kind not in ("Cast", "Add")} == {
         "MatMulNBits": 2 * 4 + 1,
@@ -214,14 +220,43 @@ def test_columns_that_no_group_divides_are_refused_by_name() -> None:
 def test_head_sizes_that_the_kernel_has_not_are_filled_up(tmp_path: Path, head_dim: int, kv: dict[str, Any]) -> None:
     """GroupQueryAttention rotates heads of multiples of 16; OpenLLaMA's has 100."""
     job = make_job(ministral(head_dim=head_dim), tmp_path / "weights", HALF, accuracy_level=0, **kv)
-    (component,) = packed(job, "onnx", tmp_path / "onnx").components
+    manifest = packed(job, "onnx", tmp_path / "onnx")
     ids = np.random.default_rng(5).integers(0, 160, 60)
     expected = reference(job, ids[None])[0]
     for exact in (True, False):
-        decoder = Decoder(opened(tmp_path / "onnx", exact=exact), component, 256)
+        decoder = Decoder(opened(tmp_path / "onnx", exact=exact), manifest, 256)
         found = [decoder.prefill(ids[:30]), *(decoder.decode(int(token)) for token in ids[30:])]
         worst = np.abs(np.stack(found) - expected[29:]).max()
         assert worst <= 1e-4 if exact or not kv else 1e-4 < worst < 0.5
+
+
+DECODERS: dict[str, dict[str, Any]] = {
+    "qwen2": {"head_dim": 16},  # biases, which the kernels add
+    "qwen3": {"attention_bias": False},  # norms of queries and keys
+    "smollm3": {"no_rope_layers": [1, 0], "attention_bias": False},  # a layer without rotary positions
+}
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_other_decoders_are_the_same_kernels_and_genai_continues_them(tmp_path: Path, kind: str) -> None:
+    config = {k: v for k, v in MINISTRAL3.items() if k not in ("rope_parameters", "architectures")}
+    model = read_model({**config, "model_type": kind, "rope_theta": 10000.0, **DECODERS[kind]}, None, 256)
+    job = make_job(model, tmp_path / "weights", Scheme(4, 16))
+    manifest = packed(job, "onnx", tmp_path / "onnx")
+    ids = np.random.default_rng(5).integers(3, 160, 60)
+    decoder = Decoder(opened(tmp_path / "onnx"), manifest, 256)
+    expected = reference(job, ids[None])[0]
+    np.testing.assert_allclose(decoder.logits(ids), expected, atol=1e-4)
+    rows = [decoder.prefill(ids[:30]), *(decoder.decode(int(token)) for token in ids[30:])]
+    np.testing.assert_allclose(np.stack(rows), expected[29:], atol=1e-4)
+    nodes = onnx.load(tmp_path / "onnx" / "model.onnx", load_external_data=False).graph.node
+    kinds = [node.op_type for node in nodes]
+    assert (kinds.count("MatMulNBits"), kinds.count("GroupQueryAttention"), kinds.count("Add")) == (9, 2, 0)
+    turning = [a.i for node in nodes for a in node.attribute if a.name == "do_rotary"]
+    assert turning == ([1, 0] if kind == "smollm3" else [1, 1])
+    plain = Decoder(opened(tmp_path / "onnx", exact=False), manifest, 256).greedy(ids[:20], 8)
+    found = generate(tmp_path / "onnx", None, ids[:20].tolist(), {}, 8)["continuation"]
+    assert found == plain[: len(found)] and (len(found) == 8 or found[-1] == 2)
 
 
 def test_the_estimate_is_what_is_written(tmp_path: Path) -> None:
@@ -233,10 +268,41 @@ def test_the_estimate_is_what_is_written(tmp_path: Path) -> None:
     assert estimate.weight_bytes <= data + 65536
     written = data + sum(len(t.raw_data) for t in tensors)
     assert 0 <= written - estimate.file_bytes <= 64 * len(tensors)
+    assert estimate.app_bytes == {"android": estimate.file_bytes, "ios": estimate.file_bytes}
     # key and value, layers, heads, positions, head_dim, float32; a quarter of it as INT8
     assert estimate.state_bytes == 2 * 2 * 2 * 256 * 32 * 4
     (small,) = load_target("onnx").estimate(replace(job, options=OnnxOptions(kv_bits=8)))
     assert small.state_bytes * 4 == estimate.state_bytes
+    # the largest call is a prompt of all the context; its logits are those of one position, or of all
+    (every,) = load_target("onnx").estimate(replace(job, options=OnnxOptions(logits="all")))
+    assert every.activation_bytes - estimate.activation_bytes == 255 * 160 * 4
+    # as the kernel packs the tied table and the projections: codes, a scale and a sum for each block
+    matrices = [slot for slot in job.model.slots if not slot.is_vector]
+    packed_bytes = sum(s.rows * (s.columns * b // 8 + 8 * s.columns // g) for s in matrices for b, g in [_form(job, s)])
+    assert estimate.copied_bytes == packed_bytes
+
+
+def _form(job: BuildJob, slot: Slot) -> tuple[int, int]:
+    return job.schemes[slot.name].bits, job.schemes[slot.name].group
+
+
+def test_an_app_ships_all_but_what_people_read(tmp_path: Path) -> None:
+    job = make_job(ministral(), tmp_path / "weights", Scheme(4, 32))
+    (job.source / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    runtime = packed(job, "onnx", tmp_path / "onnx").runtime
+    files = {path.name: path.stat().st_size for path in (tmp_path / "onnx").iterdir() if path.name != MANIFEST}
+    shipped = ["genai_config.json", "model.onnx", "model.onnx.data"]
+    assert runtime["payload"] == {"android": shipped, "ios": shipped}
+    assert runtime["genai_tokenizer_options"] == {"add_special_tokens": "true"}
+    page = (tmp_path / "onnx" / "README.md").read_text()
+    assert page.startswith("---\nlicense: apache-2.0\nlibrary_name: onnxruntime-genai\n")
+    table = page.partition("## Files")[2].partition("\n## ")[0]
+    listed = {name: int(size.replace(",", "")) for name, size in re.findall(r"\| `([^`]+)` \| ([\d,]+) \|", table)}
+    assert listed == {name: files[name] for name in shipped}
+    for words in ("for 256 tokens of context", "begins with token 1", "an answer: 2.", "no `tokenizer.json`"):
+        assert words in page
+    for words in ("What was run, and what was not", "com.microsoft", 'update_options(add_special_tokens="true")'):
+        assert words in page
 
 
 def test_the_readme_is_a_program_that_runs(tmp_path: Path) -> None:

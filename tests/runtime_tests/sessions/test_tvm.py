@@ -1,4 +1,4 @@
-"""The TVM runner, in a child process as it is used: parity by the artifact's own gates, memory by kind, refusals."""
+"""The TVM session, in a child process as it is used: parity by the artifact's own gates, memory by kind, refusals."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runtime_tests.runners.tvm import Library, best_library, map_parameters
 
 from artifacts import EdgewrightError, read_manifest, silent, staged, write_manifest
+from artifacts.formats.tvm import Library
 from compiler import pipeline
 from compiler.checkpoint import Checkpoint
 from edgewright.api import recipe_type
 from runtime_tests.child import Job
+from runtime_tests.drivers.text import Decoder
 from runtime_tests.process import child_environment, run_child
+from runtime_tests.sessions import make_session
+from runtime_tests.sessions.tvm import best_library, map_parameters
 
-TINY = Path(__file__).parents[2] / "recipes" / "checkpoints" / "tiny-ministral3"
+TINY = Path(__file__).parents[3] / "recipes" / "checkpoints" / "tiny-ministral3"
 RULES: Mapping[str, list[dict[str, Any]]] = {
     "int4": [{"match": "model.embed_tokens", "bits": 8, "group": 32}, {"match": "*", "bits": 4, "group": 32}],
     "int8": [{"match": "*", "bits": 8, "group": 32}],
@@ -42,7 +45,7 @@ def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     done = pipeline.quantize(recipe, checkpoint, "here", None, out / "quantized", silent)
     with staged(out / "tvm") as folder:
         draft = pipeline.build(recipe, "tvm", done, checkpoint, folder, silent)
-        pipeline.write_golden(recipe, "tvm", done, checkpoint, folder, silent)
+        pipeline.write_vectors(draft, done, checkpoint, folder, silent)
         write_manifest(folder, draft)
     return out / "tvm"
 
@@ -62,17 +65,19 @@ def test_memory_is_the_cache_and_little_more(package: Path) -> None:
     running adds the activations of a chunk. Half of the parameters, in any precision, would be noticed."""
     program = (
         "import sys, json; from pathlib import Path; from artifacts import read_manifest\n"
-        "from device_farm.memory import read_split; from runtime_tests.runners import make_runner\n"
-        "import numpy as np; path = Path(sys.argv[1]); runner = make_runner(path, read_manifest(path))\n"
-        "before = read_split(); runner.load(); loaded = read_split()\n"
-        "runner.prefill(np.arange(200)); runner.decode(3); ran = read_split()\n"
+        "from device_farm.memory import read_split; from runtime_tests.sessions import make_session\n"
+        "from runtime_tests.drivers.text import Decoder\n"
+        "import numpy as np; path = Path(sys.argv[1]); session = make_session(path, read_manifest(path))\n"
+        "decoder = Decoder(session, read_manifest(path), 512)\n"
+        "before = read_split(); session.load(); loaded = read_split()\n"
+        "decoder.prefill(np.arange(200)); decoder.decode(3); ran = read_split()\n"
         "print(json.dumps([s.anonymous - before.anonymous for s in (loaded, ran)] + [ran.file - before.file]))"
     )
     command = [sys.executable, "-c", program, str(package)]
     done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), check=True)
     loaded, ran, mapped = json.loads(done.stdout)
-    runtime = read_manifest(package).runtime
-    cache = 4 * runtime["layers"] * int(np.prod(runtime["key_shape"]) + np.prod(runtime["value_shape"]))
+    states: Any = read_manifest(package).runtime["states"]
+    cache = 4 * sum(int(np.prod(state["shape"])) for state in states)
     activations = 128 * 4 * (3 * 768 + 4096)
     size = (package / "params.bin").stat().st_size
     spare = min(40e6, size / 2)
@@ -81,8 +86,52 @@ def test_memory_is_the_cache_and_little_more(package: Path) -> None:
     assert mapped > size * 0.9  # they were read, through the map
 
 
+IDS = np.random.default_rng(3).integers(0, 4096, 300)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_prefill_and_decode_give_the_rows_of_all_logits(package: Path, exact: bool) -> None:
+    """In chunks of the 128 tokens that the manifest names, and one by one. A reset forgets all that was before."""
+    session = make_session(package, read_manifest(package))
+    session.load(exact=exact)
+    decoder = Decoder(session, read_manifest(package), 512)
+    rows = [decoder.prefill(IDS[:280]), *(decoder.decode(int(token)) for token in IDS[280:])]
+    logits = decoder.logits(IDS)
+    np.testing.assert_allclose(np.stack(rows), logits[279:], atol=1e-4 if exact else 1e-3)
+    decoder.prefill(IDS[150:])
+    np.testing.assert_array_equal(decoder.prefill(IDS[:280]), rows[0])
+    assert session.stand_in is None and session.footprint() == [] and session.warnings == ()
+
+
+def test_calls_that_would_leave_the_tensors_are_refused(package: Path) -> None:
+    session = make_session(package, read_manifest(package))
+    session.load()
+
+    def call(ids: list[int], first: int, entry: str = "prefill") -> Any:
+        positions = np.arange(first, first + len(ids))[None]
+        return session.call("decoder", entry, input_ids=np.array([ids]), positions=positions)
+
+    kept = call([1, 2, 3], 0)["logits"]
+    copy = kept.copy()
+    for ids, first, entry, words in (
+        ([4096], 3, "decode", "input_ids from 4096 to 4096 do not lie in 0 to 4095"),
+        ([-1], 3, "decode", "input_ids from -1"),
+        ([1], 512, "decode", "positions from 512 to 512 do not lie in 0 to 511"),
+        ([1], 4, "decode", "positions go on from 3 one by one, not from 4"),
+        ([1, 2], 3, "decode", "tokens is 2; it takes 1 to 1"),
+        ([1] * 129, 0, "prefill", "tokens is 129; it takes 1 to 128"),
+        ([1] * 129, 0, "score", "tokens is 129; it takes 1 to 128"),
+    ):
+        with pytest.raises(EdgewrightError, match=words):
+            call(ids, first, entry)
+    call([5], 3, "decode")
+    np.testing.assert_array_equal(kept, copy)  # results are the caller's
+    again = call([3], 2, "decode")["logits"]  # back to a position that is in the cache
+    np.testing.assert_allclose(again, copy, atol=1e-3)
+
+
 def test_other_parameters_are_refused(package: Path, tmp_path: Path) -> None:
-    digest = read_manifest(package).runtime["params_digest"]
+    digest: Any = read_manifest(package).runtime["params_digest"]
     data = (package / "params.bin").read_bytes()
     changed = tmp_path / "params.bin"
     for content, words in (
