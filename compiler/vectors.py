@@ -37,6 +37,7 @@ def entry_outputs(
             arguments = [torch.from_numpy(arrays[port.name]) for port in entry.inputs]
             results = component.module(entry, schemes)(*arguments, *states[component.name])
             outputs = results[: len(entry.outputs)]
-            states[component.name] = list(results[len(entry.outputs) :])
+            if entry.keeps:
+                states[component.name] = list(results[len(entry.outputs) :])
             found.append({port.name: out.numpy() for port, out in zip(entry.outputs, outputs, strict=True)})
     return found

@@ -85,23 +85,33 @@ def _sizes(entry: Entry, turn: int) -> dict[str, int]:
 
 def inputs(plan: Calls, components: tuple[Component, ...]) -> Iterator[tuple[Call, dict[str, Array]]]:
     """Every call with its input arrays by port name. Raises ValueError for a call that the components do not have."""
-    by_name = {component.name: component for component in components}
     counted: dict[tuple[str, str], int] = {}
     for at, call in enumerate(plan.calls):
-        if call.component not in by_name:
-            raise ValueError(f"call {at}: no component {call.component!r}")
-        try:
-            entry = by_name[call.component].entry(call.entry)
-            arrays = {}
-            for index, port in enumerate(entry.inputs):
-                key = (call.component, port.name)
-                shape = port.sized(call.sizes)
-                arrays[port.name] = _generated(port, shape, [plan.seed, at, index], counted.get(key, 0))
-                if port.counts:
-                    counted[key] = counted.get(key, 0) + shape[-1]
-        except KeyError as error:
-            raise ValueError(f"call {at}: {error}") from None
+        arrays = {}
+        for index, port in enumerate(_entry(at, call, components).inputs):
+            key = (call.component, port.name)
+            shape = port.sized(call.sizes)
+            arrays[port.name] = _generated(port, shape, [plan.seed, at, index], counted.get(key, 0))
+            if port.counts:
+                counted[key] = counted.get(key, 0) + shape[-1]
         yield call, arrays
+
+
+def _entry(at: int, call: Call, components: tuple[Component, ...]) -> Entry:
+    """The entry that a call is of. Raises ValueError where there is none, or one of other dimensions."""
+    component = next((component for component in components if component.name == call.component), None)
+    if component is None:
+        raise ValueError(f"call {at}: no component {call.component!r}")
+    entry = next((entry for entry in component.entries if entry.name == call.entry), None)
+    if entry is None:
+        raise ValueError(f"call {at}: {call.component} has no entry {call.entry!r}")
+    bounds, sizes = entry.dimensions, call.sizes
+    if bounds.keys() != sizes.keys():
+        raise ValueError(f"call {at}: sizes of {', '.join(sizes) or 'nothing'}, expected {', '.join(bounds) or 'none'}")
+    for name, bound in bounds.items():
+        if not bound.low <= sizes[name] <= bound.high or (bound.sizes and sizes[name] not in bound.sizes):
+            raise ValueError(f"call {at}: {name} is {sizes[name]}, which {call.component}.{call.entry} does not take")
+    return entry
 
 
 def _generated(port: Port, shape: tuple[int, ...], seed: list[int], first: int) -> Array:
@@ -138,8 +148,8 @@ def read(path: Path, components: tuple[Component, ...]) -> Vectors:
             tensors: dict[str, Array] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         plan = Calls.model_validate(json.loads(metadata.get("calls", "null")))
         outputs = []
-        for at, (call, _) in enumerate(inputs(plan, components)):
-            entry = next(c for c in components if c.name == call.component).entry(call.entry)
+        for at, call in enumerate(plan.calls):
+            entry = _entry(at, call, components)
             found = {port.name: tensors.pop(f"{at}.{port.name}") for port in entry.outputs}
             for port in entry.outputs:
                 count = min(SAMPLES, math.prod(port.sized(call.sizes)))

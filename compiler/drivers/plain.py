@@ -71,7 +71,8 @@ def samples(model: Model, table: Weights, looked_at: NDArray[Any]) -> Iterator[S
                 inputs.append((*ports, *states))
                 found = module(*inputs[-1])
                 values |= {port.name: value for port, value in zip(entry.outputs, found, strict=False)}
-                states = list(found[len(entry.outputs) :])
+                if entry.keeps:
+                    states = list(found[len(entry.outputs) :])
         yield Samples(component, module, inputs)
 
 

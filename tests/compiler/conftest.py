@@ -282,5 +282,6 @@ class Reference:
         given = [torch.from_numpy(np.ascontiguousarray(arrays[port.name])) for port in function.inputs]
         with torch.no_grad(), dialect.weights(self._job.weights):
             found = part.module(function, self._job.schemes)(*given, *self._states[component])
-        self._states[component] = list(found[len(function.outputs) :])
+        if function.keeps:
+            self._states[component] = list(found[len(function.outputs) :])
         return {port.name: out.numpy() for port, out in zip(function.outputs, found, strict=False)}
