@@ -22,7 +22,7 @@ from runtime_tests.drivers import Judged, Phase
 from runtime_tests.sessions import Session
 
 if TYPE_CHECKING:
-    from runtime_tests.child import Job
+    from runtime_tests.jobs import Job
     from runtime_tests.process import Ended, Failure
 
 

@@ -30,7 +30,7 @@ class Session(Protocol):
 
     A session whose runtime reads text itself also has `generate(text, tokens)`: what its own tokenizer and generation
     make of it, as {"runtime": its name, "ids": [...], "continuation": [...]}. One whose target keeps traces of its
-    programs has `divergence(function, inputs, values, tolerance)`: the first operation whose value is another, in words.
+    programs has `divergence(function, inputs, values, tolerance)`: the first operation whose value differs, in words.
     """
 
     warnings: tuple[str, ...]
