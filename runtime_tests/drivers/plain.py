@@ -42,7 +42,7 @@ def step(session: Session, components: tuple[Component, ...], turn: int) -> dict
 
 def load(artifact: Path, manifest: Manifest) -> str:
     """See `Driver`."""
-    return "rounds of every entry"
+    return "rounds of all entries"
 
 
 def judge(session: Session, manifest: Manifest, job: Job, progress: Progress) -> Judged:
