@@ -67,8 +67,8 @@ def sections(job: BuildJob, machines: Sequence[Triple], runtime: TvmRuntime) -> 
         f"two round the activations of matrix products to int8, per token and weight group.\n\n{table}\n\n"
         "Shapes and dtypes are in `edgewright.json` under `components`. Arguments come in this order, and after "
         "them one array: what is written in place, then every tensor of `params.bin` in its order, each aligned to 64 "
-        "bytes. A single result comes as it is, several as an array. States are zeros at first; one among the results is "
-        "the argument of the next call. With `.exact` behind its name a function computes with float32 activations.\n\n"
+        "bytes. A single result comes as it is, several as an array. States are zeros at first; one among the results "
+        "is the argument of the next call. With `.exact` behind a name activations stay float32.\n\n"
         '```python\nimport tvm_ffi\n\nmachine = tvm_ffi.load_module("host/libmodel-<variant>.so")'
         '["vm_load_executable"]()\nmachine["vm_initialization"](1, 0, 2)\n'
         f'results = machine["{runtime.functions[0].name}"](*arguments, [*in_place, *parameters])\n```\n\n'
