@@ -60,6 +60,8 @@ def build(source: Path, out: Path, group: int, target: str | None) -> None:
 
 def decode(folder: Path) -> None:
     """Child: the rate of greedy steps after a prompt, and what loading adds to anonymous memory."""
+    from artifacts import read_manifest
+    from device_farm import read_split
     from runtime_tests.sessions import make_session
 
     manifest = read_manifest(folder)
@@ -98,26 +100,26 @@ class _Greedy:
 def limits(folder: Path) -> None:
     """Child: a decode step, the matmuls of one, and what reading the same bytes takes; milliseconds and bytes."""
     import tvm_ffi
-    from runtime_tests.runners.tvm import RUNNER, aligned, best_library, cpu_features, map_parameters
 
     from artifacts import read_manifest
+    from artifacts.formats import tvm as formats
     from compiler.targets.tvm import isa
     from compiler.targets.tvm.kernels import dot
+    from runtime_tests.sessions.tvm import SESSION, aligned, best_library, cpu_features, map_parameters
 
     manifest = read_manifest(folder)
-    runner = RUNNER(folder, manifest.runtime)
-    runner.load(threads=2)
-    runner.prefill(np.arange(16, 16 + PROMPT))
-    found = {"step_ms": _median_ms(lambda: runner.decode(17), STEPS)}
+    runtime = formats.TvmRuntime.model_validate(manifest.runtime)
+    session = SESSION(folder, manifest)
+    session.load(threads=2)
+    greedy = _Greedy(session)
+    greedy.take(np.arange(16, 16 + PROMPT))
+    found = {"step_ms": _median_ms(lambda: greedy.take(np.asarray([17])), STEPS)}
 
-    library = best_library(runner._settings.libraries, cpu_features())
+    library = best_library(runtime.libraries, cpu_features())
     kind = next(i for i in vars(isa).values() if isinstance(i, isa.Isa) and i.name == library.variant)
     kernels = tvm_ffi.load_module(str(folder / library.path)).imports[0]
-    steps, size, arrays = (
-        [],
-        0,
-        map_parameters(folder / runner._settings.params, str(manifest.runtime["params_digest"])),
-    )
+    digest = _digest(folder / runtime.params, formats.DIGEST_AT)
+    steps, size, arrays = [], 0, map_parameters(folder / runtime.params, digest)
     for codes, scales in itertools.pairwise(arrays):
         if codes.dtype != np.uint8 or scales.dtype != np.float16:
             continue
@@ -137,12 +139,18 @@ def limits(folder: Path) -> None:
         for kernel, tensors in steps:
             kernel(*tensors)
 
-    words = np.fromfile(folder / runner._settings.params, np.uint64, size // 8)
+    words = np.fromfile(folder / runtime.params, np.uint64, size // 8)
     halves = np.array_split(words, 2)
     with ThreadPoolExecutor(2) as pool:
         found["read_ms"] = _median_ms(lambda: list(pool.map(np.bitwise_or.reduce, halves)), 8)
     found |= {"matmul_ms": _median_ms(matmuls, STEPS), "bytes": size}
     print(json.dumps(found))
+
+
+def _digest(params: Path, at: int) -> str:
+    with params.open("rb") as file:
+        file.seek(at)
+        return file.read(32).hex()
 
 
 def _median_ms(call: Callable[[], object], times: int) -> float:
