@@ -26,11 +26,10 @@ from numpy.typing import NDArray
 from artifacts import EdgewrightError, Progress
 from artifacts.formats.golden import FEWEST_POSITIONS, MAX_BYTES, TOP, VERSION, room
 from artifacts.formats.tensor_file import write_tensors
-from compiler.drivers import Held
 from compiler.models.base import Component, Model
 from compiler.slots import Schemes, Slot, Weights
 from compiler.tensors import row_blocks
-from compiler.text import documents, encoder
+from compiler.text import Held, documents, encoder
 from compiler.tokenizer import FILE as TOKENIZER
 from recipes.corpus import STDLIB_VERSION
 

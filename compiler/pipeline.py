@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,15 @@ from artifacts.manifest import (
 )
 from compiler import keys, targets
 from compiler.checkpoint import Checkpoint
-from compiler.drivers import Driver, Held, driver_of
+from compiler.drivers import Driver, driver_of
 from compiler.models.base import Component, Model, read_model
+from compiler.models.interface import described
 from compiler.quantize import budget, evidence, runner
 from compiler.quantize.packed import PackedWeights, write_config
 from compiler.quantize.rules import Assignment, assign
 from compiler.slots import HALF, Scheme, Slot, Weights
-from compiler.targets.base import TOKENIZER_FILES, BuildJob, Job, copy_tokenizer, described
-from compiler.text import calibration_file
+from compiler.targets.base import TOKENIZER_FILES, BuildJob, Job, copy_tokenizer
+from compiler.text import Held, calibration_file
 from compiler.vectors import entry_outputs
 from recipes.schema import Calibration, Recipe
 
@@ -107,6 +109,7 @@ def quantize(
     given = recipe.quantize.calibration is not None
     if calibrated or (given and any(targets.calibrates(options) for options in recipe.targets.values())):
         looked_at = driver.looked_at(calibration, text, model, checkpoint.path)
+    samples = None if looked_at is None else partial(driver.samples, model, looked_at=looked_at)
     seen = keys.array_digest(looked_at) if calibrated and looked_at is not None else None
 
     groups, config = _groups(slots, assignment), model.config
@@ -135,15 +138,15 @@ def quantize(
             _renew(out, earlier, draft, config, assignment, checkpoint.path)
     else:
         work = out.parent / f".calibration-{keys.weights(known or (), checkpoint, model, assignment, seen)[:16]}"
-        with staged(out, needed_bytes=sum(g.bytes for g in groups)) as partial, ThreadPoolExecutor(1) as pool:
+        with staged(out, needed_bytes=sum(g.bytes for g in groups)) as folder, ThreadPoolExecutor(1) as pool:
             hashed = pool.submit(files.read)
-            found = runner.run(checkpoint, model, assignment, calibration, looked_at, partial, work, progress)
-            evidence.write(partial, found)
+            found = runner.run(checkpoint, model, assignment, calibration, samples, folder, work, progress)
+            evidence.write(folder, found)
             if chosen is not None:
-                budget.write_rules(partial, budget.rules_of(chosen, assignment), chosen)
-            copy_tokenizer(checkpoint.path, partial)
-            draft = drafted(hashed.result(), tool_versions(), sha256_file(partial / "model.safetensors"))
-            write_manifest(partial, draft)
+                budget.write_rules(folder, budget.rules_of(chosen, assignment), chosen)
+            copy_tokenizer(checkpoint.path, folder)
+            draft = drafted(hashed.result(), tool_versions(), sha256_file(folder / "model.safetensors"))
+            write_manifest(folder, draft)
         shutil.rmtree(work, ignore_errors=True)
     files.remember()
     manifest = read_manifest(out)

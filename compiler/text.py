@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from artifacts import EdgewrightError
 from artifacts.documents import DocumentError, parse_json, read_bytes
 from compiler.models.base import Model
@@ -30,6 +32,14 @@ class Document:
 
     text: str
     templated: bool = False
+
+
+@dataclass(frozen=True)
+class Held:
+    """What quality and parity are measured on: arrays that keys hold, and what they are in a few printable words."""
+
+    tokens: NDArray[Any]
+    text: str
 
 
 Encode = Callable[[Document], list[int]]

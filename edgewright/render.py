@@ -1,4 +1,4 @@
-"""What the terminal shows: tables, progress and errors. Figures in words come from `text.py`.
+"""What the terminal shows: tables and verdicts (`bars.py`: progress). Figures in words come from `text.py`.
 
 Colour and bars only where a terminal is; elsewhere plain lines, 100 columns wide. Nothing that a document says can
 style, move or reorder what is shown: markup is off, and control characters are spelled out on the way.
@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import io
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding, PaddingDimensions
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from artifacts import Manifest, Problem, silent
-from artifacts import Progress as ProgressCallback
+from artifacts import Manifest, Problem
 from artifacts.payload import app_bytes
 from compiler.plan import TargetPlan
 from compiler.quantize.evidence import QuantizationEvidence
@@ -227,7 +223,12 @@ def manifest(found: Manifest, artifact: Path) -> RenderableType:
             ("checkpoint", checkpoint.source + (f" at {checkpoint.revision}" if checkpoint.revision else "")),
             ("weights", f"digest {found.weights_digest[:16]}"),
             ("made with", ", ".join(f"{name} {version}" for name, version in found.created_by.items())),
-            ("runtime", ", ".join(f"{key} {value}" for key, value in found.runtime.items() if key != "payload")),
+            (
+                "components",
+                "; ".join(f"{part.name}: {', '.join(e.name for e in part.entries)}" for part in found.components),
+            ),
+            ("driver", f"{found.driver.name}: {_plain_values(found.driver.constants)}" if found.driver else ""),
+            ("runtime", _plain_values(found.runtime)),
             ("in an app", text.sizes(app_bytes(Path(), found))),
         ]
     )
@@ -255,6 +256,16 @@ def manifest(found: Manifest, artifact: Path) -> RenderableType:
             figures.add_row(figure.name, text.figure(figure), text.obtained(figure))
         parts.append(figures)
     return Group(*parts)
+
+
+def _plain_values(values: Mapping[str, object]) -> str:
+    """Numbers, words and lists of them; what is nested deeper is for programs."""
+    shown = []
+    for key, value in values.items():
+        items = value if isinstance(value, list) else [value]
+        if value is not None and all(isinstance(item, str | int | float) for item in items):
+            shown.append(f"{key} {', '.join(map(str, items))}")
+    return "; ".join(shown)
 
 
 def quantization(found: QuantizationEvidence, worst: int) -> RenderableType:
@@ -356,55 +367,3 @@ def _pairs(pairs: Sequence[tuple[str, str]]) -> Table:
 
 def _padded(what: RenderableType, pad: PaddingDimensions) -> Padding:
     return Padding(what, pad, expand=False)
-
-
-class _Elapsed(ProgressColumn):
-    """Seconds that a stage took, or has taken so far."""
-
-    def render(self, task: Task) -> Text:
-        elapsed = task.finished_time if task.finished else task.elapsed
-        return Text(f"{elapsed or 0:.1f} s", style="dim")
-
-
-@contextmanager
-def progress(*, shown: bool) -> Iterator[ProgressCallback]:
-    """A progress callback: bars on a terminal, one line for each finished stage elsewhere, nothing when not `shown`."""
-    if not shown:
-        yield silent
-    elif sys.stderr.isatty():
-        yield from _bars()
-    else:
-        yield from _lines()
-
-
-def _bars() -> Iterator[ProgressCallback]:
-    columns = (
-        TextColumn("  {task.description}", markup=False),
-        BarColumn(24),
-        TextColumn("{task.percentage:>3.0f} %"),
-        _Elapsed(),
-    )
-    with Progress(*columns, console=console(stderr=True)) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(plain(stage, lines=False))
-            bars.update(tasks[stage], completed=done, total=max(total, 1))
-
-        yield show
-        for task in bars.tasks:  # the work came to its good end, and so did every part of it
-            bars.update(task.id, completed=task.total)
-
-
-def _lines() -> Iterator[ProgressCallback]:
-    started: dict[str, float] = {}
-
-    def show(stage: str, done: int, total: int) -> None:
-        begin = started.setdefault(stage, time.monotonic())
-        if done >= total and begin >= 0:
-            started[stage] = -1.0
-            if (took := time.monotonic() - begin) > 0.05:
-                print(f"  {plain(stage, lines=False)}: {took:.1f} s", file=sys.stderr, flush=True)
-
-    yield show

@@ -148,12 +148,20 @@ def quality(target: TargetReport) -> str | None:
 def speed(target: TargetReport) -> str | None:
     """What was measured on this host, in one line; None when nothing was."""
     load, first, decode = (target.value(name) for name in ("host_load", "host_time_to_first_token", "host_decode"))
-    if load is None or first is None or decode is None:
+    if load is None:
         return None
-    prompt = target.value("host_prompt_tokens") or 0
+    if first is not None and decode is not None:
+        prompt = target.value("host_prompt_tokens") or 0
+        return (
+            f"on this host: load {quantity(load, 's')}, {prompt:,.0f}-token prompt {quantity(first, 's')}, "
+            f"decode after it {quantity(decode, 'tok/s')}"
+        )
+    first, rounds = target.value("host_first_round"), target.value("host_rounds")
+    if first is None or rounds is None:
+        return None
     return (
-        f"on this host: load {quantity(load, 's')}, {prompt:,.0f}-token prompt {quantity(first, 's')}, "
-        f"decode after it {quantity(decode, 'tok/s')}"
+        f"on this host: load {quantity(load, 's')}, first round of all entries {quantity(first, 's')}, then "
+        f"{quantity(rounds, 'rounds/s')}"
     )
 
 

@@ -18,34 +18,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
 
 from artifacts import EdgewrightError, Manifest, read_manifest
-from runtime_tests.quality import QualityLimits
+from runtime_tests.jobs import Job
 
 Emit = Callable[[dict[str, Any]], None]
-
-
-class Job(BaseModel):
-    """What to do with an artifact whose digests the parent has checked.
-
-    steps: how often the driver goes on after its first call: tokens to decode, rounds. prompt_tokens: of text in a
-    "memory" job; None: as many as leave room for the steps in the context. limits: of a "quality" job. prompt (tokens)
-    and text, which they were encoded from if there is a tokenizer: of a "genai" job.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["quality", "memory", "genai", "model_memory"]
-    artifact: Path
-    threads: int = Field(2, gt=0)
-    prompt_tokens: int | None = Field(512, gt=0)
-    steps: int = Field(32, gt=0)
-    limits: QualityLimits = QualityLimits()
-    prompt: tuple[int, ...] = ()
-    text: str | None = None
 
 
 def run_quality(job: Job, manifest: Manifest, emit: Emit) -> None:

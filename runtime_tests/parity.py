@@ -10,7 +10,7 @@ Logits are reduced while they come: a row of a large vocabulary is half a megaby
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,21 @@ from runtime_tests.golden import Golden, Side
 from runtime_tests.metrics import Float64, agreement, disagreement_cost, logsumexp, top_kl
 from runtime_tests.vectors import PARITY
 
-if TYPE_CHECKING:
-    from runtime_tests.drivers.text import Decoder, Logits
+Logits = NDArray[np.float32]
+
+
+class Decoder(Protocol):
+    """What is observed: one conversation, see `drivers/text.py`."""
+
+    def logits(self, ids: NDArray[np.int64]) -> Logits:
+        """[S, V]"""
+
+    def prefill(self, ids: NDArray[np.int64]) -> Logits:
+        """[V]"""
+
+    def decode(self, token: int) -> Logits:
+        """[V]"""
+
 
 DECODE_STEPS = 64
 _BEFORE_BORDER = 8

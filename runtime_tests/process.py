@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import EdgewrightError, MissingTool, Progress, scratch_folder
-from runtime_tests.child import Job
+from runtime_tests.jobs import Job
 
 _STDERR_TAIL_BYTES = 8192
 _PHASES = 4  # baseline, load, a driver's first use, steady

@@ -17,8 +17,8 @@ from pydantic import TypeAdapter
 from artifacts import Check, Figure, Manifest, Progress, ran_here, require_intact, silent
 from artifacts.payload import app_bytes
 from device_farm import Profile
-from runtime_tests.child import Job
 from runtime_tests.drivers import Driver, Judged, driver_of
+from runtime_tests.jobs import Job
 from runtime_tests.phones import Limits, MemoryRuns, ProfileResult, Rules, on_phones
 from runtime_tests.process import Ended, Failure, failure_of, forward, phases, run_child
 from runtime_tests.quality import QualityLimits

@@ -8,39 +8,19 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
 from artifacts import Progress
-from compiler.models.base import Component, Model
+from compiler.models.base import Model
 from compiler.slots import Schemes, Weights
+from compiler.text import Held
 from recipes.schema import Calibration, Recipe
 
 if TYPE_CHECKING:
-    import torch
-
-    from compiler.quantize.calibrated.task import Weighting
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What one component is calibrated on. inputs: of `module` by sample, all of the same shapes."""
-
-    component: Component
-    module: torch.nn.Module
-    inputs: list[tuple[torch.Tensor, ...]]
-    weightings: Mapping[str, Weighting] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Held:
-    """What quality and parity are measured on: arrays that keys hold, and what they are in a few printable words."""
-
-    tokens: NDArray[Any]
-    text: str
+    from compiler.quantize.calibrated.task import Samples
 
 
 class Driver(Protocol):

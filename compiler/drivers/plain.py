@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from artifacts import EdgewrightError, Progress
 from artifacts.formats import vectors
-from compiler.drivers import Held, Samples
 from compiler.models.base import Model
+from compiler.models.interface import described
 from compiler.slots import Schemes, Weights
-from compiler.targets.base import described
+from compiler.text import Held
 from recipes.schema import BUILT_IN_TEXT, Calibration, Recipe
+
+if TYPE_CHECKING:
+    from compiler.quantize.calibrated.task import Samples
 
 FILE = None
 _CALLS = 16
@@ -55,6 +58,7 @@ def samples(model: Model, table: Weights, looked_at: NDArray[Any]) -> Iterator[S
     import torch
 
     from compiler import dialect
+    from compiler.quantize.calibrated.task import Samples
 
     given: list[dict[str, torch.Tensor]] = [{} for _ in looked_at]
     for component, stated in zip(model.components, described(model, {}), strict=True):

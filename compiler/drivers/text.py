@@ -17,11 +17,10 @@ from artifacts import EdgewrightError, Progress
 from artifacts.formats.golden import GOLDEN
 from artifacts.manifest import sha256_file
 from compiler import golden
-from compiler.drivers import Held, Samples
 from compiler.models.base import Component, Entry, Model
 from compiler.slots import Schemes, Slot, Weights
 from compiler.tensors import row_blocks
-from compiler.text import CALIBRATION, documents, encoder, text_file
+from compiler.text import CALIBRATION, Held, documents, encoder, text_file
 from compiler.tokenizer import FILE as TOKENIZER
 from compiler.tokenizer import check_tokenizer
 from recipes.schema import Calibration, Recipe
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from compiler.quantize.calibrated.task import Weighting
+    from compiler.quantize.calibrated.task import Samples, Weighting
 
 DECODER = "decoder"
 _LENGTH = 512
@@ -90,6 +89,8 @@ def looked_at(calibration: Calibration, text: Path | None, model: Model, checkpo
 def samples(model: Model, table: Weights, looked_at: NDArray[Any]) -> Iterator[Samples]:
     """The decoder over whole sequences, head included; positions of the head weigh by their uncertainty."""
     import torch
+
+    from compiler.quantize.calibrated.task import Samples
 
     decoder = model.at(looked_at.shape[1]).component(DECODER)
     ids = torch.from_numpy(looked_at.astype(np.int64))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts import Progress
 from compiler.checkpoint import Checkpoint
-from compiler.drivers import driver_of
 from compiler.models.base import Model
 from compiler.quantize.evidence import LayerEvidence, QuantizationEvidence, TensorEvidence
 from compiler.quantize.interface import Treatment
@@ -18,14 +17,13 @@ from compiler.quantize.methods import keep, load_method
 from compiler.quantize.packed import PackedWriter
 from compiler.quantize.rules import Assignment, options_of
 from compiler.quantize.stream import half_dtype, quantize_checkpoint
-from compiler.slots import HALF, Slot
+from compiler.slots import HALF, Slot, Weights
 from compiler.tensors import row_blocks
 from recipes.schema import Calibration, Rule
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from compiler.quantize.calibrated.files import SegmentFile
+    from compiler.quantize.calibrated.task import Samples
 
 
 _THREADS = 2  # what cheap machines of continuous integration have
@@ -41,15 +39,15 @@ def run(
     model: Model,
     assignment: Assignment,
     calibration: Calibration,
-    looked_at: NDArray[Any] | None,
+    samples: Callable[[Weights], Iterator[Samples]] | None,
     folder: Path,
     work: Path,
     progress: Progress,
 ) -> QuantizationEvidence:
     """Write the packed checkpoint into an empty folder, each slot by its rule's method; what was lost, per tensor.
 
-    looked_at: what calibration looks at, None where no method looks. work: a folder for finished segments, from which a
-    killed run goes on; the caller deletes it when the result is safe.
+    samples: from the unquantized weights, what every component is calibrated on; None where no method looks. work: a
+    folder for finished segments, from which a killed run goes on; the caller deletes it when the result is safe.
     """
     slots, config = model.slots, model.config
     keep.check(checkpoint, slots, assignment)
@@ -66,12 +64,12 @@ def run(
     from compiler.quantize.calibrated.run import run as run_calibrated
     from compiler.quantize.calibrated.task import Task
 
-    assert looked_at is not None
+    assert samples is not None
     half_dtypes = {s.name: half_dtype(checkpoint, s) for s in slots}
     table = OriginalWeights(checkpoint, slots)
     files = []
     with _fixed_threads():
-        for found in driver_of(model).samples(model, table, looked_at):
+        for found in samples(table):
             part = {slot.name: slot for slot in found.component.slots}
             treated = {name: treatment for name, treatment in treatments.items() if name in part}
             place = work / found.component.name

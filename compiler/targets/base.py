@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from pydantic import JsonValue
 
 from artifacts import Progress
 from artifacts.formats import interface
-from compiler.models.base import Component, Entry, Model, Port
+from compiler.models.base import Model
 from compiler.quantize.packed import PackedWeights
 from compiler.slots import Schemes
 
@@ -113,30 +113,6 @@ class Target(Protocol):
     def traces(self, job: BuildJob) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
         """(function, inputs, every value by name) of short calls, where a converter's programs are compared op by op
         after a failed parity; nothing where there is no such program."""
-
-
-def described(model: Model, narrowed: Mapping[tuple[str, str, str], interface.Dimension]) -> list[interface.Component]:
-    """The components of a model as a manifest states them."""
-
-    def port(found: Port) -> interface.Port:
-        return interface.Port(**asdict(found))
-
-    def entry(component: Component, found: Entry) -> interface.Entry:
-        dimensions = {
-            name: narrowed.get((component.name, found.name, name)) or interface.Dimension(low=low, high=high)
-            for name, (low, high) in found.dimensions.items()
-        }
-        inputs, outputs = ([port(p) for p in ports] for ports in (found.inputs, found.outputs))
-        return interface.Entry(name=found.name, inputs=tuple(inputs), outputs=tuple(outputs), dimensions=dimensions)
-
-    return [
-        interface.Component(
-            name=component.name,
-            entries=tuple(entry(component, found) for found in component.shipped),
-            states=tuple(port(state) for state in component.states),
-        )
-        for component in model.components
-    ]
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from artifacts import MANIFEST, Check, EdgewrightError, Figure, Manifest, Progress
 
 if TYPE_CHECKING:
-    from runtime_tests.child import Job
+    from runtime_tests.jobs import Job
     from runtime_tests.process import Ended, Failure
     from runtime_tests.sessions import Session
 

@@ -22,7 +22,7 @@ from runtime_tests.drivers import Judged, Phase
 from runtime_tests.sessions import Session
 
 if TYPE_CHECKING:
-    from runtime_tests.child import Job
+    from runtime_tests.jobs import Job
     from runtime_tests.process import Ended, Failure
 
 
@@ -42,7 +42,7 @@ def step(session: Session, components: tuple[Component, ...], turn: int) -> dict
 
 def load(artifact: Path, manifest: Manifest) -> str:
     """See `Driver`."""
-    return "rounds of every entry"
+    return "rounds of all entries"
 
 
 def judge(session: Session, manifest: Manifest, job: Job, progress: Progress) -> Judged:

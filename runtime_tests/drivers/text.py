@@ -32,7 +32,7 @@ from runtime_tests.golden import GOLDEN, read_golden
 from runtime_tests.sessions import Session
 
 if TYPE_CHECKING:
-    from runtime_tests.child import Job
+    from runtime_tests.jobs import Job
     from runtime_tests.process import Ended, Failure
 
 Ids = NDArray[np.int64]

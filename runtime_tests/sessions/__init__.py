@@ -11,14 +11,16 @@ import importlib
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
 
-from artifacts import EdgewrightError, Figure, Manifest, MissingTool
+from artifacts import MANIFEST, EdgewrightError, Figure, Manifest, MissingTool
 from artifacts.formats.interface import Entry
 
 Arrays = dict[str, NDArray[Any]]
+_Runtime = TypeVar("_Runtime", bound=BaseModel)
 
 
 class Session(Protocol):
@@ -30,7 +32,7 @@ class Session(Protocol):
 
     A session whose runtime reads text itself also has `generate(text, tokens)`: what its own tokenizer and generation
     make of it, as {"runtime": its name, "ids": [...], "continuation": [...]}. One whose target keeps traces of its
-    programs has `divergence(function, inputs, values, tolerance)`: the first operation whose value is another, in words.
+    programs has `divergence(function, inputs, values, tolerance)`: the first operation whose value differs, in words.
     """
 
     warnings: tuple[str, ...]
@@ -69,6 +71,16 @@ def make_session(artifact: Path, manifest: Manifest) -> Session:
         raise MissingTool(
             f"{artifact}: running it needs the module {error.name}; pip install 'edgewright[{manifest.target}]'"
         ) from error
+
+
+def runtime_section(model: type[_Runtime], artifact: Path, manifest: Manifest) -> _Runtime:
+    """The manifest's `runtime` by a target's model of it. Raises EdgewrightError naming the first key that is wrong."""
+    try:
+        return model.model_validate(manifest.runtime)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, ("runtime", *first["loc"])))
+        raise EdgewrightError(f"{artifact / MANIFEST}: {where}: {first['msg']}; build the artifact again") from error
 
 
 def call_sizes(where: str, entry: Entry, arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:

@@ -15,17 +15,17 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from artifacts import MANIFEST, EdgewrightError, Figure, Manifest
 from artifacts.formats import coreml
 from artifacts.formats.coreml import LAST_POSITION, NEW_STATE, CoreMLRuntime
 from artifacts.manifest import checked_path
+from runtime_tests.mil.bisect import compare
 from runtime_tests.mil.memory import account
 from runtime_tests.mil.package import Package
 from runtime_tests.mil.program import Function, State
 
-from . import Arrays, call_sizes
+from . import Arrays, call_sizes, runtime_section
 
 _SCORE, _PREFILL, _DECODE = "score", "prefill", "decode"
 
@@ -38,11 +38,11 @@ class CoreMLSession:
 
     def __init__(self, artifact: Path, manifest: Manifest) -> None:
         self.artifact = artifact
+        self._runtime = runtime_section(CoreMLRuntime, artifact, manifest)
         try:
-            self._runtime = CoreMLRuntime.model_validate(manifest.runtime)
             names = {function.package for function in self._runtime.functions}
             self._paths = {name: artifact.joinpath(*checked_path(name).split("/")) for name in names}
-        except (ValidationError, ValueError) as error:
+        except ValueError as error:
             raise EdgewrightError(f"{artifact / MANIFEST}: runtime: {error}") from error
         for name, path in self._paths.items():
             if path.is_symlink() or not path.is_dir():
@@ -102,6 +102,13 @@ class CoreMLSession:
         if explicit:
             self._states[component] = {name: outputs[NEW_STATE + name].float() for name in state}
         return {port.name: outputs[port.name].float().numpy() for port in wanted.outputs}
+
+    def divergence(self, function: str, inputs: dict[str, Any], values: dict[str, Any], tolerance: float) -> str | None:
+        """The first operation of a function, in its most precise mode, whose value is not the one of its name."""
+        package = next(call.package for call in self._runtime.functions if call.function == function)
+        program = Function(Package(self._paths[package]), function, exact=True)
+        found = compare(program, inputs, values, tolerance).divergence
+        return None if found is None else str(found)
 
     def footprint(self) -> list[Figure]:
         """What iOS would charge the largest call of each function for, with its band; and the clean, mapped weights.

@@ -26,14 +26,13 @@ from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
 from mlx_lm.models.cache import KVCache, QuantizedKVCache
 from mlx_lm.utils import load_model
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from artifacts import MANIFEST, EdgewrightError, Figure, Manifest
 from artifacts.formats.interface import Component
 from artifacts.formats.mlx import MlxRuntime
 from artifacts.manifest import payload_file
 
-from . import Arrays, call_sizes
+from . import Arrays, call_sizes, runtime_section
 
 NO_COMPILER = (
     "no C++ compiler (g++) was found: MLX's compiled CPU kernels are off, mx.compile runs op by op; results are the "
@@ -53,10 +52,7 @@ class MlxSession:
     stand_in: str | None = None
 
     def __init__(self, artifact: Path, manifest: Manifest) -> None:
-        try:
-            self._runtime = MlxRuntime.model_validate(manifest.runtime)
-        except ValidationError as error:
-            raise EdgewrightError(f"{artifact / MANIFEST}: runtime: {error}") from error
+        self._runtime = runtime_section(MlxRuntime, artifact, manifest)
         if self._runtime.kv_bits < 16 and self._runtime.kv_group is None:
             raise EdgewrightError(f"{artifact / MANIFEST}: runtime.kv_bits needs runtime.kv_group")
         self._artifact = artifact

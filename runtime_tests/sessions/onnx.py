@@ -21,14 +21,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from artifacts import MANIFEST, EdgewrightError, Figure, Manifest
 from artifacts.formats import interface
 from artifacts.formats import onnx as formats
 from artifacts.manifest import payload_file
 
-from . import Arrays, call_sizes
+from . import Arrays, call_sizes, runtime_section
 
 _TYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
@@ -66,10 +65,7 @@ class OnnxSession:
 
     def __init__(self, artifact: Path, manifest: Manifest) -> None:
         self._where = artifact / MANIFEST
-        try:
-            self._graphs = formats.OnnxRuntime.model_validate(manifest.runtime).graphs
-        except ValidationError as error:
-            raise EdgewrightError(f"{self._where}: runtime: {error}") from error
+        self._graphs = runtime_section(formats.OnnxRuntime, artifact, manifest).graphs
         self._files = {graph.file: payload_file(artifact, graph.file) for graph in self._graphs}
         self._components = {component.name: component for component in manifest.components}
         for graph in self._graphs:

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import tvm_ffi
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
-from artifacts import MANIFEST, EdgewrightError, Figure, Manifest
+from artifacts import EdgewrightError, Figure, Manifest
 from artifacts.formats.interface import Entry
 from artifacts.formats.tvm import (
     ALIGN,
@@ -37,7 +36,7 @@ from artifacts.formats.tvm import (
 )
 from artifacts.manifest import payload_file
 
-from . import Arrays, call_sizes
+from . import Arrays, call_sizes, runtime_section
 
 _BIG_CORES = 1
 _CPU, _POOLED = 1, 2
@@ -50,10 +49,7 @@ class TvmSession:
     stand_in: str | None = None
 
     def __init__(self, artifact: Path, manifest: Manifest) -> None:
-        try:
-            self._runtime = TvmRuntime.model_validate(manifest.runtime)
-        except ValidationError as error:
-            raise EdgewrightError(f"{artifact / MANIFEST}: runtime: {error}") from error
+        self._runtime = runtime_section(TvmRuntime, artifact, manifest)
         self._params = payload_file(artifact, self._runtime.params)
         self._library = payload_file(artifact, best_library(self._runtime.libraries, cpu_features()).path)
         self._components = {component.name: component for component in manifest.components}
@@ -137,7 +133,7 @@ def _counted(where: str, entry: Entry, arrays: Arrays, used: int) -> int:
             first = int(values.flat[0])
             if first > used or (values != np.arange(first, first + values.shape[-1])).any():
                 raise EdgewrightError(f"{where}: {port.name} go on from {used} one by one, not from {first}")
-            return first + values.shape[-1]
+            return first + int(values.shape[-1])
     raise EdgewrightError(f"{where}: none of its inputs counts positions, by which its caches are filled")
 
 

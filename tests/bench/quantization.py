@@ -332,8 +332,9 @@ def onnx_package(bench: Bench, weights: Path, assignment: Assignment, out: Path,
     from artifacts import ManifestDraft, write_manifest
     from artifacts.formats.interface import Driver
     from artifacts.manifest import CheckpointEntry, RecipeEntry
+    from compiler.models.interface import described
     from compiler.targets import load_target
-    from compiler.targets.base import BuildJob, described
+    from compiler.targets.base import BuildJob
 
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

@@ -18,13 +18,14 @@ from artifacts.manifest import CheckpointEntry, ManifestDraft, RecipeEntry, writ
 from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
 from compiler.models.base import Component, Model, read_model
+from compiler.models.interface import described
 from compiler.quantize.methods import rtn
 from compiler.quantize.packed import PackedWeights
 from compiler.quantize.runner import OriginalWeights
 from compiler.quantize.stream import quantize_checkpoint
 from compiler.slots import Scheme, Schemes, Weights
 from compiler.targets import load_target
-from compiler.targets.base import BuildJob, described
+from compiler.targets.base import BuildJob
 
 YARN = {
     "rope_type": "yarn",

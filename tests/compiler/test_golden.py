@@ -25,10 +25,10 @@ from artifacts import EdgewrightError, silent
 from artifacts.formats.golden import FEWEST_POSITIONS, MAX_BYTES, room
 from compiler import golden
 from compiler.checkpoint import Checkpoint
-from compiler.drivers import Held
 from compiler.models.base import Model, read_model
 from compiler.quantize.runner import OriginalWeights
 from compiler.slots import Scheme
+from compiler.text import Held
 from runtime_tests.golden import read_golden
 from tests.bench.synthetic import ROOT
 from tests.compiler.conftest import MINISTRAL3, Quantizer, original
@@ -188,7 +188,7 @@ from pathlib import Path
 from artifacts import silent
 from compiler import golden
 from compiler.checkpoint import Checkpoint
-from compiler.drivers import Held
+from compiler.text import Held
 from compiler.models.base import read_model
 from compiler.quantize.runner import OriginalWeights
 source, out = map(Path, sys.argv[1:])

@@ -15,9 +15,9 @@ from artifacts import EdgewrightError, ManifestDraft, read_manifest, silent, ver
 from artifacts.manifest import RecipeEntry
 from compiler import keys, pipeline
 from compiler.checkpoint import Checkpoint
+from compiler.models.interface import described
 from compiler.quantize.methods import method_options
 from compiler.targets import target_options
-from compiler.targets.base import described
 from recipes.schema import Recipe, recipe_model
 from runtime_tests.golden import Golden, read_golden
 from tests.compiler.conftest import random_tensors

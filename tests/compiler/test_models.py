@@ -13,8 +13,8 @@ from artifacts.formats import interface
 from compiler.checkpoint import Checkpoint
 from compiler.models import decoder
 from compiler.models.base import Model, Port, read_model, scheme_arguments
+from compiler.models.interface import described
 from compiler.slots import Scheme
-from compiler.targets.base import described
 from compiler.tensors import CheckpointError
 from tests.compiler.conftest import MINISTRAL3, original, reference_logits
 

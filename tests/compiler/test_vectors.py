@@ -11,8 +11,8 @@ import pytest
 from artifacts.formats import tensor_file, vectors
 from artifacts.formats.interface import Component
 from compiler.models.base import Model
+from compiler.models.interface import described
 from compiler.slots import Scheme
-from compiler.targets.base import described
 from compiler.vectors import entry_outputs
 from tests.compiler.conftest import Quantizer, original, reference_logits
 

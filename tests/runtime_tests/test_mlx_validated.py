@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from artifacts import read_manifest
-from runtime_tests.child import Job
+from runtime_tests.jobs import Job
 from runtime_tests.process import run_child
 from runtime_tests.sessions.mlx import METAL_ON_CPU, NO_COMPILER
 from tests.runtime_tests.conftest import compile_package

@@ -15,7 +15,7 @@ import pytest
 from artifacts import EdgewrightError, read_manifest
 from device_farm import load_profile
 from runtime_tests import validate as validation
-from runtime_tests.child import Job
+from runtime_tests.jobs import Job
 from runtime_tests.process import child_command, child_environment
 from runtime_tests.quality import QualityLimits
 from runtime_tests.validate import Limits, Validation, validate

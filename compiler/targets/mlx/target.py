@@ -126,9 +126,9 @@ def _calling(runtime: MlxRuntime) -> str:
     names = ", ".join(f"`{function.file}`" for function in runtime.functions)
     return (
         f"## Calling it\n\n{names} hold traces of the entries without weights. Positional arguments: the entry's "
-        "inputs and then the component's states, in the order that `edgewright.json` gives under `components`, floating "
-        "ones in float16 (float32 works too); keyword arguments: every tensor of `model*.safetensors` under its name. "
-        "Results: the outputs, then the states for the next call; states are zeros at first.\n\n```python\n"
+        "inputs and then the component's states, in the order that `edgewright.json` gives under `components`, "
+        "floating ones in float16 (float32 works too); keyword arguments: every tensor of `model*.safetensors` under "
+        "its name. Results: the outputs, then the states for the next call; states are zeros at first.\n\n```python\n"
         "import mlx.core as mx\n\n"
         f'entry = mx.import_function("{runtime.functions[0].file}")\n'
         'weights = mx.load("model.safetensors")\n'

@@ -43,7 +43,7 @@ def named(convert: Callable[..., Expr], ours: bool = False) -> Converter:
 
 def whole_slice(args: Any) -> bool:
     """Whether the arguments of aten.slice (x, axis, start, stop, step) take all of x."""
-    start, stop, step = (*args[2:], *(None, None, None)[len(args) - 2 :])
+    start, stop, step = [*args[2:], None, None, None][:3]
     return start in (0, None) and _to_the_end(stop) and step in (1, None)
 
 

@@ -55,7 +55,7 @@ class TorchName:
 
 @dataclass(frozen=True)
 class PlainNode:
-    """A node of `torch.fx`; target: the name of an op such as aten.silu.default or operator.getitem, or a placeholder's.
+    """A node of `torch.fx`; target: the name of an op like aten.silu.default or operator.getitem, or a placeholder's.
 
     Of edge.rotary and edge.attention, `args` end with the number of positions that can come, in whole blocks of keys.
     """
@@ -143,7 +143,8 @@ def _decomposed(exported: ExportedProgram) -> ExportedProgram:
     table = default_decompositions()
     for name in _WHOLE:
         table.pop(_torch_op(name), None)
-    return exported.run_decompositions(table)
+    found: ExportedProgram = exported.run_decompositions(table)
+    return found
 
 
 def heads_of(node: PlainNode) -> Heads:
@@ -214,7 +215,9 @@ def _graph(
     nodes: list[Node] = list(exported.graph.nodes)
     left_out = {len(entry.outputs) + at for at in written}
     held = [node for node in nodes if node.op == "placeholder" and node not in ports]
-    plain = [_plain_node(node, node.args, ports) for node in (*(n for n in ports if n not in in_place), *in_place, *held)]
+    plain = [
+        _plain_node(node, node.args, ports) for node in (*(n for n in ports if n not in in_place), *in_place, *held)
+    ]
     for node in nodes:
         if node.op == "output":
             results = tuple(value for at, value in enumerate(node.args[0]) if at not in left_out)
@@ -222,7 +225,9 @@ def _graph(
         elif node.op != "placeholder":
             plain.append(_plain_node(node, node.args, ports))
     fixed: dict[Any, int] = {name: low for name, (low, high) in entry.dimensions.items() if low == high}
-    given = [replace(p, shape=tuple(fixed.get(d, d) for d in p.shape)) for node, p in ports.items() if node not in in_place]
+    given = [
+        replace(p, shape=tuple(fixed.get(d, d) for d in p.shape)) for node, p in ports.items() if node not in in_place
+    ]
     return Graph(plain, most, tuple(given), tuple(in_place.values()), constants)
 
 
@@ -242,7 +247,8 @@ def _plain_node(node: Node, args: Any, ports: dict[Node, Port]) -> PlainNode:
         port = ports.get(args[0])
         if port is None or port.below is None:
             raise EdgewrightError(
-                f"tvm: no lowering for edge.rotary of {args[0].name}; positions have to be an input with an end (`below`)"
+                f"tvm: no lowering for edge.rotary of {args[0].name}; positions have to be an input that says "
+                "what they are `below`"
             )
         args = (*args, in_blocks(port.below))
     if op_name(node) == _ATTENTION:
@@ -302,7 +308,7 @@ def program(graph: Graph, shapes: Sequence[Sequence[Any]]) -> Any:
     constants = {name: torch.from_numpy(np.array(value)) for name, value in graph.constants.items()}
     specs: list[Any] = []
     for node in graph.nodes:
-        fx_node = fx.create_node(node.op, _target(node), resolved(node.args), resolved(node.kwargs), node.name)  # type: ignore[arg-type]  # op is one of its words
+        fx_node = fx.create_node(node.op, _target(node), resolved(node.args), resolved(node.kwargs), node.name)
         made[node.name] = fx_node
         if node.op == "placeholder":
             held = node.name in constants

@@ -62,18 +62,20 @@ def sections(job: BuildJob, machines: Sequence[Triple], runtime: TvmRuntime) -> 
     table = "\n".join(["| function | arguments | written in place | results |", "|---|---|---|---|", *rows])
     names = ", ".join(machine.name for machine in machines)
     return [
-        f"## Calling it\n\nFor: {names}. `host` is the machine that built this artifact; it is what was tested. Variants: "
-        "`i8mm` (smmla and sdot), `dotprod` (sdot), `neon` (any ARMv8 core; float32 activations). The first two round the "
-        f"activations of matrix products to int8, per token and weight group.\n\n{table}\n\n"
-        "Shapes and dtypes are in `edgewright.json` under `components`. Arguments come in this order, and after them one "
-        "array: what is written in place, then every tensor of `params.bin` in its order, each aligned to 64 bytes. A "
-        "single result comes as it is, several as an array. States are zeros at first; one among the results is the "
-        "argument of the next call. With `.exact` behind its name a function computes with float32 activations.\n\n"
-        f"```python\nimport tvm_ffi\n\nmachine = tvm_ffi.load_module(\"host/libmodel-<variant>.so\")"
+        f"## Calling it\n\nFor: {names}. `host` is the machine that built this artifact; it is what was tested. "
+        "Variants: `i8mm` (smmla and sdot), `dotprod` (sdot), `neon` (any ARMv8 core; float32 activations). The first "
+        f"two round the activations of matrix products to int8, per token and weight group.\n\n{table}\n\n"
+        "Shapes and dtypes are in `edgewright.json` under `components`. Arguments come in this order, and after "
+        "them one array: what is written in place, then every tensor of `params.bin` in its order, each aligned to 64 "
+        "bytes. A single result comes as it is, several as an array. States are zeros at first; one among the results is "
+        "the argument of the next call. With `.exact` behind its name a function computes with float32 activations.\n\n"
+        '```python\nimport tvm_ffi\n\nmachine = tvm_ffi.load_module("host/libmodel-<variant>.so")'
         '["vm_load_executable"]()\nmachine["vm_initialization"](1, 0, 2)\n'
         f'results = machine["{runtime.functions[0].name}"](*arguments, [*in_place, *parameters])\n```\n\n'
         f"Needs TVM's runtime, version {runtime.tvm}: `libtvm_runtime` and `libtvm_ffi`. The library's function "
         "`describe` gives the digest of the parameters that it was compiled for, which `params.bin` holds at byte 16. "
-        "Edgewright runs the libraries for `host` and compares every result with PyTorch's; the others were compiled and "
-        "linked on Linux and **were not run on a phone**."
+        "Convolutions decode their packed weights in every call; they, and what is no matrix product, run in TVM's "
+        "plain kernels, on one thread.\n\n"
+        "Edgewright runs the libraries for `host` and compares every result with PyTorch's; the others were compiled "
+        "and linked on Linux and **were not run on a phone**."
     ]

@@ -70,7 +70,9 @@ class Kernels:
 class Lowering:
     """One function of the library: the converters, closed over its kernels, parameters and precision."""
 
-    def __init__(self, function: Function, isa: Isa, kernels: Kernels, parameters: list[Tensor], tables: Tables) -> None:
+    def __init__(
+        self, function: Function, isa: Isa, kernels: Kernels, parameters: list[Tensor], tables: Tables
+    ) -> None:
         self.function, self.isa, self.kernels, self.tables = function, isa, kernels, tables
         # kernels for any number of tokens, also where one of many is left
         self.many = bool(function.graph.most)

@@ -100,7 +100,9 @@ def _matrix(job: Job, members: list[Slot], reader: SlotReader | None) -> list[Te
     packed = (rows, slot.columns * scheme.bits // 8)
     return [
         Tensor(codes, "uint8", packed, reader.codes(members) if reader else nothing),
-        Tensor(scales, job.options.scales, (rows, slot.columns // group), reader.scales(members) if reader else nothing),
+        Tensor(
+            scales, job.options.scales, (rows, slot.columns // group), reader.scales(members) if reader else nothing
+        ),
     ]
 
 

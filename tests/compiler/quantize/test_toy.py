@@ -13,11 +13,11 @@ from artifacts.formats import vectors
 from compiler import pipeline
 from compiler.checkpoint import Checkpoint
 from compiler.models.base import Model
+from compiler.models.interface import described
 from compiler.quantize import evidence
 from compiler.quantize.methods import method_options
 from compiler.slots import Scheme, Weights
 from compiler.targets import target_options
-from compiler.targets.base import described
 from compiler.vectors import entry_outputs
 from recipes.schema import Recipe, recipe_model
 from tests.compiler.conftest import original

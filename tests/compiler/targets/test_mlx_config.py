@@ -23,7 +23,7 @@ from compiler.slots import HALF
 from compiler.targets import load_target
 from compiler.targets.base import BuildJob, Job
 from compiler.targets.mlx.options import MlxOptions
-from tests.compiler.conftest import MINISTRAL3, YARN, Jobs, packed, random_tensors, job_logits, save
+from tests.compiler.conftest import MINISTRAL3, YARN, Jobs, job_logits, packed, random_tensors, save
 
 LLAMA = {**MINISTRAL3, "model_type": "llama", "architectures": ["LlamaForCausalLM"], "rope_parameters": None}
 LLAMA["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0}

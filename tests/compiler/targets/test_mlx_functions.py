@@ -17,7 +17,7 @@ from compiler.slots import Scheme
 from compiler.targets.base import BuildJob
 from compiler.targets.mlx.functions import GraphFunction, export_component
 from compiler.targets.mlx.options import MlxOptions
-from tests.compiler.conftest import Jobs, packed, job_logits
+from tests.compiler.conftest import Jobs, job_logits, packed
 from tests.compiler.targets.mlx_probes import probe
 
 TABLE = "model.embed_tokens"

@@ -22,7 +22,7 @@ from compiler.targets.mlx.options import MlxOptions
 from recipes.corpus import stdlib_texts
 from runtime_tests.drivers.text import Decoder
 from runtime_tests.sessions.mlx import MlxSession
-from tests.compiler.conftest import packed, quantized_job, job_logits
+from tests.compiler.conftest import job_logits, packed, quantized_job
 
 TINY = Path(__file__).parents[3] / "recipes" / "checkpoints" / "tiny-ministral3"
 TOKENS, PROMPT, CONTINUED = 320, 40, 64

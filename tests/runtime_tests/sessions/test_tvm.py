@@ -17,8 +17,8 @@ from artifacts.formats.tvm import Library
 from compiler import pipeline
 from compiler.checkpoint import Checkpoint
 from edgewright.api import recipe_type
-from runtime_tests.child import Job
 from runtime_tests.drivers.text import Decoder
+from runtime_tests.jobs import Job
 from runtime_tests.process import child_environment, run_child
 from runtime_tests.sessions import make_session
 from runtime_tests.sessions.tvm import best_library, map_parameters

@@ -1,4 +1,5 @@
-"""The small kernels between matmuls: norms, the embedding, a matrix as floats, look-ups by position, the gated activation, the last row.
+"""The small kernels between matmuls: norms, the embedding, a matrix as floats, look-ups by position, the gated
+activation, the last row.
 
 One token is worked on by one thread, several in parallel. Shapes carry a batch dimension of 1.
 """

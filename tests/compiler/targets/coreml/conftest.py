@@ -20,7 +20,7 @@ from compiler.targets.coreml.options import CoreMLOptions
 from recipes.corpus import stdlib_texts
 from runtime_tests.drivers.text import Decoder
 from runtime_tests.sessions.coreml import CoreMLSession
-from tests.compiler.conftest import MINISTRAL3, packed, quantized_job, random_tensors, job_logits, save
+from tests.compiler.conftest import MINISTRAL3, job_logits, packed, quantized_job, random_tensors, save
 
 torch.set_num_threads(1)  # small matrices: a second thread only waits
 TINY = Path(__file__).parents[4] / "recipes" / "checkpoints" / "tiny-ministral3"

@@ -71,7 +71,9 @@ def _module(refused: str, entry: Entry, schemes: Schemes) -> torch.nn.Module:
         return edge.convolution(x, name, shape, *of(name), [stride] * rank, [padding] * rank, [dilation] * rank, groups)
 
     def mix(x: Tensor) -> Any:
-        return edge.bias(edge.linear(x, ["p.mix"], [48], 32, *of("p.mix")), ["p.first_bias", "p.second_bias"], [16, 32], -1)
+        return edge.bias(
+            edge.linear(x, ["p.mix"], [48], 32, *of("p.mix")), ["p.first_bias", "p.second_bias"], [16, 32], -1
+        )
 
     class Probe(torch.nn.Module):
         def forward(self, x: Tensor, image: Tensor, ids: Tensor, window: Tensor) -> tuple[Tensor, ...]:

@@ -101,15 +101,18 @@ def test_a_decoder_that_nobody_drives_by_name_keeps_its_caches_in_place(jobs: Jo
 
 
 def test_what_a_package_of_components_holds(toy: Path, jobs: Jobs, tmp_path: Path) -> None:
-    job, folder = jobs(toy, HERE, Scheme(4, 32), {"cell.input": HALF}), tmp_path / "tvm"
+    """Libraries for phones too: nothing that TOPI's kernels need is missing when they are linked."""
+    options = TvmOptions(features=("dotprod",))
+    job, folder = jobs(toy, options, Scheme(4, 32), {"cell.input": HALF}), tmp_path / "tvm"
     manifest = packed(job, "tvm", folder)
     libraries = {f"host/libmodel-{name}.so" for name in ("avx512vnni", "avx2", "i8mm", "dotprod", "neon")}
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert files - libraries == {"params.bin", "README.md", "edgewright.json"}
+    android, ios = "aarch64-linux-android24/libmodel-dotprod.so", "arm64-apple-ios16.0/libmodel.a"
+    assert files - libraries == {"params.bin", "README.md", "edgewright.json", android, ios}
     text = (folder / "README.md").read_text()
     assert "| `cell.step` | `image`, `hidden` | none | `features`, `hidden` |" in text
     assert "| `head.render` | `features` | none | `picture` |" in text
-    assert manifest.runtime["payload"] == {}
+    assert manifest.runtime["payload"] == {"android": [android, "params.bin"], "ios": [ios, "params.bin"]}
     # every slot is stored once, as it is packed; beside them there are headers and padding
     estimates = load_target("tvm").estimate(job)
     weights = sum(part.weight_bytes for part in estimates)

@@ -90,7 +90,11 @@ def test_ops_without_a_lowering_are_refused_by_name() -> None:
         return PlainNode("call_function", target, target, args)
 
     x, table = Reference("x"), ("edge.linear.default", "slice.Tensor", "getitem")
-    known = [call("edge.linear.default", x), call("aten.slice.Tensor", x, 1, -1, 1 << 62), call("operator.getitem", x, 0)]
+    known = [
+        call("edge.linear.default", x),
+        call("aten.slice.Tensor", x, 1, -1, 1 << 62),
+        call("operator.getitem", x, 0),
+    ]
     refuse_unlowered([PlainNode("placeholder", "x", "x", ()), *known], table)
     with pytest.raises(EdgewrightError, match=r"tvm: no lowering for aten\.cumsum\.default, aten\.sort\.default$"):
         refuse_unlowered([*known, call("aten.sort.default", x), call("aten.cumsum.default", x, 1)], table)
@@ -145,7 +149,9 @@ def test_a_flipped_bit_shows(tmp_path: Path) -> None:
     machine = Machine(job)
     ids = np.arange(10)
     reference = reference_logits(job, ids)
-    at = len(job.model.component("decoder").states) + [t.name for t in machine.parameters].index("model.layers.0.self_attn.o_proj.codes")
+    at = len(job.model.component("decoder").states) + [t.name for t in machine.parameters].index(
+        "model.layers.0.self_attn.o_proj.codes"
+    )
     codes = machine.state[at].numpy().copy()
     codes[3, 5] ^= 0x08
     machine.state[at] = tensor(codes)
