@@ -28,23 +28,18 @@ _STEP_ALIGN = 64
 class PackedWeights:
     """A quantized checkpoint folder: the packed bytes of every slot, and float rows dequantized from them."""
 
-    def __init__(self, path: Path, slots: list[Slot] | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.config = read_config(path)
         self.tensors = TensorFiles([path / "model.safetensors"])
-        self._tensor_of = {s.name: s.tensor.removesuffix(".weight") for s in slots or []}
         self.schemes: Schemes = read_schemes(self.config)
-
-    def _base(self, name: str) -> str:
-        return self._tensor_of.get(name, name)
 
     def _float(self, name: str) -> str:
         """The tensor of a slot's float values: a bias goes by its own name, see `Slot.key`."""
-        base = self._base(name)
-        return base if base in self.tensors else f"{base}.weight"
+        return name if name in self.tensors else f"{name}.weight"
 
     def scheme(self, name: str) -> Scheme:
-        return self.schemes.get(self._base(name), HALF)
+        return self.schemes.get(name, HALF)
 
     def half_dtype(self, name: str) -> str:
         """How a 16-bit slot or a norm is stored: F32, F16 or BF16."""
@@ -54,18 +49,18 @@ class PackedWeights:
         """[rows, columns] of a matrix slot, [columns] of a norm."""
         if self.scheme(name).bits == 16:
             return self.tensors.info(self._float(name)).shape
-        shape = self.tensors.raw(self._base(name) + ".weight_shape").view(np.int64)
+        shape = self.tensors.raw(name + ".weight_shape").view(np.int64)
         return tuple(int(v) for v in shape)
 
     def packed(self, name: str, start: int = 0, stop: int | None = None) -> Bytes:
         """Packed bytes of rows, uint8 [rows, columns * bits / 8]."""
-        tensor = self._base(name) + ".weight_packed"
+        tensor = name + ".weight_packed"
         words = self.tensors.info(tensor).shape[1]
         return self.tensors.raw(tensor, start, stop).reshape(-1, words * 4)
 
     def scales(self, name: str, start: int = 0, stop: int | None = None) -> Float32:
         """Scales of rows, float32 [rows, groups]."""
-        tensor = self._base(name) + ".weight_scale"
+        tensor = name + ".weight_scale"
         info = self.tensors.info(tensor)
         return to_float32(self.tensors.raw(tensor, start, stop), info.dtype).reshape(-1, info.shape[1])
 
@@ -74,7 +69,7 @@ class PackedWeights:
         scheme = self.scheme(name)
         if scheme.symmetric:
             return None
-        tensor = self._base(name) + ".weight_zero_point"
+        tensor = name + ".weight_zero_point"
         per_word = 32 // scheme.bits
         stop = self.shape(name)[0] if stop is None else stop
         first = start // per_word

@@ -42,16 +42,15 @@ def lower(quantized: Path, out: Path) -> dict[str, float]:
     import os
     import resource
 
-    from compiler.models import decoder
+    from compiler.models.base import read_model
     from compiler.quantize.packed import PackedWeights
     from compiler.targets import load_target
-    from compiler.targets.base import Job
+    from compiler.targets.base import BuildJob
     from compiler.targets.coreml.options import CoreMLOptions
 
     weights = PackedWeights(quantized)
-    spec = decoder.read_spec(weights.config)
-    slots = decoder.slots(spec)
-    job = Job("bench", spec, slots, weights.schemes, MAX_TOKENS, weights, quantized, CoreMLOptions())
+    model = read_model(weights.config, None, MAX_TOKENS)
+    job = BuildJob("bench", model, weights.schemes, CoreMLOptions(), weights, quantized)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     peak = 0

@@ -1,4 +1,4 @@
-"""Models and their components: read by the family that takes a config, for any context, carried to other processes."""
+"""Models and their components: read by the family that takes a config, for any context, carried between processes."""
 
 from __future__ import annotations
 

@@ -51,8 +51,9 @@ def _convolve(node: Node, x: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _patches(node: Node, x: Tensor) -> Tensor:
-    """What a convolution's outputs see, [positions, in * kernel]."""
+    """What a convolution's outputs see, [positions, in / groups * kernel]; what the groups see, one after another."""
     found = arguments(node)
+    x = torch.cat(x.chunk(found["groups"], 1))
     kernel, where = found["shape"][2:], range(2, x.ndim)
     x = torch.nn.functional.pad(x, [size for pad in reversed(found["padding"]) for size in (pad, pad)])
     for at, size, stride, dilation in zip(where, kernel, found["stride"], found["dilation"], strict=True):

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from artifacts import EdgewrightError
-from compiler.graph import Captured, Node, arguments, slots_of
+from compiler.graph import Captured, Node, slots_of
 from compiler.quantize.calibrated.kinds import is_cheap, kind_of
 
 
@@ -85,11 +85,6 @@ class Program:
                 if kind_of(node) is None:
                     raise EdgewrightError(
                         f"calibration: {node.target} reads {slot}, and nobody said what its inputs are"
-                    )
-                if arguments(node).get("groups", 1) != 1:
-                    raise EdgewrightError(
-                        f"calibration: {slot} is of a convolution in groups, whose outputs see different inputs; give "
-                        "it rtn, mse or hqq"
                     )
 
     def _cut(self, prefix: str) -> int:

@@ -76,6 +76,6 @@ def quantize(tmp_path: Path) -> Quantize:
             looked_at = driver_of(model).looked_at(calibration, None, model, source)
         work = work or tmp_path / f"work-{out.name}"
         found = runner.run(checkpoint, model, assignment, calibration, looked_at, out, work, progress)
-        return PackedWeights(out, model.slots), found
+        return PackedWeights(out), found
 
     return run
