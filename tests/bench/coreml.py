@@ -15,10 +15,13 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.bench.measure import MB, python, size_of, table
 from tests.bench.synthetic import make_checkpoint
+
+if TYPE_CHECKING:
+    from compiler.targets.base import BuildJob
 
 MAX_TOKENS = 4096
 
@@ -42,15 +45,9 @@ def lower(quantized: Path, out: Path) -> dict[str, float]:
     import os
     import resource
 
-    from compiler.models.base import read_model
-    from compiler.quantize.packed import PackedWeights
     from compiler.targets import load_target
-    from compiler.targets.base import BuildJob
-    from compiler.targets.coreml.options import CoreMLOptions
 
-    weights = PackedWeights(quantized)
-    model = read_model(weights.config, None, MAX_TOKENS)
-    job = BuildJob("bench", model, weights.schemes, CoreMLOptions(), weights, quantized)
+    job = _job(quantized)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     peak = 0
@@ -80,13 +77,20 @@ def lower(quantized: Path, out: Path) -> dict[str, float]:
 
 def check(quantized: Path, out: Path) -> dict[str, int]:
     """Read every payload of the package back."""
-    from compiler.models import decoder
-    from compiler.quantize.packed import PackedWeights
     from tests.compiler.targets.coreml.payloads import open_package, verify
 
+    return {"payloads": verify(open_package(out), _job(quantized))}
+
+
+def _job(quantized: Path) -> BuildJob:
+    from compiler.models.base import read_model
+    from compiler.quantize.packed import PackedWeights
+    from compiler.targets.base import BuildJob
+    from compiler.targets.coreml.options import CoreMLOptions
+
     weights = PackedWeights(quantized)
-    spec = decoder.read_spec(weights.config)
-    return {"payloads": verify(open_package(out), spec, weights.schemes, weights, MAX_TOKENS)}
+    model = read_model(weights.config, None, MAX_TOKENS)
+    return BuildJob("bench", model, weights.schemes, CoreMLOptions(), weights, quantized)
 
 
 def quantize(source: Path, out: Path, group: int) -> Path:
