@@ -1,7 +1,7 @@
 """golden.safetensors: the expected outputs that an artifact carries, read and checked.
 
 What lives here: the file's tensors and their validation; it is untrusted input like everything in an artifact. What
-does not: its name and limits (``artifacts/formats/vectors.py``), running anything (``parity.py``) and judging
+does not: its name and limits (``artifacts/formats/golden.py``), running anything (``parity.py``) and judging
 (``quality.py``).
 
 N sequences of L held-out tokens, a vocabulary of V. Two sides: ``reference`` is the PyTorch model with the same

@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from artifacts import Progress
@@ -68,10 +69,11 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     started = time.monotonic()
-    looked_at = None
+    samples = None
     if runner.calibrates(assignment):
         looked_at = driver_of(model).looked_at(calibration, None, model, source)
-    evidence = runner.run(checkpoint, model, assignment, calibration, looked_at, folder, out / "work", reporter())
+        samples = partial(driver_of(model).samples, model, looked_at=looked_at)
+    evidence = runner.run(checkpoint, model, assignment, calibration, samples, folder, out / "work", reporter())
     shutil.rmtree(out / "work", ignore_errors=True)
     found = {"seconds": time.monotonic() - started, "peak_bytes": high_water(os.getpid())}
     print(json.dumps(found | {"tensors": len(evidence.tensors), "layers": [e.output_error for e in evidence.layers]}))

@@ -13,6 +13,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from artifacts import silent
 from compiler.checkpoint import Checkpoint
-from compiler.drivers.text import looked_at
+from compiler.drivers import text
 from compiler.models.base import read_model
 from compiler.quantize import budget, knapsack, runner
 from compiler.quantize.methods import method_options
@@ -62,8 +63,11 @@ def quantized(bench: Bench, out: Path, entries: list[dict[str, Any]]) -> tuple[T
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         work = out.with_name(out.name + "-work")
-        seen = looked_at(CALIBRATION, None, bench.model, bench.source) if runner.calibrates(assignment) else None
-        runner.run(bench.checkpoint, bench.model, assignment, CALIBRATION, seen, out, work, silent)
+        samples = None
+        if runner.calibrates(assignment):
+            seen = text.looked_at(CALIBRATION, None, bench.model, bench.source)
+            samples = partial(text.samples, bench.model, looked_at=seen)
+        runner.run(bench.checkpoint, bench.model, assignment, CALIBRATION, samples, out, work, silent)
         shutil.rmtree(work, ignore_errors=True)
     return Table(PackedWeights(out), bench.names), assignment
 
@@ -207,7 +211,7 @@ class Run:
     def budget(self) -> None:
         """The solver at 4.25 bits a weight against uniform group 32, which takes 4.5 (scales counted as fp16)."""
         bench = self.bench()
-        tokens = looked_at(Calibration(tokens=4096, seed=1), None, bench.model, TINY)
+        tokens = text.looked_at(Calibration(tokens=4096, seed=1), None, bench.model, TINY)
         methods = {s.name: "gptq" for s in bench.slots}
         items = budget.sensitivities(
             bench.model, bench.slots, bench.original, tokens, True, silent, methods, scale_bytes=2

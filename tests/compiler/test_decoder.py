@@ -159,7 +159,7 @@ def test_a_token_outside_the_vocabulary_is_refused(ministral: Path) -> None:
     ("change", "message"),
     [
         ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported"),
-        ({"attention_bias": True}, "attention_bias"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types must be a list of full_attention"),
         ({"hidden_act": "gelu"}, "hidden_act must be one of silu, not 'gelu'"),
         ({"sliding_window": 128}, "sliding_window"),
         ({"hidden_size": "64"}, "hidden_size must be a whole number from 1 to 1048576, not '64'"),

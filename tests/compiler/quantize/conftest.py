@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,12 @@ def quantize(tmp_path: Path) -> Quantize:
         assignment = assign(rules(*entries), model.slots)
         out = tmp_path / f"quantized-{len(list(tmp_path.iterdir()))}"
         out.mkdir()
-        calibration, looked_at = Calibration(tokens=tokens), None
+        calibration, samples = Calibration(tokens=tokens), None
         if runner.calibrates(assignment):
             looked_at = driver_of(model).looked_at(calibration, None, model, source)
+            samples = partial(driver_of(model).samples, model, looked_at=looked_at)
         work = work or tmp_path / f"work-{out.name}"
-        found = runner.run(checkpoint, model, assignment, calibration, looked_at, out, work, progress)
+        found = runner.run(checkpoint, model, assignment, calibration, samples, out, work, progress)
         return PackedWeights(out), found
 
     return run
