@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts import EdgewrightError, Figure, Manifest, Progress, ran_here
-from artifacts.formats.interface import Dimension
+from artifacts import MANIFEST, EdgewrightError, Figure, Manifest, Progress, ran_here
+from artifacts.formats.interface import Component, Dimension
 from artifacts.manifest import payload_file
 from runtime_tests import genai
 from runtime_tests.drivers import Judged, Phase, positive
@@ -58,7 +58,7 @@ def judge(session: Session, manifest: Manifest, job: Job, progress: Progress) ->
 
     golden = read_golden(payload_file(job.artifact, GOLDEN))
     room = positive(job.artifact, manifest, "max_tokens") - 1
-    decoder = Decoder(session, manifest, room + 1)
+    decoder = Decoder(session, _component(job.artifact, manifest), room + 1)
     session.load(exact=True, threads=job.threads)
     exact_stand_in = session.stand_in
     exact_decode = observe_decode(decoder, golden, progress, "decoding exactly")
@@ -82,6 +82,13 @@ def judge(session: Session, manifest: Manifest, job: Job, progress: Progress) ->
     )
 
 
+def _component(artifact: Path, manifest: Manifest) -> Component:
+    for component in manifest.components:
+        if component.name == DECODER:
+            return component
+    raise EdgewrightError(f"{artifact / MANIFEST}: no component {DECODER!r}, which the driver text needs")
+
+
 def _own(session: Session, prompt: Prompt, count: int) -> dict[str, Any] | None:
     generate = getattr(session, "generate", None)
     return None if prompt.text is None or generate is None else generate(prompt.text, count)
@@ -94,7 +101,7 @@ def run(session: Session, manifest: Manifest, job: Job, phase: Phase) -> None:
     """
     context = positive(job.artifact, manifest, "max_tokens")
     vocabulary = positive(job.artifact, manifest, "vocab_size")
-    decoder = Decoder(session, manifest, context)
+    decoder = Decoder(session, _component(job.artifact, manifest), context)
     steps = min(job.steps, context - 1)
     room = context - steps
     prompt = np.arange(min(job.prompt_tokens or room, room), dtype=np.int64) % vocabulary
@@ -158,10 +165,9 @@ def _genai(manifest: Manifest, judged: Judged, ask: Callable[..., Ended], eos: A
 class Decoder:
     """One conversation of batch size 1, in a context of `max_tokens`."""
 
-    def __init__(self, session: Session, manifest: Manifest, max_tokens: int) -> None:
+    def __init__(self, session: Session, component: Component, max_tokens: int) -> None:
         self.session = session
         self._max_tokens = max_tokens
-        component = next(part for part in manifest.components if part.name == DECODER)
         self._tokens = component.entry("prefill").dimensions["tokens"]
         self._length = 0
 

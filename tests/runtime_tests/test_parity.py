@@ -52,7 +52,7 @@ def recorded(package: Path, golden: Golden) -> Logits:
     manifest = read_manifest(package)
     session = make_session(package, manifest)
     session.load(exact=True)
-    decoder = Decoder(session, manifest, MAX_TOKENS)
+    decoder = Decoder(session, manifest.components[0], MAX_TOKENS)
     return np.stack([decoder.logits(tokens) for tokens in golden.tokens.astype(np.int64)])
 
 
@@ -151,7 +151,7 @@ def test_one_flipped_nibble_of_any_weight_fails_parity(own_package: Path, golden
     content, generator = data.read_bytes(), np.random.default_rng(7)
     manifest = read_manifest(own_package)
     session = make_session(own_package, manifest)
-    decoder = Decoder(session, manifest, MAX_TOKENS)
+    decoder = Decoder(session, manifest.components[0], MAX_TOKENS)
     for tensor in packed:
         place = {entry.key: int(entry.value) for entry in tensor.external_data if entry.key != "location"}
         flipped = bytearray(content)
