@@ -224,7 +224,7 @@ def test_head_sizes_that_the_kernel_has_not_are_filled_up(tmp_path: Path, head_d
     ids = np.random.default_rng(5).integers(0, 160, 60)
     expected = reference(job, ids[None])[0]
     for exact in (True, False):
-        decoder = Decoder(opened(tmp_path / "onnx", exact=exact), manifest, 256)
+        decoder = Decoder(opened(tmp_path / "onnx", exact=exact), manifest.components[0], 256)
         found = [decoder.prefill(ids[:30]), *(decoder.decode(int(token)) for token in ids[30:])]
         worst = np.abs(np.stack(found) - expected[29:]).max()
         assert worst <= 1e-4 if exact or not kv else 1e-4 < worst < 0.5
@@ -244,7 +244,7 @@ def test_other_decoders_are_the_same_kernels_and_genai_continues_them(tmp_path: 
     job = make_job(model, tmp_path / "weights", Scheme(4, 16))
     manifest = packed(job, "onnx", tmp_path / "onnx")
     ids = np.random.default_rng(5).integers(3, 160, 60)
-    decoder = Decoder(opened(tmp_path / "onnx"), manifest, 256)
+    decoder = Decoder(opened(tmp_path / "onnx"), manifest.components[0], 256)
     expected = reference(job, ids[None])[0]
     np.testing.assert_allclose(decoder.logits(ids), expected, atol=1e-4)
     rows = [decoder.prefill(ids[:30]), *(decoder.decode(int(token)) for token in ids[30:])]
@@ -254,7 +254,7 @@ def test_other_decoders_are_the_same_kernels_and_genai_continues_them(tmp_path: 
     assert (kinds.count("MatMulNBits"), kinds.count("GroupQueryAttention"), kinds.count("Add")) == (9, 2, 0)
     turning = [a.i for node in nodes for a in node.attribute if a.name == "do_rotary"]
     assert turning == ([1, 0] if kind == "smollm3" else [1, 1])
-    plain = Decoder(opened(tmp_path / "onnx", exact=False), manifest, 256).greedy(ids[:20], 8)
+    plain = Decoder(opened(tmp_path / "onnx", exact=False), manifest.components[0], 256).greedy(ids[:20], 8)
     found = generate(tmp_path / "onnx", None, ids[:20].tolist(), {}, 8)["continuation"]
     assert found == plain[: len(found)] and (len(found) == 8 or found[-1] == 2)
 
