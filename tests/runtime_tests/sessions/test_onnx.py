@@ -45,7 +45,7 @@ def with_text(package: Path, old: str, new: str) -> Manifest:
 
 
 def decoder(package: Path, *, exact: bool) -> Decoder:
-    return Decoder(opened(package, exact=exact), read_manifest(package), MAX_TOKENS)
+    return Decoder(opened(package, exact=exact), read_manifest(package).components[0], MAX_TOKENS)
 
 
 def test_prefill_and_decode_give_the_rows_of_all_logits(package: Path) -> None:

@@ -68,7 +68,7 @@ def test_memory_is_the_cache_and_little_more(package: Path) -> None:
         "from device_farm.memory import read_split; from runtime_tests.sessions import make_session\n"
         "from runtime_tests.drivers.text import Decoder\n"
         "import numpy as np; path = Path(sys.argv[1]); session = make_session(path, read_manifest(path))\n"
-        "decoder = Decoder(session, read_manifest(path), 512)\n"
+        "decoder = Decoder(session, read_manifest(path).components[0], 512)\n"
         "before = read_split(); session.load(); loaded = read_split()\n"
         "decoder.prefill(np.arange(200)); decoder.decode(3); ran = read_split()\n"
         "print(json.dumps([s.anonymous - before.anonymous for s in (loaded, ran)] + [ran.file - before.file]))"
@@ -94,7 +94,7 @@ def test_prefill_and_decode_give_the_rows_of_all_logits(package: Path, exact: bo
     """In chunks of the 128 tokens that the manifest names, and one by one. A reset forgets all that was before."""
     session = make_session(package, read_manifest(package))
     session.load(exact=exact)
-    decoder = Decoder(session, read_manifest(package), 512)
+    decoder = Decoder(session, read_manifest(package).components[0], 512)
     rows = [decoder.prefill(IDS[:280]), *(decoder.decode(int(token)) for token in IDS[280:])]
     logits = decoder.logits(IDS)
     np.testing.assert_allclose(np.stack(rows), logits[279:], atol=1e-4 if exact else 1e-3)

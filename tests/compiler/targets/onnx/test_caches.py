@@ -40,7 +40,7 @@ def test_an_int8_cache_is_close_and_exact_mode_has_none(tmp_path: Path, granular
     ids = np.random.default_rng(0).integers(16, 4000, 40)
 
     def decoder(bits: int, exact: bool = False) -> Decoder:
-        return Decoder(opened(packages[bits], exact=exact), read_manifest(packages[bits]), 64)
+        return Decoder(opened(packages[bits], exact=exact), read_manifest(packages[bits]).components[0], 64)
 
     expected = decoder(32).logits(ids)
     found = decoder(8)
