@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts import EdgewrightError, Progress
-from artifacts.formats.golden import FEWEST_POSITIONS, MAX_BYTES, TOP, VERSION, room
+from artifacts.formats.golden import FEWEST_POSITIONS, MAX_BYTES, RANDOM, TOP, VERSION, room
 from artifacts.formats.tensor_file import write_tensors
 from compiler.models.base import Component, Model
 from compiler.slots import Schemes, Slot, Weights
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BUILT_IN = f"held-out source files of the Python {STDLIB_VERSION} standard library"
-RANDOM = "random token ids (the checkpoint has no tokenizer)"
 TEXT_KEY = "validate.quality.text"
 _LENGTH = 1024
 _MOST_PRODUCTS = 4e12  # multiplications of one side: half a minute on two cores of 2024

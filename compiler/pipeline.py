@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -52,7 +52,7 @@ from compiler.text import Held, calibration_file
 from compiler.vectors import entry_outputs
 from recipes.schema import Calibration, Recipe
 
-_TOOLS = ("edgewright", "torch", "transformers", "onnx", "onnxruntime", "coremltools", "mlx", "apache-tvm")
+_TOOLS = ("edgewright", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def build(
     built = targets.load_target(target).build(job, folder, progress)
     shutil.copyfile(quantized.folder / evidence.FILE, folder / evidence.FILE)
     return ManifestDraft(
-        created_by=tool_versions(),
+        created_by=tool_versions([target]),
         recipe=RecipeEntry(name=recipe.name, digest=recipe.digest),
         target=target,
         family=model.family,
@@ -258,10 +258,10 @@ def _write_own(
             old.unlink(missing_ok=True)
 
 
-def tool_versions() -> dict[str, str]:
-    """Versions of what took part, Python included."""
+def tool_versions(names: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of what takes part in building and running packages of these targets, Python included."""
     found = {"python": platform.python_version()}
-    for name in _TOOLS:
+    for name in (*_TOOLS, *(tool for target in names for tool in targets.load_target(target).tools)):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

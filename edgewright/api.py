@@ -101,7 +101,7 @@ def run(
         ),
         checkpoint=reports.CheckpointUsed(source=source, revision=revision),
         host=reports.host(),
-        tools=pipeline.tool_versions(),
+        tools=pipeline.tool_versions(recipe.targets),
         targets=(),
         warnings=tuple(_warnings(recipe, opened, quantized)),
         seconds=0,

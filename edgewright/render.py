@@ -232,7 +232,7 @@ def manifest(found: Manifest, artifact: Path) -> RenderableType:
             ("in an app", text.sizes(app_bytes(Path(), found))),
         ]
     )
-    weights = _table("bits", "group", "method", ">tensors", ">parameters", ">bytes")
+    weights = _table("bits", "group", "method", ">tensors", ">parameters", ">packed")
     for group in found.quantization:
         weights.add_row(
             str(group.bits),
@@ -276,7 +276,7 @@ def quantization(found: QuantizationEvidence, worst: int) -> RenderableType:
             ("on", f"{text_.text}, {text_.tokens:,} tokens"),
             ("perplexity", f"{text_.perplexity:.3f}, of the checkpoint {text_.perplexity_original:.3f}"),
             ("both", "in PyTorch, with dequantized weights; a run's report has the perplexity of the runtime"),
-            ("divergence", f"{text_.mean_kl:.6f} nats on average"),
+            ("divergence", f"at least {text_.mean_kl:.6f} nats on average (64 likeliest tokens, the rest as one)"),
             ("same top token", f"{text_.top1_agreement:.2%}"),
         ]
         parts.append(_padded(_pairs(rows), (1, 1)))
@@ -309,7 +309,10 @@ def problems(folder: Path, found: Sequence[Problem], manifest: Manifest) -> Rend
     for problem in found[:_MAX_ROWS]:
         table.add_row(problem.path, Text(problem.message, style="red"))
     more = f", {_MAX_ROWS} of them shown" if len(found) > _MAX_ROWS else ""
-    return Group(table, Text(f"✗ {folder}: {len(found):,} problems{more}", style="bold red"))
+    return Group(
+        table,
+        Text(f"✗ {folder}: {len(found):,} {'problem' if len(found) == 1 else 'problems'}{more}", style="bold red"),
+    )
 
 
 def recipes(found: Sequence[tuple[str, Recipe]]) -> RenderableType:

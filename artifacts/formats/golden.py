@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GOLDEN = "golden.safetensors"
+RANDOM = "random token ids (the checkpoint has no tokenizer)"
 VERSION = "1"
 MAX_BYTES = 5_000_000
 TOP = 64

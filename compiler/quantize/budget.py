@@ -195,7 +195,7 @@ def choose(
     methods = {name: rule.method for name, rule in assignment.rules.items()}
     items = sensitivities(model, free, table, tokens, symmetric.pop(), progress, methods, allowed)
     if budget.size is not None:
-        choice = solve(items, budget.size - kept)
+        choice = solve(items, budget.size, kept)
     else:
         assert budget.max_perplexity_increase is not None
         choice = solve_for_cost(items, math.log1p(budget.max_perplexity_increase))

@@ -90,10 +90,12 @@ class Built:
 class Target(Protocol):
     """One runtime. Knows entries, ports and slots, never a family.
 
-    tolerances: limits of the artifact's own runtime test, which travel with its golden vectors. entry_tolerances: of
+    tools: packages that lower for it and run what it makes, for the record of versions. tolerances: limits of the
+    artifact's own runtime test, which travel with its golden vectors. entry_tolerances: of
     an output's largest error relative to its largest value, in the most precise mode and as shipped.
     """
 
+    tools: tuple[str, ...]
     tolerances: Mapping[str, float]
     entry_tolerances: tuple[float, float]
 

@@ -24,7 +24,7 @@ import mlx_lm
 import numpy as np
 from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
 from mlx_lm.models.cache import KVCache, QuantizedKVCache
-from mlx_lm.utils import load_model
+from mlx_lm.utils import load_model, load_tokenizer
 from numpy.typing import NDArray
 
 from artifacts import MANIFEST, EdgewrightError, Figure, Manifest
@@ -102,13 +102,10 @@ class TextModel:
     stand_in: str | None = None
 
     def __init__(self, artifact: Path, runtime: MlxRuntime, exact: bool) -> None:
+        self._artifact = artifact
         self._model: Any
-        self._tokenizer: Any = None
         try:
-            if (artifact / "tokenizer_config.json").exists():
-                self._model, self._tokenizer = mlx_lm.load(str(artifact))[:2]
-            else:
-                self._model = load_model(artifact)[0]
+            self._model, self._config = load_model(artifact)
         except (ValueError, FileNotFoundError, KeyError, RuntimeError) as error:
             raise EdgewrightError(f"{artifact}: mlx-lm cannot load it: {error}") from error
         self._runtime, self._exact = runtime, exact
@@ -143,12 +140,14 @@ class TextModel:
 
     def generate(self, text: str, tokens: int) -> dict[str, Any] | None:
         """See `MlxSession.generate`."""
-        if self._tokenizer is None:
+        if not (self._artifact / "tokenizer_config.json").exists():
             return None
+        # here, as `mlx_lm.load` does it: Python's tokenizers are 80 MB of modules, which are no memory of an app
+        tokenizer = load_tokenizer(self._artifact, eos_token_ids=self._config.get("eos_token_id"))
         self.reset()
-        bos = self._tokenizer.bos_token
-        ids = self._tokenizer.encode(text, add_special_tokens=bos is None or not text.startswith(bos))
-        said = mlx_lm.stream_generate(self._model, self._tokenizer, text, max_tokens=tokens, prompt_cache=self._cache)
+        bos = tokenizer.bos_token
+        ids = tokenizer.encode(text, add_special_tokens=bos is None or not text.startswith(bos))
+        said = mlx_lm.stream_generate(self._model, tokenizer, text, max_tokens=tokens, prompt_cache=self._cache)
         return {"runtime": "mlx-lm", "ids": list(ids), "continuation": [r.token for r in said]}
 
     def reset(self) -> None:
