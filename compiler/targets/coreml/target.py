@@ -43,7 +43,7 @@ class CoreMLTarget:
 
     # the package's rotary tables are exact; the reference's float32 angles are off by about position * 2**-24, which
     # shows in logits from a few hundred positions on
-    tools = ("coremltools",)
+    tools: tuple[str, ...] = ("coremltools",)
     tolerances: Mapping[str, float] = {
         "exact_max_abs_logit": 1e-3,
         "shipped_mean_kl": 2e-4,
@@ -189,8 +189,8 @@ def _calling(runtime: CoreMLRuntime, units: str) -> str:
         "Inputs and outputs go by the names that `edgewright.json` gives under `components`; what lasts from call to "
         f"call are {states}. Needs {runtime.minimum.replace('iOS', 'iOS ')}; hint for compute units: `{units}`.\n\n"
         "## What was run, and what was not\n\n"
-        "`edgewright validate` executes the programs on Linux, operation by operation, with an executor of its own, and compares "
-        "every output with PyTorch's. They were **not run by Core ML**, on no Mac and no phone; memory is counted from "
+        "`edgewright validate` executes the programs on Linux, operation by operation, with an executor of its own, "
+        "and compares every output with PyTorch's. They were **not run by Core ML**, on no Mac and no phone; memory is counted from "
         "the program, and speed is unknown."
     )
 

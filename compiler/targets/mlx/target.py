@@ -29,7 +29,7 @@ _MOST_TRACES = 2
 class MlxTarget:
     """Lowers a model to the layout of mlx-community, or to traced functions, from the packed bytes."""
 
-    tools = ("mlx", "mlx-lm")
+    tools: tuple[str, ...] = ("mlx", "mlx-lm")
     tolerances: Mapping[str, float] = {
         "exact_max_abs_logit": 2e-3,
         "shipped_mean_kl": 2e-3,

@@ -25,7 +25,7 @@ _PLATFORMS = ("android", "ios")
 class OnnxTarget:
     """Lowers every entry to ONNX Runtime's fused kernels over memory-mapped weights."""
 
-    tools = ("onnx", "onnxscript", "onnxruntime", "onnxruntime-genai")
+    tools: tuple[str, ...] = ("onnx", "onnxscript", "onnxruntime", "onnxruntime-genai")
     tolerances: Mapping[str, float] = {
         "exact_max_abs_logit": 2e-4,
         "shipped_mean_kl": 2e-3,

@@ -76,6 +76,6 @@ def sections(job: BuildJob, machines: Sequence[Triple], runtime: TvmRuntime) -> 
         "`describe` gives the digest of the parameters that it was compiled for, which `params.bin` holds at byte 16. "
         "Convolutions decode their packed weights in every call; they, and what is no matrix product, run in TVM's "
         "plain kernels, on one thread.\n\n"
-        "`edgewright validate` runs the libraries for `host` and compares every result with PyTorch's; the others were compiled "
-        "and linked on Linux and **were not run on a phone**."
+        "`edgewright validate` runs the libraries for `host` and compares every result with PyTorch's; the others were "
+        "compiled and linked on Linux and **were not run on a phone**."
     ]

@@ -37,7 +37,7 @@ _PLATFORMS = ("android", "ios")
 class TvmTarget:
     """Lowers every entry to scheduled kernels over one mapped parameter file, for each triple and CPU variant."""
 
-    tools = ("apache-tvm", "ziglang")
+    tools: tuple[str, ...] = ("apache-tvm", "ziglang")
     tolerances: Mapping[str, float] = {
         "exact_max_abs_logit": 1e-4,
         "shipped_mean_kl": 2e-3,

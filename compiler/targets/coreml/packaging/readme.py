@@ -40,9 +40,9 @@ $swift
 
 ## What was run, and what was not
 
-`edgewright validate` executes this package on Linux, operation by operation, with an executor of its own, and compares every
-answer with PyTorch's. It was **not run by Core ML**, on no Mac and no phone; memory is counted from the program, and
-speed is unknown. The Swift above was not compiled.
+`edgewright validate` executes this package on Linux, operation by operation, with an executor of its own, and
+compares every answer with PyTorch's. It was **not run by Core ML**, on no Mac and no phone; memory is counted from the
+program, and speed is unknown. The Swift above was not compiled.
 """)
 
 _STATEFUL = Template("""import CoreML

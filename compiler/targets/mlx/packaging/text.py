@@ -49,7 +49,8 @@ await LLMTypeRegistry.shared.registerModelType("ministral3") { data in
 ```"""
 _RUN = (
     "## What was run, and what was not\n\n"
-    "`edgewright validate` runs this folder with mlx-lm on a CPU, in float32 and as shipped, and compares logits with PyTorch's. "
+    "`edgewright validate` runs this folder with mlx-lm on a CPU, in float32 and as shipped, and compares logits with "
+    "PyTorch's. "
     "It was **not run on an Apple device**, nor by mlx-swift; speed and memory there are unknown. The weights are "
     "float16 throughout beside their codes."
 )

@@ -74,6 +74,6 @@ def _plain(job: BuildJob, graph: formats.Graph) -> str:
 _RUN = (
     "## What was run, and what was not\n\n"
     "`edgewright validate` runs this folder in onnxruntime and onnxruntime-genai on your machine, compares logits and "
-    "text with PyTorch's, and holds its memory there against the byte limit of a phone. Whether that was done, and what "
-    "came of it, stands in `edgewright.json`. It was **not run on a phone**; speed there is unknown."
+    "text with PyTorch's, and holds its memory there against the byte limit of a phone. Whether that was done, and "
+    "what came of it, stands in `edgewright.json`. It was **not run on a phone**; speed there is unknown."
 )
