@@ -93,7 +93,7 @@ class TargetReport(_Model):
     """One target's artifact and all that was found about it. `artifact` is its folder.
 
     `app_bytes` is what an app ships of it, by platform (null: the manifest does not say), without the runtime's own
-    library; `folder_bytes` is everything, golden vectors and libraries for other machines too.
+    library; `folder_bytes` is everything but `edgewright.json`: golden vectors and libraries for other machines too.
     `created`: when this was found. `kept`: by an earlier run, from the same recipe and the same quantized weights.
     `manifest`: the identity of what was built, by which a result is told from one of an earlier build.
     """

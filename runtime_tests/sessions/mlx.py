@@ -143,7 +143,8 @@ class TextModel:
         if not (self._artifact / "tokenizer_config.json").exists():
             return None
         # here, as `mlx_lm.load` does it: Python's tokenizers are 80 MB of modules, which are no memory of an app
-        tokenizer = load_tokenizer(self._artifact, eos_token_ids=self._config.get("eos_token_id"))
+        ends = self._config.get("eos_token_id")
+        tokenizer: Any = load_tokenizer(self._artifact, eos_token_ids=ends)  # type: ignore[no-untyped-call]
         self.reset()
         bos = tokenizer.bos_token
         ids = tokenizer.encode(text, add_special_tokens=bos is None or not text.startswith(bos))

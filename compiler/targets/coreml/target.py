@@ -190,8 +190,8 @@ def _calling(runtime: CoreMLRuntime, units: str) -> str:
         f"call are {states}. Needs {runtime.minimum.replace('iOS', 'iOS ')}; hint for compute units: `{units}`.\n\n"
         "## What was run, and what was not\n\n"
         "`edgewright validate` executes the programs on Linux, operation by operation, with an executor of its own, "
-        "and compares every output with PyTorch's. They were **not run by Core ML**, on no Mac and no phone; memory is counted from "
-        "the program, and speed is unknown."
+        "and compares every output with PyTorch's. They were **not run by Core ML**, on no Mac and no phone; memory is "
+        "counted from the program, and speed is unknown."
     )
 
 
