@@ -274,7 +274,7 @@ def test_the_card_says_what_each_loader_needs(ministral: Path, jobs: Jobs, tmp_p
     source.mkdir()
     (source / "config.json").write_text(json.dumps(WRAPPED))
     manifest = {
-        "schema_version": 1,
+        "schema_version": 2,
         "created_by": {},
         "recipe": {"name": "t", "digest": "0" * 64},
         "target": "checkpoint",
