@@ -126,6 +126,11 @@ def write_toy(folder: Path) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def plugins() -> None:
     """The families in `tests/plugins` are known here and in every child process."""
+    know_plugins()
+
+
+def know_plugins() -> None:
+    """Make the families in `tests/plugins` known to this process and to those that it starts."""
     import os
 
     import compiler

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.compiler.conftest import write_toy
+from tests.compiler.conftest import know_plugins, write_toy
 
 ROOT = Path(__file__).parents[2]
 TARGETS = ("onnx", "coreml", "mlx", "tvm")
@@ -23,7 +23,7 @@ quantize:
     - {match: head.middle, bits: 8, group: 32, method: gptq}
     - {match: "*", bits: 4, group: 32, method: gptq}
 context: {max_tokens: 2}
-targets: {onnx: {}, coreml: {}, mlx: {}, tvm: {triples: []}}
+targets: {onnx: {}, coreml: {}, mlx: {}, tvm: {triples: [arm64-apple-ios16.0]}}
 validate:
   profiles: {iphone-12: {peak_memory: 100MB}}
 """
@@ -47,6 +47,7 @@ def command(place: Path, *arguments: str) -> Any:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy")
+    know_plugins()
     write_toy(folder / "toy")
     (folder / "toy.yaml").write_text(RECIPE)
     return folder
