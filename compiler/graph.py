@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from artifacts import temporary_place
 from compiler.models.base import Component, Entry
 from compiler.slots import Schemes
 
@@ -27,6 +28,7 @@ def capture(
     sizes: named dimensions to fix; the others stay symbolic between their bounds. Nothing of a tensor's size is
     allocated, however large the states.
     """
+    temporary_place()  # which torch asks for when it is imported as far as here, and ends with a traceback without
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.export import Dim
