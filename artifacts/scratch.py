@@ -59,7 +59,7 @@ def temporary_place() -> Path:
         return Path(tempfile.gettempdir())
     except OSError as error:
         raise EdgewrightError(
-            f"no temporary folder can be used ({error}); set TMPDIR to one, or raise the limit on file sizes (ulimit -f)"
+            f"no temporary folder can be used ({error}); set TMPDIR, or raise a limit on file sizes (ulimit -f)"
         ) from error
 
 

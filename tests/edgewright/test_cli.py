@@ -78,7 +78,7 @@ def test_a_plan_of_the_real_3b_needs_no_weights_and_no_framework():
     assert target["refused"] is None
     assert 1.80e9 < target["file_bytes"] <= 1.85e9
     assert target["app_bytes"] == {"ios": target["file_bytes"]}
-    assert target["kv_bytes"] == 106_496 * 4096  # 106,496 B a token in fp16
+    assert target["state_bytes"] == 106_496 * 4096  # 106,496 B a token in fp16
 
 
 def test_a_plan_is_shown_as_a_table(edgewright):

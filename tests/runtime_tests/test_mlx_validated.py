@@ -21,7 +21,7 @@ def proven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_package_proves_itself_in_a_child(proven: Path) -> None:
     """Parity with its golden vectors, and a flipped nibble found by them."""
-    job = Job(kind="quality", artifact=proven, decode_tokens=4)
+    job = Job(kind="quality", artifact=proven, steps=4)
     ended = run_child(job, lambda event: None)
     assert ended.exit_code == 0, ended.stderr_tail
     figures = {f["name"]: f["value"] for f in ended.result["figures"]}
@@ -46,6 +46,6 @@ def test_a_report_says_that_compiled_kernels_are_off(proven: Path, monkeypatch: 
 
 
 def test_memory_phases_come_from_a_child(proven: Path) -> None:
-    ended = run_child(Job(kind="memory", artifact=proven, prompt_tokens=32, decode_tokens=4), lambda event: None)
+    ended = run_child(Job(kind="memory", artifact=proven, prompt_tokens=32, steps=4), lambda event: None)
     assert ended.exit_code == 0, ended.stderr_tail
     assert [e["phase"] for e in ended.events if "phase" in e] == ["baseline", "load", "prefill", "steady"]
