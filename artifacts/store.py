@@ -43,20 +43,24 @@ def staged(final: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
     final = Path(os.path.abspath(final))
     refuse_foreign(final)
     make_folder(final.parent)
-    with _explained(final):
-        partial = final.parent / f".{final.name}.partial-{os.getpid()}"
-        with locked(final.parent):
-            _clean(final)
-            free = shutil.disk_usage(final.parent).free
-            if needed_bytes > free:
-                raise OSError(errno.ENOSPC, f"{needed_bytes} bytes are needed")
-            try:
-                partial.mkdir()
-            except FileExistsError:
-                raise EdgewrightError(f"{final}: is being built by this very process; wait for it to finish") from None
-            held = lock(partial)
+    partial = final.parent / f".{final.name}.partial-{os.getpid()}"
+    held, ours = None, False
     try:
         with _explained(final):
+            with locked(final.parent):
+                _clean(final)
+                free = shutil.disk_usage(final.parent).free
+                if needed_bytes > free:
+                    raise OSError(errno.ENOSPC, f"{needed_bytes} bytes are needed")
+                try:
+                    ours = True  # before it is: a signal may come between any two lines
+                    partial.mkdir()
+                except FileExistsError:
+                    ours = False
+                    raise EdgewrightError(
+                        f"{final}: is being built by this very process; wait for it to finish"
+                    ) from None
+                held = lock(partial)
             yield partial
             if not (partial / MANIFEST).is_file():
                 raise EdgewrightError(f"{final}: the build ended without writing {MANIFEST}; nothing was put in place")
@@ -64,7 +68,8 @@ def staged(final: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
             _refuse_foreign(final)
             _replace(partial, final)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if ours:
+            shutil.rmtree(partial, ignore_errors=True)
         if held is not None:
             os.close(held)
 
