@@ -18,7 +18,7 @@ from .manifest import (
 )
 from .paths import user_path
 from .progress import Progress, silent
-from .scratch import scratch_folder
+from .scratch import scratch_folder, temporary_place
 from .store import make_folder, record_validation, refuse_foreign, staged
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "scratch_folder",
     "silent",
     "staged",
+    "temporary_place",
     "user_path",
     "verify",
     "write_manifest",

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -23,10 +23,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 from .documents import DocumentError, parse_json, read_bytes
 from .errors import EdgewrightError
 from .figures import Check, Figure
+from .formats.interface import Component, Driver
 from .paths import user_path
 from .progress import Progress, silent
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 MANIFEST = "edgewright.json"
 _FIRST_MANIFEST = "manifest.json"  # its name once; onnxruntime takes a folder with one for a package of its own
 _MAX_MANIFEST_BYTES = 16 << 20
@@ -114,19 +115,29 @@ class ValidationRecord(_Strict):
     failed_steps: tuple[str, ...] = ()
 
 
+class OutdatedManifest(EdgewrightError):
+    """A manifest of a schema version before this one. listed: the files that it names, to replace the folder safely."""
+
+    def __init__(self, message: str, listed: frozenset[str]) -> None:
+        super().__init__(message)
+        self.listed = listed
+
+
 Standing = Literal["passed", "failed", "not assessed", "not validated"]
 
 
 class ManifestDraft(_Strict):
     """A manifest before its files are hashed. ``runtime`` is whatever the target's runner needs (JSON only)."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     created_by: dict[str, str]
     recipe: RecipeEntry
     target: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     family: str
     checkpoint: CheckpointEntry
     quantization: tuple[QuantizationGroup, ...] = ()
+    components: tuple[Component, ...] = ()
+    driver: Driver | None = None
     runtime: dict[str, JsonValue]
     figures: tuple[Figure, ...] = ()
     weights_digest: Sha256
@@ -239,11 +250,18 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         raw = read_bytes(path, _MAX_MANIFEST_BYTES, links=False)
-        version = parse_json(raw, str(path)).get("schema_version")
+        content = parse_json(raw, str(path))
     except DocumentError as error:
         raise EdgewrightError(f"{error}; {_REBUILD}") from error
+    version = content.get("schema_version")
     if type(version) is not int:
         raise EdgewrightError(f"{path}: no schema_version; {_REBUILD}")
+    if version < SCHEMA_VERSION:
+        raise OutdatedManifest(
+            f"{path}: schema version {version} is of an older Edgewright, which did not say how an artifact is called "
+            f"(this one reads {SCHEMA_VERSION}); {_REBUILD}",
+            _listed(content),
+        )
     if version > SCHEMA_VERSION:
         raise EdgewrightError(
             f"{path}: schema version {version} is newer than this Edgewright reads ({SCHEMA_VERSION}); upgrade it"
@@ -252,6 +270,12 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest.model_validate_json(raw, strict=True)
     except ValidationError as error:
         raise EdgewrightError(f"{path}: {_first_errors(error)}; {_REBUILD}") from error
+
+
+def _listed(content: Mapping[str, object]) -> frozenset[str]:
+    files = content.get("files")
+    entries = files if isinstance(files, list) else []
+    return frozenset(path for e in entries if isinstance(e, dict) and isinstance(path := e.get("path"), str))
 
 
 def verify(folder: Path, progress: Progress = silent) -> list[Problem]:

@@ -31,7 +31,7 @@ def scratch_folder() -> Iterator[Path]:
 
     Raises EdgewrightError when none can be made, or when the disk is full while it is in use.
     """
-    place = _place()
+    place = temporary_place()
     _clean_once(place)
     try:
         fresh = Path(tempfile.mkdtemp(prefix=".edgewright-new-", dir=place))
@@ -53,11 +53,14 @@ def scratch_folder() -> Iterator[Path]:
             os.close(held)
 
 
-def _place() -> Path:
+def temporary_place() -> Path:
+    """Where temporary files go. Raises EdgewrightError where none can be written."""
     try:
         return Path(tempfile.gettempdir())
     except OSError as error:
-        raise EdgewrightError(f"no temporary folder can be used ({error}); set TMPDIR to one") from error
+        raise EdgewrightError(
+            f"no temporary folder can be used ({error}); set TMPDIR, or raise a limit on file sizes (ulimit -f)"
+        ) from error
 
 
 @cache

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from .errors import EdgewrightError
 from .locks import lock, locked
-from .manifest import MANIFEST, Manifest, ValidationRecord, read_manifest
+from .manifest import MANIFEST, Manifest, OutdatedManifest, ValidationRecord, read_manifest
 
 _IGNORED = frozenset({MANIFEST, ".DS_Store"})
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -43,20 +43,24 @@ def staged(final: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
     final = Path(os.path.abspath(final))
     refuse_foreign(final)
     make_folder(final.parent)
-    with _explained(final):
-        partial = final.parent / f".{final.name}.partial-{os.getpid()}"
-        with locked(final.parent):
-            _clean(final)
-            free = shutil.disk_usage(final.parent).free
-            if needed_bytes > free:
-                raise OSError(errno.ENOSPC, f"{needed_bytes} bytes are needed")
-            try:
-                partial.mkdir()
-            except FileExistsError:
-                raise EdgewrightError(f"{final}: is being built by this very process; wait for it to finish") from None
-            held = lock(partial)
+    partial = final.parent / f".{final.name}.partial-{os.getpid()}"
+    held, ours = None, False
     try:
         with _explained(final):
+            with locked(final.parent):
+                _clean(final)
+                free = shutil.disk_usage(final.parent).free
+                if needed_bytes > free:
+                    raise OSError(errno.ENOSPC, f"{needed_bytes} bytes are needed")
+                try:
+                    ours = True  # before it is: a signal may come between any two lines
+                    partial.mkdir()
+                except FileExistsError:
+                    ours = False
+                    raise EdgewrightError(
+                        f"{final}: is being built by this very process; wait for it to finish"
+                    ) from None
+                held = lock(partial)
             yield partial
             if not (partial / MANIFEST).is_file():
                 raise EdgewrightError(f"{final}: the build ended without writing {MANIFEST}; nothing was put in place")
@@ -64,7 +68,8 @@ def staged(final: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
             _refuse_foreign(final)
             _replace(partial, final)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if ours:
+            shutil.rmtree(partial, ignore_errors=True)
         if held is not None:
             os.close(held)
 
@@ -141,6 +146,8 @@ def _refuse_foreign(final: Path) -> None:
         return
     try:
         listed = {entry.path for entry in read_manifest(final).files}
+    except OutdatedManifest as error:
+        listed = set(error.listed)
     except EdgewrightError as error:
         raise EdgewrightError(f"{final}: exists and is not an Edgewright artifact ({error}); {advice}") from error
     names = {path.relative_to(final).as_posix() for path in final.rglob("*") if path.is_symlink() or not path.is_dir()}

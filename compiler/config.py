@@ -63,7 +63,7 @@ def adapter_alone(path: Path) -> str:
 class Keys:
     """An object of a JSON file. A key that is missing or null takes the default; where there is none, that is an error.
 
-    where: the beginning of every message, the file and the path to the object: `config.json: rope_parameters.`
+    where: the beginning of every message, the file and the path to the object: `config.json: text_config.`
     """
 
     values: Mapping[str, Any]

@@ -12,6 +12,9 @@ and must not add to them here.
     rotary(positions, inv_freq, attention_factor)                cos, sin [batch, seq, head_dim / 2]
     attention(qkv, cos, sin, positions, key_cache, value_cache, heads, kv_heads, head_dim, scale,
               query_beta, query_period)                          out, key_cache, value_cache
+    bias(x, slots, rows, axis)                                   y = x + concat(w of slots), along an axis of x
+    convolution(x, slot, shape, bits, group, symmetric,
+                stride, padding, dilation, groups)               y = conv(x, W as shape [out, in / groups, …])
 
 `attention` rotates queries and keys by halves (the Hugging Face layout), multiplies queries by
 1 + query_beta * log(1 + floor(position / query_period)) (Llama 4's scaling; 0 switches it off), writes keys and
@@ -50,6 +53,11 @@ _library.define(
     "attention(Tensor qkv, Tensor cos, Tensor sin, Tensor positions, Tensor key_cache, Tensor value_cache, "
     "int heads, int kv_heads, int head_dim, float scale, float query_beta, int query_period) "
     "-> (Tensor, Tensor, Tensor)"
+)
+_library.define("bias(Tensor x, str[] slots, int[] rows, int axis) -> Tensor")
+_library.define(
+    f"convolution(Tensor x, str slot, int[] shape, {_SCHEME}, int[] stride, int[] padding, int[] dilation, int groups) "
+    "-> Tensor"
 )
 
 
@@ -254,6 +262,56 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     out = qkv.new_empty((*qkv.shape[:-1], heads * head_dim))
     return out, torch.empty_like(key_cache), torch.empty_like(value_cache)
+
+
+@torch.library.impl(_library, "bias", "CPU")
+def _bias(x: Tensor, slots: list[str], rows: list[int], axis: int) -> Tensor:
+    vector = torch.cat([_rows(slot) for slot in slots]).to(x.dtype)
+    return x + vector.reshape(-1, *[1] * (x.ndim - 1 - axis % x.ndim))
+
+
+@torch.library.register_fake("edge::bias")
+def _(x: Tensor, slots: list[str], rows: list[int], axis: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.impl(_library, "convolution", "CPU")
+def _convolution(
+    x: Tensor,
+    slot: str,
+    shape: list[int],
+    bits: int,
+    group: int,
+    symmetric: bool,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    weight = _rows(slot).reshape(shape).to(x.dtype)
+    zeros = [0] * len(stride)
+    return torch.convolution(x, weight, None, stride, padding, dilation, False, zeros, groups)
+
+
+@torch.library.register_fake("edge::convolution")
+def _(
+    x: Tensor,
+    slot: str,
+    shape: list[int],
+    bits: int,
+    group: int,
+    symmetric: bool,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    kernel = shape[2:]
+    sizes = [
+        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
+        for i in range(len(kernel))
+    ]
+    return x.new_empty((x.shape[0], shape[0], *sizes))
 
 
 edge = torch.ops.edge

@@ -2,7 +2,7 @@
 
 Held-out tokens with, at every position, the target's log-likelihood, logsumexp and the 64 largest logits, from the
 dequantized weights ("reference") and from the unquantized checkpoint ("original"); full logits of the reference at
-four positions. The layout and its limits are `artifacts/formats/vectors.py`'s, `runtime_tests` checks them.
+four positions. The layout and its limits are `artifacts/formats/golden.py`'s, `runtime_tests` checks them.
 
 Computed in float32, sums over the vocabulary in float64. Against float64 throughout, the largest error of a listed
 logit is 3.4e-5 on the shipped tiny checkpoint (logits up to 20) and 3.2e-5 at 3.43B parameters (up to 6.3), which no
@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -25,11 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts import EdgewrightError, Progress
-from artifacts.formats.vectors import FEWEST_POSITIONS, TOP, VERSION, room, write_vectors
-from compiler.models import decoder
-from compiler.slots import Schemes, Weights
+from artifacts.formats.golden import FEWEST_POSITIONS, MAX_BYTES, RANDOM, TOP, VERSION, room
+from artifacts.formats.tensor_file import write_tensors
+from compiler.models.base import Component, Model
+from compiler.slots import Schemes, Slot, Weights
 from compiler.tensors import row_blocks
-from compiler.text import documents, encoder
+from compiler.text import Held, documents, encoder
 from compiler.tokenizer import FILE as TOKENIZER
 from recipes.corpus import STDLIB_VERSION
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BUILT_IN = f"held-out source files of the Python {STDLIB_VERSION} standard library"
-RANDOM = "random token ids (the checkpoint has no tokenizer)"
 TEXT_KEY = "validate.quality.text"
 _LENGTH = 1024
 _MOST_PRODUCTS = 4e12  # multiplications of one side: half a minute on two cores of 2024
@@ -49,28 +48,21 @@ _MOST_WORKERS = 8
 Arrays = dict[str, NDArray[Any]]
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """Token ids, int32 [sequences, length], and in a few printable words what they are."""
-
-    tokens: NDArray[np.int32]
-    text: str
-
-
-def held_out(file: Path | None, checkpoint: Path, spec: decoder.DecoderSpec, max_tokens: int) -> HeldOut:
-    """The tokens of golden vectors: of a recipe's own text, or of the built-in one.
+def held_out(file: Path | None, checkpoint: Path, model: Model, max_tokens: int) -> Held:
+    """The tokens of golden vectors, int32 [sequences, length]: of a recipe's own text, or of the built-in one.
 
     As many as their file holds, fewer for models of billions of parameters, never under 1,024. A document gives a
     sequence with its beginning, and what is left of all documents fills up. Without a tokenizer they are random ids:
     parity is still proven on them, while perplexity says nothing. Raises EdgewrightError when the text is too short or
     cannot be read.
     """
-    count, length = _shape(spec, max_tokens)
+    vocabulary: Any = model.constants["vocab_size"]
+    count, length = _shape(model, vocabulary, max_tokens)
     if not (checkpoint / TOKENIZER).is_file():
         if file is not None:
             raise EdgewrightError(f"{TEXT_KEY}: {checkpoint} has no {TOKENIZER}, which {file} needs")
-        return HeldOut(np.random.default_rng(0).integers(0, spec.vocab, (count, length), np.int32), RANDOM)
-    encode = encoder(checkpoint, spec)
+        return Held(np.random.default_rng(0).integers(0, vocabulary, (count, length), np.int32), RANDOM)
+    encode = encoder(checkpoint, model)
     ids = _sequences((encode(found) for found in documents(TEXT_KEY, file, "held-out", checkpoint)), count, length)
     if ids.size < min(count * length, FEWEST_POSITIONS):
         source = f"{file} has" if file is not None else f"{checkpoint / TOKENIZER} makes of the built-in text"
@@ -78,7 +70,7 @@ def held_out(file: Path | None, checkpoint: Path, spec: decoder.DecoderSpec, max
             f"{TEXT_KEY}: {source} {ids.size} tokens in sequences of {length}; {FEWEST_POSITIONS} are needed"
             + ("; give more text" if file is not None else ": is it this model's tokenizer?")
         )
-    return HeldOut(ids, BUILT_IN if file is None else own_text(file))
+    return Held(ids, BUILT_IN if file is None else own_text(file))
 
 
 def own_text(file: Path) -> str:
@@ -87,9 +79,9 @@ def own_text(file: Path) -> str:
     return f"{name} (sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:12]}…)"
 
 
-def _shape(spec: decoder.DecoderSpec, max_tokens: int) -> tuple[int, int]:
-    parameters = sum(s.rows * s.columns for s in decoder.slots(spec))
-    positions = max(FEWEST_POSITIONS, min(room(spec.vocab).positions, int(_MOST_PRODUCTS / parameters)))
+def _shape(model: Model, vocabulary: int, max_tokens: int) -> tuple[int, int]:
+    parameters = sum(s.rows * s.columns for s in model.slots)
+    positions = max(FEWEST_POSITIONS, min(room(vocabulary).positions, int(_MOST_PRODUCTS / parameters)))
     length = min(_LENGTH, max_tokens)
     while 2 * length > positions:  # two documents at the least
         length //= 2
@@ -114,9 +106,9 @@ def _sequences(documents: Iterable[list[int]], count: int, length: int) -> NDArr
 
 def write(
     path: Path,
-    spec: decoder.DecoderSpec,
+    model: Model,
     schemes: Schemes,
-    held_out: HeldOut,
+    held_out: Held,
     sides: Mapping[str, Weights],
     progress: Progress,
 ) -> None:
@@ -125,7 +117,8 @@ def write(
     sides: "reference" (dequantized) and "original" weights.
     """
     count, length = held_out.tokens.shape
-    spread = np.linspace(0, count * length - 1, room(spec.vocab).full + 1).astype(np.int64)[1:]
+    vocabulary: Any = model.constants["vocab_size"]
+    spread = np.linspace(0, count * length - 1, room(vocabulary).full + 1).astype(np.int64)[1:]
     index = np.stack([spread // length, spread % length], 1).astype(np.int32)
     arrays: Arrays = {"tokens": held_out.tokens, "full.index": index}
     for at, (side, table) in enumerate(sides.items()):
@@ -134,10 +127,14 @@ def write(
         def report(done: int, total: int, at: int = at) -> None:
             progress("golden vectors", at * total + done, len(sides) * total)
 
-        found = vectors(spec, schemes, held_out.tokens, table, full, report)
+        found = vectors(model, schemes, held_out.tokens, table, full, report)
         arrays |= {f"{side}.{name}": values for name, values in found.items()}
-    metadata = {"version": VERSION, "text": held_out.text, "original_positions": str(spec.original_positions)}
-    write_vectors(path, arrays, metadata)
+    metadata = {
+        "version": VERSION,
+        "text": held_out.text,
+        "original_positions": str(model.constants["original_positions"]),
+    }
+    write_tensors(path, arrays, metadata, MAX_BYTES)
 
 
 def copy_with_tolerances(source: Path, path: Path, tolerances: Mapping[str, float]) -> bool:
@@ -150,7 +147,7 @@ def copy_with_tolerances(source: Path, path: Path, tolerances: Mapping[str, floa
             metadata = file.metadata()
     except (FileNotFoundError, SafetensorError):
         return False
-    write_vectors(path, arrays, {**metadata, "tolerances": json.dumps(dict(tolerances))})
+    write_tensors(path, arrays, {**metadata, "tolerances": json.dumps(dict(tolerances))}, MAX_BYTES)
     return True
 
 
@@ -174,7 +171,7 @@ class _Counted:
 
 
 def vectors(
-    spec: decoder.DecoderSpec,
+    model: Model,
     schemes: Schemes,
     tokens: NDArray[np.int32],
     table: Weights,
@@ -193,17 +190,17 @@ def vectors(
     from compiler import dialect
 
     count, length = tokens.shape
-    head = spec.vocab * spec.hidden if spec.tied else 0  # an untied one is a linear slot
-    total = head + sum(s.rows * s.columns for s in decoder.slots(spec) if s.kind == "linear")
+    decoder = model.at(length).component("decoder")
+    head = next(slot for slot in decoder.slots if slot.name == decoder.head)
+    total = sum(s.rows * s.columns for s in decoder.slots if s.kind == "linear" or s is head)
     counted = _Counted(table, total, report)
     ids = torch.from_numpy(tokens.astype(np.int64))
     positions = torch.arange(length).expand(count, length)
-    (cache,) = decoder.empty_caches(replace(spec, layers=1), length, count)
     workers = min(torch.get_num_threads(), _MOST_WORKERS)
     with torch.no_grad(), dialect.workers(workers), dialect.weights(counted, dtype or torch.float32):
-        states, _ = decoder.build(spec, schemes, "states")(ids, positions, [cache] * spec.layers)
+        states = last_states(decoder, schemes, ids, positions)
         following = torch.cat([ids[:, 1:], ids[:, :1]], 1).flatten()
-        found = _head(spec, states.flatten(0, 1), following, counted, full)
+        found = _head(head, states.flatten(0, 1), following, counted, full)
     if not all(bool(values.isfinite().all()) for values in found.values()):
         raise EdgewrightError(
             "golden vectors: the model computes logits that are NaN or too large for float32; its weights are damaged, "
@@ -214,22 +211,30 @@ def vectors(
     return {k: v.numpy() for k, v in shaped.items()}
 
 
-def _head(
-    spec: decoder.DecoderSpec, states: Tensor, following: Tensor, table: _Counted, full: list[int] | None
-) -> dict[str, Tensor]:
+def last_states(decoder: Component, schemes: Schemes, ids: Tensor, positions: Tensor) -> Tensor:
+    """What the head gets, [batch, length, hidden], over whole sequences [batch, length] from empty caches."""
+    import torch
+
+    entry = decoder.entry("hidden")
+    # every cache is the same view of one zero: an attention that writes takes a copy of it
+    empty = (torch.zeros(()).expand(len(ids), *state.sized({})[1:]) for state in decoder.states)
+    found: Tensor = decoder.module(entry, schemes)(ids, positions, *empty)[0]
+    return found
+
+
+def _head(head: Slot, states: Tensor, following: Tensor, table: _Counted, full: list[int] | None) -> dict[str, Tensor]:
     """From states [positions, hidden], one block of the vocabulary after the other: the head is read once, and the
     logits of all its rows are never together."""
     import torch
 
     from compiler import dialect
 
-    positions, top = len(states), min(TOP, spec.vocab)
-    slot = decoder.head_slot(spec)
-    block_bytes = min(_BLOCK_BYTES, 4 * spec.hidden * _BLOCK_LOGITS // positions)
+    positions, top = len(states), min(TOP, head.rows)
+    block_bytes = min(_BLOCK_BYTES, 4 * head.columns * _BLOCK_LOGITS // positions)
 
     def block(at: tuple[int, int]) -> tuple[Tensor, ...]:
         start, stop = at
-        logits = dialect.product(states, torch.from_numpy(table.rows(slot, start, stop)))
+        logits = dialect.product(states, torch.from_numpy(table.rows(head.name, start, stop)))
         best = logits.topk(min(top, stop - start))
         total = (logits - best.values[:, :1]).exp_().sum(-1, dtype=torch.float64).log_() + best.values[:, 0]
         own = (following - start).clamp(0, stop - start - 1)
@@ -238,8 +243,8 @@ def _head(
     values, ids = torch.empty((positions, 0), dtype=states.dtype), torch.empty((positions, 0), dtype=torch.int64)
     log_total = torch.full((positions,), -torch.inf, dtype=torch.float64)
     target = torch.empty(positions, dtype=torch.float64)
-    rows = torch.empty((len(full or []), spec.vocab))
-    blocks = list(row_blocks(spec.vocab, spec.hidden, block_bytes))
+    rows = torch.empty((len(full or []), head.rows))
+    blocks = list(row_blocks(head.rows, head.columns, block_bytes))
     for (start, stop), (some, where, total, own, whole) in zip(blocks, dialect.each(block, blocks), strict=True):
         values, ids = torch.cat([values, some], 1), torch.cat([ids, where], 1)
         values, kept = values.topk(min(top, values.shape[1]))

@@ -1,12 +1,14 @@
-"""Capturing a component: from a module of edge ops to an exported program that holds no weights."""
+"""Capturing an entry of a component: from a module of edge ops to an exported program that holds no weights."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from compiler.models import decoder
+from artifacts import temporary_place
+from compiler.models.base import Component, Entry
 from compiler.slots import Schemes
 
 if TYPE_CHECKING:
@@ -17,32 +19,38 @@ Node = Any
 """A `torch.fx.Node`, whose arguments torch types as a union of everything they could be."""
 
 
-def capture_decoder(
-    spec: decoder.DecoderSpec,
-    schemes: Schemes,
-    *,
-    output: decoder.Output = "all",
-    length: int | None = None,
-    max_tokens: int | None = None,
+def capture(
+    component: Component, entry: Entry, schemes: Schemes, sizes: Mapping[str, int] | None = None
 ) -> ExportedProgram:
-    """Export the decoder's graph.
+    """Export one entry: its placeholders are the inputs and then the states, its outputs those of the entry and then
+    the states, each in the order of their ports.
 
-    length, max_tokens: fixed prompt length and cache size; None leaves batch and length, or the cache, dynamic.
+    sizes: named dimensions to fix; the others stay symbolic between their bounds. Nothing of a tensor's size is
+    allocated, however large the states.
     """
+    temporary_place()  # which torch asks for when it is imported as far as here, and ends with a traceback without
     import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.export import Dim
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    module = decoder.build(spec, schemes, output)
-    batch = 1 if length is not None else 2
-    seq, cache = length or 3, max_tokens or 7
-    ids = torch.zeros((batch, seq), dtype=torch.int64)
-    positions = torch.arange(seq).expand(batch, seq).contiguous()
-    caches = decoder.empty_caches(spec, cache, batch)
-    dims: dict[int, Dim] = {} if length is not None else {0: Dim("batch"), 1: Dim("seq")}
-    cache_dims = {k: v for k, v in ((0, dims.get(0)), (2, None if max_tokens else Dim("cache"))) if v is not None}
-    shapes = (dims, dims, [(cache_dims, cache_dims)] * spec.layers)
+    bounds = entry.dimensions
+    fixed = {name: low for name, (low, high) in bounds.items() if low == high} | dict(sizes or {})
+    free = {name: Dim(name, min=low, max=high) for name, (low, high) in bounds.items() if name not in fixed}
+    # example sizes that differ, and from 0 and 1 too, or two dimensions are taken for one
+    example = fixed | {name: min(max(3 + 2 * at, bounds[name][0]), bounds[name][1]) for at, name in enumerate(free)}
+    ports = [*entry.inputs, *component.states]
+    body = component.module(entry, schemes)
+
+    class Flat(torch.nn.Module):
+        def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(body(*tensors))
+
     with torch.no_grad():
-        return torch.export.export(module, (ids, positions, caches), dynamic_shapes=shapes)
+        with FakeTensorMode(shape_env=ShapeEnv()):
+            tensors = tuple(torch.zeros(p.sized(example), dtype=getattr(torch, p.dtype)) for p in ports)
+        shapes = tuple({at: free[d] for at, d in enumerate(p.shape) if d in free} for p in ports)
+        return torch.export.export(Flat(), tensors, dynamic_shapes=(shapes,))
 
 
 @dataclass(frozen=True)
@@ -55,8 +63,8 @@ class Captured:
     constants: dict[Node, torch.Tensor]
 
 
-def capture(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Captured:
-    """Capture a module of edge ops at the shapes of `inputs`.
+def operations(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Captured:
+    """Capture a module of edge ops at the shapes of `inputs`, for calibration to walk through.
 
     What an operation gives apart is taken apart right behind it, and a norm that adds first is an addition and a norm,
     so that every value is one tensor and every state of a residual stream is among them.

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from artifacts import EdgewrightError
 from artifacts.manifest import CheckpointFile, Sha256, sha256_file
 from compiler.checkpoint import Checkpoint
-from compiler.models.decoder import DecoderSpec
+from compiler.models.base import Model
 from compiler.quantize.rules import Assignment, options_of
 from compiler.slots import Schemes
 
@@ -35,18 +35,18 @@ _GRANULARITY_NS = 2 * 10**9  # the coarsest clock of a file system in use
 
 
 def weights(
-    files: Sequence[CheckpointFile], checkpoint: Checkpoint, spec: DecoderSpec, assignment: Assignment, looked_at: Any
+    files: Sequence[CheckpointFile], checkpoint: Checkpoint, model: Model, assignment: Assignment, looked_at: Any
 ) -> str:
     """Of quantized weights. looked_at: what calibration saw, None where no method looks."""
     rules = {n: (r.bits, r.group, r.symmetric, r.method, options_of(r)) for n, r in assignment.rules.items()}
     stored = checkpoint.config.get("quantization_config")
-    return digest("weights", _code("golden.py"), _tensors(files), stored, asdict(spec), rules, looked_at)
+    return digest("weights", _code("golden.py"), _tensors(files), stored, _model(model), rules, looked_at)
 
 
 def vectors(
     files: Sequence[CheckpointFile],
     checkpoint: Checkpoint,
-    spec: DecoderSpec,
+    model: Model,
     schemes: Schemes,
     quantized: str,
     tokens: NDArray[np.int32],
@@ -56,7 +56,7 @@ def vectors(
     stored = checkpoint.config.get("quantization_config")
     packed = {name: asdict(scheme) for name, scheme in schemes.items()}
     seen = [array_digest(tokens), text]
-    return digest("vectors", _code(), _tensors(files), stored, asdict(spec), packed, quantized, seen)
+    return digest("vectors", _code(), _tensors(files), stored, _model(model), packed, quantized, seen)
 
 
 def digest(*content: Any) -> str:
@@ -73,6 +73,10 @@ def array_digest(array: NDArray[Any]) -> str:
     """sha256 in hex over dtype, shape and values."""
     head = f"{array.dtype.str} {array.shape} "
     return hashlib.sha256(head.encode() + np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _model(model: Model) -> list[Any]:
+    return [model.family, dict(model.geometry), [asdict(slot) for slot in model.slots]]
 
 
 def _tensors(files: Sequence[CheckpointFile]) -> list[str]:

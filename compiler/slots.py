@@ -6,6 +6,7 @@ Also the two things that stand on the other side of a slot: `Weights`, a table t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -13,7 +14,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-Kind = Literal["linear", "embedding", "norm"]
+Kind = Literal["linear", "embedding", "convolution", "norm", "bias"]
 
 
 @dataclass(frozen=True)
@@ -47,20 +48,41 @@ HALF = Scheme(bits=16, group=0)
 
 @dataclass(frozen=True)
 class Slot:
-    """A weight by name. `tensor` is its name in the checkpoint; a norm has one row."""
+    """A weight by name, a matrix [rows, columns] or a vector [columns]. `tensor` is its name in the checkpoint.
+
+    kernel: of a convolution, the sizes behind [out, in / groups]; its rows are the outputs, its columns all the rest.
+    """
 
     name: str
     tensor: str
     rows: int
     columns: int
     kind: Kind
+    kernel: tuple[int, ...] = ()
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether it has one dimension; vectors stay floats and no rule is asked about them."""
+        return self.kind in ("norm", "bias")
+
+    @property
+    def key(self) -> str:
+        """The name of its float values in a checkpoint that is named by slots."""
+        return self.name if self.kind == "bias" else f"{self.name}.weight"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As the checkpoint stores it."""
+        if self.is_vector:
+            return (self.columns,)
+        return (self.rows, self.columns // math.prod(self.kernel), *self.kernel)
 
 
 class Weights(Protocol):
     """A table of float weights by slot name."""
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-        """Rows `start:stop` of a slot, float32 [stop - start, columns] (a norm: [columns])."""
+        """Rows `start:stop` of a slot, float32 [stop - start, columns] (a vector: [columns])."""
         ...
 
 

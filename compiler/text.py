@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from artifacts import EdgewrightError
 from artifacts.documents import DocumentError, parse_json, read_bytes
-from compiler.models.decoder import DecoderSpec
+from compiler.models.base import Model
 from compiler.tokenizer import FILE, Encoder
 from recipes.corpus import Split, stdlib_texts
-from recipes.schema import BUILT_IN_TEXT
+from recipes.schema import BUILT_IN_TEXT, Calibration
 
+CALIBRATION = "quantize.calibration"
 _MAX_BYTES = 256 << 20
 
 
@@ -29,6 +32,14 @@ class Document:
 
     text: str
     templated: bool = False
+
+
+@dataclass(frozen=True)
+class Held:
+    """What quality and parity are measured on: arrays that keys hold, and what they are in a few printable words."""
+
+    tokens: NDArray[Any]
+    text: str
 
 
 Encode = Callable[[Document], list[int]]
@@ -41,6 +52,11 @@ def text_file(key: str, text: str, resolved: Path) -> Path | None:
     if not os.path.isfile(resolved):
         raise EdgewrightError(f"{key}: {resolved}: no such file")
     return resolved
+
+
+def calibration_file(calibration: Calibration, resolved: Path) -> Path | None:
+    """The file a recipe's calibration names (`resolved`), None for the built-in text. Raises EdgewrightError."""
+    return text_file(CALIBRATION, calibration.text, resolved)
 
 
 def documents(key: str, file: Path | None, split: Split, checkpoint: Path) -> Iterator[Document]:
@@ -68,19 +84,21 @@ def documents(key: str, file: Path | None, split: Split, checkpoint: Path) -> It
         raise EdgewrightError(f"{key}: {file} holds no text")
 
 
-def encoder(checkpoint: Path, spec: DecoderSpec) -> Encode:
+def encoder(checkpoint: Path, model: Model) -> Encode:
     """From a document to token ids of the model, the BOS token first. Raises EdgewrightError, also when called."""
     path = checkpoint / FILE
     tokenizer = Encoder(path)
+    constants: Any = model.constants
+    bos, vocabulary = constants["bos"], constants["vocab_size"]
 
     def encode(document: Document) -> list[int]:
         text = document.text.encode("utf-8", "replace").decode("utf-8")  # a .jsonl file may hold half a surrogate pair
         found: list[int] = tokenizer.encode(text).ids
-        if spec.bos is not None and not document.templated:
-            found = [spec.bos, *found]
-        if found and max(found) >= spec.vocab:
+        if bos is not None and not document.templated:
+            found = [bos, *found]
+        if found and max(found) >= vocabulary:
             raise EdgewrightError(
-                f"{path}: gives token {max(found)}; the model knows {spec.vocab} tokens: is it this model's tokenizer?"
+                f"{path}: gives token {max(found)}; the model knows {vocabulary} tokens: is it this model's tokenizer?"
             )
         return found
 

@@ -21,10 +21,12 @@ _WARM_SHARE = 0.02
 
 
 def stand_in(result: SandboxResult) -> str:
-    """What stood in for the phone's own memory management in a run, for figures that are emulated."""
-    if result.limit_bytes is None:
-        return "this machine without a limit, memory by kind"
-    return f"this machine under a limit of {_mb(result.limit_bytes)} ({result.mechanism})"
+    """What stood in for the phone's own memory management in a run, and for the runtime, if its phases name it."""
+    limit = "without a limit, memory by kind"
+    if result.limit_bytes is not None:
+        limit = f"under a limit of {_mb(result.limit_bytes)} ({result.mechanism})"
+    runtime = next((str(phase.payload["stand_in"]) for phase in result.phases if phase.payload.get("stand_in")), None)
+    return f"this machine {limit}" + (f"; {runtime}" if runtime else "")
 
 
 def by_rule(result: SandboxResult, rule: Rule) -> SandboxResult:

@@ -27,7 +27,10 @@ from artifacts import (
 )
 from artifacts.documents import DocumentError, read_json
 from compiler.checkpoint import Checkpoint, listed, read_config
-from compiler.pipeline import Quantized, TargetPlan
+from compiler.drivers import driver_of
+from compiler.pipeline import Quantized
+from compiler.plan import TargetPlan
+from compiler.plan import plan as plan_targets
 from compiler.quantize.methods import method_options
 from compiler.targets import target_options
 from device_farm import Profile, list_profiles, load_profile
@@ -42,10 +45,6 @@ if TYPE_CHECKING:
 DEFAULT_OUT = "build"
 _QUANTIZED = "quantized"
 _ROOM_BYTES = 512  # of path: a recipe's name, a target, and the deepest file of any package
-_NO_TOKENIZER = (
-    "the checkpoint has no tokenizer.json: the package cannot turn text into tokens, and its golden vectors are random "
-    "tokens, over which perplexity says nothing"
-)
 
 
 @cache
@@ -75,7 +74,7 @@ def run(
         RecipeError, EdgewrightError: bad input, or a place that cannot be written. MissingTool: a runtime that is not
             installed. Both carry `exit_code`.
     """
-    from artifacts.formats.vectors import MAX_BYTES as GOLDEN_BYTES
+    from artifacts.formats.golden import MAX_BYTES as GOLDEN_BYTES
     from compiler import pipeline
     from edgewright import report as reports
     from edgewright import standing
@@ -92,7 +91,7 @@ def run(
     path, source, revision = _locate(recipe, checkpoint, folder, progress)
     opened = Checkpoint(path)
     make_folder(folder)
-    sizes = {item.target: item.file_bytes for item in pipeline.plan(recipe, opened.config)}
+    sizes = {item.target: item.file_bytes for item in plan_targets(recipe, opened.config, opened.names())}
     quantized = pipeline.quantize(recipe, opened, source, revision, folder / _QUANTIZED, progress)
     head = reports.Report(
         verdict="not validated",
@@ -102,7 +101,7 @@ def run(
         ),
         checkpoint=reports.CheckpointUsed(source=source, revision=revision),
         host=reports.host(),
-        tools=pipeline.tool_versions(),
+        tools=pipeline.tool_versions(recipe.targets),
         targets=(),
         warnings=tuple(_warnings(recipe, opened, quantized)),
         seconds=0,
@@ -115,7 +114,7 @@ def run(
         with staged(final, needed_bytes=sizes[target] + GOLDEN_BYTES) as partial:
             report_progress = _prefixed(progress, target, finals)
             draft = pipeline.build(narrowed(recipe, target), target, quantized, opened, partial, report_progress)
-            pipeline.write_golden(recipe, target, quantized, opened, partial, report_progress)
+            pipeline.write_vectors(draft, quantized, opened, partial, report_progress)
             manifests[target] = write_manifest(partial, draft, report_progress)
         ledger.enter(reports.target_report(final, manifests[target], None))
 
@@ -135,10 +134,8 @@ def plan(
     Reads no weights and downloads nothing: a Hub recipe names its config in `checkpoint.config`. Raises RecipeError
     and EdgewrightError.
     """
-    from compiler import pipeline
-
     recipe = _with_targets(load_recipe(recipe), targets)
-    return pipeline.plan(recipe, _config(recipe, checkpoint))
+    return plan_targets(recipe, _config(recipe, checkpoint))
 
 
 def plan_fits(
@@ -152,13 +149,12 @@ def plan_fits(
 
     `profiles` replace the recipe's, as in `run`. Raises RecipeError and EdgewrightError.
     """
-    from compiler import pipeline
     from edgewright.fit import fits
 
     recipe = _with_targets(load_recipe(recipe), targets)
     config = _config(recipe, checkpoint)
     phones = [(profile, limits.peak_memory) for profile, limits in _phones(recipe, profiles)]
-    return fits(recipe, config, pipeline.plan(recipe, config), phones)
+    return fits(recipe, config, plan_targets(recipe, config), phones)
 
 
 def validate(artifact: str | Path, *, profiles: Sequence[str] = (), progress: Progress = silent) -> TargetReport:
@@ -272,17 +268,17 @@ def _locate(
 
 
 def _warnings(recipe: Recipe, checkpoint: Checkpoint, quantized: Quantized) -> Iterator[str]:
-    if not (checkpoint.path / "tokenizer.json").exists():
-        yield _NO_TOKENIZER
+    yield from driver_of(quantized.model).warnings(quantized.model, checkpoint.path)
     if (adapter := checkpoint.adapter()) is not None:
         yield (
             f"a LoRA adapter lies beside the weights ({adapter}) and is not applied: the packages are those of the "
             "base model; merge it first (peft: model.merge_and_unload().save_pretrained(folder))"
         )
-    if unread := checkpoint.unread(slot.tensor for slot in quantized.slots):
+    parts = " and ".join(component.name for component in quantized.model.components)
+    if unread := checkpoint.unread(slot.tensor for slot in quantized.model.slots):
         yield (
-            "tensors of the checkpoint are not part of the text decoder that config.json describes, and the packages "
-            f"are built without them: {listed(unread)}"
+            f"tensors of the checkpoint are not part of the {parts} that config.json describes, and the packages are "
+            f"built without them: {listed(unread)}"
         )
     if unfused := quantized.unfused:
         names = ", ".join(name.rsplit(".", 1)[-1] for name in unfused[0])

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from edgewright import rooms, streams
+from edgewright import rooms, signals, streams
 
 if TYPE_CHECKING:
     from edgewright.report import RunVerdict
@@ -32,15 +28,12 @@ examples:
 _EXIT_CODES = """\
 exit codes:
   0    done, and no gate failed
-  1    a gate failed, a digest differs, or a target refuses the recipe
+  1    a gate failed, `verify` found another digest, or a target refuses the plan
   2    bad input, or a place (stdout too) that cannot be written
   3    a tool or optional package is missing
   70   a defect of Edgewright, with its traceback: please report it
   129, 130, 143   ended by SIGHUP, Ctrl-C, SIGTERM; 141: whoever read stdout closed it
 """
-
-
-_PATIENCE_S = 0.05  # after which a signal that came during an import is looked at again
 
 
 class _Parser(argparse.ArgumentParser):
@@ -112,23 +105,12 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-class _Ended(KeyboardInterrupt):
-    """A signal that asks the process to end; everything that cleans up after Ctrl-C cleans up after it.
-
-    Ctrl-C raises it too: Python remembers a KeyboardInterrupt itself that passed through `exec`, and would end by the
-    signal although it was caught.
-    """
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     streams.prepare()
     try:
         try:
-            with _signals_raise():
+            with signals.raised():
                 code = _main(sys.argv[1:] if arguments is None else arguments)
         except SystemExit as ended:  # argparse, after its help or its error
             code = int(ended.code or 0)
@@ -136,48 +118,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except streams.OutputLost as error:
         code = _fail(error, error.exit_code)
     sys.exit(code)
-
-
-@contextmanager
-def _signals_raise() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise _Ended; of the last two only the first does, so that cleaning up can end."""
-    quiet = (signal.SIGTERM, signal.SIGHUP)
-
-    def end(number: int, frame: FrameType | None) -> None:
-        if _importing(frame):
-            again = threading.Timer(_PATIENCE_S, os.kill, (os.getpid(), number))
-            again.daemon = True
-            again.start()
-            return
-        if number in quiet:
-            for each in quiet:
-                signal.signal(each, _unheard)
-        raise _Ended(number)
-
-    # One that is ignored stays so, as nohup wants it; handlers can be set by the main thread alone.
-    main_thread = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *quiet) if main_thread}
-    ours = [number for number, old in before.items() if old in (signal.SIG_DFL, signal.default_int_handler)]
-    for number in ours:
-        signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number in ours:
-            signal.signal(number, before[number])
-
-
-def _unheard(number: int, frame: object) -> None:
-    """A signal that came while the first one is obeyed. (Ignored by the system, Python would complain of a race.)"""
-
-
-def _importing(frame: FrameType | None) -> bool:
-    """Whether a module is being imported: an exception there aborts the process in the native parts of some."""
-    while frame is not None:
-        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            return True
-        frame = frame.f_back
-    return False
 
 
 def _main(arguments: Sequence[str]) -> int:
@@ -195,7 +135,7 @@ def _main(arguments: Sequence[str]) -> int:
         rooms.check()
         return function(args)
     except KeyboardInterrupt as ended:
-        number = ended.number if isinstance(ended, _Ended) else signal.SIGINT
+        number = ended.number if isinstance(ended, signals.Ended) else signal.SIGINT
         how = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
         print(f"{how}; nothing half-written is left, and the next run goes on from here", file=sys.stderr)
         return 128 + number
@@ -221,9 +161,9 @@ def _fail(error: Exception, code: int) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from edgewright import api, render
+    from edgewright import api, bars, render
 
-    with render.progress(shown=not (args.json or args.quiet)) as progress:
+    with bars.progress(shown=not (args.json or args.quiet)) as progress:
         report = api.run(
             args.recipe,
             out=args.out,
@@ -251,7 +191,11 @@ def _plan(args: argparse.Namespace) -> int:
     fits = api.plan_fits(recipe, targets=args.target, profiles=args.profile, checkpoint=args.checkpoint)
     if args.json:
         streams.write_json(
-            {"recipe": recipe.name, "targets": [vars(item) for item in plans], "fits": [vars(item) for item in fits]}
+            {
+                "recipe": recipe.name,
+                "targets": [item.to_json() for item in plans],
+                "fits": [vars(item) for item in fits],
+            }
         )
     else:
         render.show(render.plans(recipe, plans, fits))
@@ -259,9 +203,9 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _validate(args: argparse.Namespace) -> int:
-    from edgewright import api, render
+    from edgewright import api, bars, render
 
-    with render.progress(shown=not (args.json or args.quiet)) as progress:
+    with bars.progress(shown=not (args.json or args.quiet)) as progress:
         report = api.validate(args.artifact, profiles=args.profile, progress=progress)
     if args.json:
         streams.write_json(report.model_dump(mode="json"))
@@ -291,9 +235,9 @@ def _inspect(args: argparse.Namespace) -> int:
 def _quantize_report(args: argparse.Namespace) -> int:
     from artifacts import user_path
     from compiler.quantize import evidence
-    from edgewright import render
+    from edgewright import bars, render
 
-    with render.progress(shown=not args.json) as progress:
+    with bars.progress(shown=not args.json) as progress:
         found = evidence.report(user_path(args.artifact, "ARTIFACT"), progress)
     if args.json:
         streams.write_json(found.model_dump(mode="json"))
@@ -304,11 +248,11 @@ def _quantize_report(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     from artifacts import read_manifest, user_path, verify
-    from edgewright import render
+    from edgewright import bars, render
 
     folder = user_path(args.artifact, "ARTIFACT")
     manifest = read_manifest(folder)
-    with render.progress(shown=not (args.json or args.quiet)) as progress:
+    with bars.progress(shown=not (args.json or args.quiet)) as progress:
         problems = verify(folder, progress)
     if args.json:
         streams.write_json(

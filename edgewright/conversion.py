@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import read_manifest, scratch_folder
-from compiler.models import decoder
+from compiler.models.base import read_model
 from compiler.quantize.packed import PackedWeights
-from compiler.targets import load_target
-from compiler.targets.base import Job
+from compiler.targets import load_target, target_options
+from compiler.targets.base import BuildJob
 from recipes.schema import Recipe
 
 _TOLERANCE = 1e-3
@@ -24,8 +24,6 @@ _TOLERANCE = 1e-3
 
 def first_divergence(recipe: Recipe, target: str, quantized: Path, artifact: Path) -> str | None:
     """A sentence that names the operation; None when the target keeps no traces or every value agrees."""
-    if not hasattr(load_target(target), "traces"):
-        return None
     order = {
         "name": recipe.name,
         "target": target,
@@ -48,32 +46,22 @@ def first_divergence(recipe: Recipe, target: str, quantized: Path, artifact: Pat
 
 
 def _search(order: dict[str, Any]) -> str | None:
-    from compiler.targets import target_options
-    from runtime_tests.mil.bisect import compare
-    from runtime_tests.mil.package import Package
-    from runtime_tests.mil.program import Function
+    from runtime_tests.sessions import make_session
 
     weights = PackedWeights(Path(order["quantized"]))
-    spec = decoder.read_spec(weights.config)
-    options = target_options()[order["target"]].model_validate(order["options"])
-    job = Job(
+    job = BuildJob(
         name=order["name"],
-        spec=spec,
-        slots=decoder.slots(spec),
+        model=read_model(weights.config, None, order["max_tokens"]),
         schemes=weights.schemes,
-        max_tokens=order["max_tokens"],
+        options=target_options()[order["target"]].model_validate(order["options"]),
         weights=weights,
-        tokenizer=weights.path,
-        options=options,
+        source=weights.path,
     )
     artifact = Path(order["artifact"])
-    package = Package(artifact / str(read_manifest(artifact).runtime["model"]))
-    lowering: Any = load_target(order["target"])
-    for name, inputs, values in lowering.traces(job):
-        function = Function(package, name, exact=True)
-        found = compare(function, inputs, values, _TOLERANCE)
-        if found.divergence is not None:
-            return str(found.divergence)
+    session: Any = make_session(artifact, read_manifest(artifact))
+    for function, inputs, values in load_target(order["target"]).traces(job):
+        if (found := session.divergence(function, inputs, values, _TOLERANCE)) is not None:
+            return str(found)
     return None
 
 

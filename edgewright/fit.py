@@ -6,12 +6,11 @@ a run to prove.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from compiler import pipeline
-from compiler.pipeline import TargetPlan
+from compiler.plan import TargetPlan, longest_context
 from device_farm import MemoryBudget, Profile
 from recipes.schema import Recipe
 
@@ -55,7 +54,7 @@ def fits(
                         item.target,
                         profile.name,
                         "not for this platform",
-                        held_bytes(item),
+                        item.held_bytes,
                         budget.limit_bytes,
                         None,
                         reason,
@@ -66,15 +65,10 @@ def fits(
     return found
 
 
-def held_bytes(plan: TargetPlan) -> int:
-    """The least that a session holds in anonymous memory: cache, activations, copies of weights."""
-    return plan.kv_bytes + plan.activation_bytes + plan.copied_bytes
-
-
 def _judged(recipe: Recipe, config: Mapping[str, Any], plan: TargetPlan, profile: str, budget: MemoryBudget) -> PlanFit:
-    held, limit = held_bytes(plan), budget.limit_bytes
+    held, limit = plan.held_bytes, budget.limit_bytes
     mapped = plan.weight_bytes if plan.copied_bytes < plan.weight_bytes or budget.rule == "android" else 0
-    longest = _longest(recipe, config, plan.target, limit)
+    longest = longest_context(recipe, config, plan.target, limit)
     if held > limit:
         verdict: Word = "does not fit"
         reason = "its cache, activations and copies of weights alone are more"
@@ -86,29 +80,3 @@ def _judged(recipe: Recipe, config: Mapping[str, Any], plan: TargetPlan, profile
     else:
         verdict, reason = "fits by estimate", "a run measures what the runtime holds beyond it"
     return PlanFit(plan.target, profile, verdict, held, limit, longest, reason)
-
-
-def _longest(recipe: Recipe, config: Mapping[str, Any], target: str, limit: int) -> int:
-    def held(tokens: int) -> int:
-        shorter = recipe.model_copy(
-            update={
-                "context": recipe.context.model_copy(update={"max_tokens": tokens}),
-                "targets": {target: recipe.targets[target]},
-            }
-        )
-        return held_bytes(pipeline.plan(shorter, config)[0])
-
-    return _largest(held, limit, 2, pipeline.known_positions(config))
-
-
-def _largest(held: Callable[[int], int], limit: int, low: int, high: int) -> int:
-    """The largest count of `low` to `high` with which `held` stays within the limit; 0 without any."""
-    if held(low) > limit:
-        return 0
-    while low < high:
-        middle = (low + high + 1) // 2
-        if held(middle) <= limit:
-            low = middle
-        else:
-            high = middle - 1
-    return low

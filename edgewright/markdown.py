@@ -105,7 +105,7 @@ def _same(one: MemoryRun | None, other: MemoryRun) -> bool:
 def _conditions(run: MemoryRun) -> str:
     """How a phone's memory was held to its limit, and at which length."""
     limit = "without a limit" if run.limit_bytes is None else f"under {size(run.limit_bytes)} by {run.mechanism}"
-    return f"{limit}, {run.context_tokens:,} tokens of context"
+    return limit if run.context_tokens is None else f"{limit}, {run.context_tokens:,} tokens of context"
 
 
 def _table(head: list[str], body: list[list[str]]) -> list[str]:

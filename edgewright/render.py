@@ -1,4 +1,4 @@
-"""What the terminal shows: tables, progress and errors. Figures in words come from `text.py`.
+"""What the terminal shows: tables and verdicts (`bars.py`: progress). Figures in words come from `text.py`.
 
 Colour and bars only where a terminal is; elsewhere plain lines, 100 columns wide. Nothing that a document says can
 style, move or reorder what is shown: markup is off, and control characters are spelled out on the way.
@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import io
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding, PaddingDimensions
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from artifacts import Manifest, Problem, silent
-from artifacts import Progress as ProgressCallback
+from artifacts import Manifest, Problem
 from artifacts.payload import app_bytes
-from compiler.pipeline import TargetPlan
+from compiler.plan import TargetPlan
 from compiler.quantize.evidence import QuantizationEvidence
 from device_farm import AndroidProfile, IosProfile
 from edgewright import streams, text
@@ -171,16 +167,18 @@ def target(item: TargetReport, recipe: str | None = None) -> RenderableType:
 
 
 def plans(recipe: Recipe, items: Sequence[TargetPlan], fits: Sequence[PlanFit]) -> RenderableType:
-    """Static estimates, one line for each target, and whether they fit each phone."""
-    table = _table("target", "package", ">weights", ">KV cache", ">activations", "")
+    """Static estimates, a line for each component of each target, and whether they fit each phone."""
+    table = _table("target", "component", "package", ">weights", ">state", ">activations", "")
     for item in items:
         refused = Text(f"refused: {item.refused}", style="bold red") if item.refused else Text("")
-        table.add_row(
-            Text(item.target, style="bold"),
-            text.sizes(item.app_bytes),
-            *(size(b) for b in (item.weight_bytes, item.kv_bytes, item.activation_bytes)),
-            refused,
-        )
+        for at, part in enumerate(item.components):
+            table.add_row(
+                Text("" if at else item.target, style="bold"),
+                part.component,
+                text.sizes(dict(part.app_bytes)),
+                *(size(b) for b in (part.weight_bytes, part.state_bytes, part.activation_bytes)),
+                Text("") if at else refused,
+            )
     note = (
         f"declared: from the checkpoint's config alone, for {recipe.context.max_tokens:,} tokens of context. "
         "A runtime may hold more: `edgewright run` measures it."
@@ -225,11 +223,16 @@ def manifest(found: Manifest, artifact: Path) -> RenderableType:
             ("checkpoint", checkpoint.source + (f" at {checkpoint.revision}" if checkpoint.revision else "")),
             ("weights", f"digest {found.weights_digest[:16]}"),
             ("made with", ", ".join(f"{name} {version}" for name, version in found.created_by.items())),
-            ("runtime", ", ".join(f"{key} {value}" for key, value in found.runtime.items() if key != "payload")),
+            (
+                "components",
+                "; ".join(f"{part.name}: {', '.join(e.name for e in part.entries)}" for part in found.components),
+            ),
+            ("driver", f"{found.driver.name}: {_plain_values(found.driver.constants)}" if found.driver else ""),
+            ("runtime", _plain_values(found.runtime)),
             ("in an app", text.sizes(app_bytes(Path(), found))),
         ]
     )
-    weights = _table("bits", "group", "method", ">tensors", ">parameters", ">bytes")
+    weights = _table("bits", "group", "method", ">tensors", ">parameters", ">packed")
     for group in found.quantization:
         weights.add_row(
             str(group.bits),
@@ -255,6 +258,16 @@ def manifest(found: Manifest, artifact: Path) -> RenderableType:
     return Group(*parts)
 
 
+def _plain_values(values: Mapping[str, object]) -> str:
+    """Numbers, words and lists of them; what is nested deeper is for programs."""
+    shown = []
+    for key, value in values.items():
+        items = value if isinstance(value, list) else [value]
+        if value is not None and all(isinstance(item, str | int | float) for item in items):
+            shown.append(f"{key} {', '.join(map(str, items))}")
+    return "; ".join(shown)
+
+
 def quantization(found: QuantizationEvidence, worst: int) -> RenderableType:
     """What quantization did: on held-out text, after every layer, and to the `worst` tensors."""
     parts: list[RenderableType] = []
@@ -263,7 +276,7 @@ def quantization(found: QuantizationEvidence, worst: int) -> RenderableType:
             ("on", f"{text_.text}, {text_.tokens:,} tokens"),
             ("perplexity", f"{text_.perplexity:.3f}, of the checkpoint {text_.perplexity_original:.3f}"),
             ("both", "in PyTorch, with dequantized weights; a run's report has the perplexity of the runtime"),
-            ("divergence", f"{text_.mean_kl:.6f} nats on average"),
+            ("divergence", f"at least {text_.mean_kl:.6f} nats on average (64 likeliest tokens, the rest as one)"),
             ("same top token", f"{text_.top1_agreement:.2%}"),
         ]
         parts.append(_padded(_pairs(rows), (1, 1)))
@@ -296,7 +309,10 @@ def problems(folder: Path, found: Sequence[Problem], manifest: Manifest) -> Rend
     for problem in found[:_MAX_ROWS]:
         table.add_row(problem.path, Text(problem.message, style="red"))
     more = f", {_MAX_ROWS} of them shown" if len(found) > _MAX_ROWS else ""
-    return Group(table, Text(f"✗ {folder}: {len(found):,} problems{more}", style="bold red"))
+    return Group(
+        table,
+        Text(f"✗ {folder}: {len(found):,} {'problem' if len(found) == 1 else 'problems'}{more}", style="bold red"),
+    )
 
 
 def recipes(found: Sequence[tuple[str, Recipe]]) -> RenderableType:
@@ -354,55 +370,3 @@ def _pairs(pairs: Sequence[tuple[str, str]]) -> Table:
 
 def _padded(what: RenderableType, pad: PaddingDimensions) -> Padding:
     return Padding(what, pad, expand=False)
-
-
-class _Elapsed(ProgressColumn):
-    """Seconds that a stage took, or has taken so far."""
-
-    def render(self, task: Task) -> Text:
-        elapsed = task.finished_time if task.finished else task.elapsed
-        return Text(f"{elapsed or 0:.1f} s", style="dim")
-
-
-@contextmanager
-def progress(*, shown: bool) -> Iterator[ProgressCallback]:
-    """A progress callback: bars on a terminal, one line for each finished stage elsewhere, nothing when not `shown`."""
-    if not shown:
-        yield silent
-    elif sys.stderr.isatty():
-        yield from _bars()
-    else:
-        yield from _lines()
-
-
-def _bars() -> Iterator[ProgressCallback]:
-    columns = (
-        TextColumn("  {task.description}", markup=False),
-        BarColumn(24),
-        TextColumn("{task.percentage:>3.0f} %"),
-        _Elapsed(),
-    )
-    with Progress(*columns, console=console(stderr=True)) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(plain(stage, lines=False))
-            bars.update(tasks[stage], completed=done, total=max(total, 1))
-
-        yield show
-        for task in bars.tasks:  # the work came to its good end, and so did every part of it
-            bars.update(task.id, completed=task.total)
-
-
-def _lines() -> Iterator[ProgressCallback]:
-    started: dict[str, float] = {}
-
-    def show(stage: str, done: int, total: int) -> None:
-        begin = started.setdefault(stage, time.monotonic())
-        if done >= total and begin >= 0:
-            started[stage] = -1.0
-            if (took := time.monotonic() - begin) > 0.05:
-                print(f"  {plain(stage, lines=False)}: {took:.1f} s", file=sys.stderr, flush=True)
-
-    yield show

@@ -35,7 +35,6 @@ from artifacts import Check, EdgewrightError, Figure, Manifest
 from artifacts.manifest import QuantizationGroup
 from artifacts.payload import app_bytes
 from device_farm import PhaseMemory
-from runtime_tests.child import context_tokens
 from runtime_tests.validate import ProfileResult, Validation
 
 SCHEMA_VERSION: Final = 2
@@ -54,13 +53,13 @@ class MemoryRun(_Model):
 
     `mechanism` enforced the limit: a control group (cgroup2, cgroup1) or the watchdog on anonymous memory.
     `limit_bytes` null: nothing limited the run, its memory was read by kind, and other phones may share it.
-    `context_tokens` is prompt and answer together; each phase says how many tokens it ran.
+    `context_tokens` is prompt and answer together, null where a model knows no tokens; each phase says how many it ran.
     """
 
     rule: Literal["android", "ios"]
     mechanism: Literal["cgroup2", "cgroup1", "watchdog"]
     limit_bytes: int | None
-    context_tokens: int
+    context_tokens: int | None
     outcome: Literal["ok", "over_budget", "crashed", "error"]
     detail: str
     phases: tuple[PhaseMemory, ...]
@@ -94,7 +93,7 @@ class TargetReport(_Model):
     """One target's artifact and all that was found about it. `artifact` is its folder.
 
     `app_bytes` is what an app ships of it, by platform (null: the manifest does not say), without the runtime's own
-    library; `folder_bytes` is everything, golden vectors and libraries for other machines too.
+    library; `folder_bytes` is everything but `edgewright.json`: golden vectors and libraries for other machines too.
     `created`: when this was found. `kept`: by an earlier run, from the same recipe and the same quantized weights.
     `manifest`: the identity of what was built, by which a result is told from one of an earlier build.
     """
@@ -193,7 +192,8 @@ def target_report(artifact: Path, manifest: Manifest, validation: Validation | N
     )
     if validation is None:
         return built
-    context = context_tokens(artifact, manifest)
+    found = manifest.driver.constants.get("max_tokens") if manifest.driver else None
+    context = found if isinstance(found, int) else None
     return built.model_copy(
         update={
             "held_out_text": validation.held_out_text,
@@ -209,7 +209,7 @@ def target_report(artifact: Path, manifest: Manifest, validation: Validation | N
     )
 
 
-def _phone(result: ProfileResult, context: int) -> PhoneReport:
+def _phone(result: ProfileResult, context: int | None) -> PhoneReport:
     run = result.run
     return PhoneReport(
         profile=result.profile,

@@ -69,7 +69,7 @@ def quantity(value: float | None, unit: str) -> str:
         return f"{100 * value:.2f} %"
     if unit == "change":
         return f"{100 * value:+.2f} %"
-    if unit in ("logit", "nat"):
+    if unit in ("logit", "nat", "relative"):
         return f"{value:.1e}"
     if unit == "s":
         return f"{1000 * value:.0f} ms" if value < 1 else f"{value:.1f} s"
@@ -141,19 +141,29 @@ def quality(target: TargetReport) -> str | None:
     return (
         f"on {tokens:,.0f} tokens of {origin}: perplexity "
         f"{own:.3f} as it runs, {reference:.3f} in PyTorch with the same weights, {original:.3f} there unquantized; "
-        f"mean KL {quantity(kl, 'nat')}"
+        f"mean KL at least {quantity(kl, 'nat')}"
     )
 
 
 def speed(target: TargetReport) -> str | None:
     """What was measured on this host, in one line; None when nothing was."""
+    emulated = next((f.stand_in for f in target.figures if f.name == "host_load" and f.stand_in), None)
+    where = f"on this host ({emulated})" if emulated else "on this host"
     load, first, decode = (target.value(name) for name in ("host_load", "host_time_to_first_token", "host_decode"))
-    if load is None or first is None or decode is None:
+    if load is None:
         return None
-    prompt = target.value("host_prompt_tokens") or 0
+    if first is not None and decode is not None:
+        prompt = target.value("host_prompt_tokens") or 0
+        return (
+            f"{where}: load {quantity(load, 's')}, {prompt:,.0f}-token prompt {quantity(first, 's')}, "
+            f"decode after it {quantity(decode, 'tok/s')}"
+        )
+    first, rounds = target.value("host_first_round"), target.value("host_rounds")
+    if first is None or rounds is None:
+        return None
     return (
-        f"on this host: load {quantity(load, 's')}, {prompt:,.0f}-token prompt {quantity(first, 's')}, "
-        f"decode after it {quantity(decode, 'tok/s')}"
+        f"{where}: load {quantity(load, 's')}, first round of all entries {quantity(first, 's')}, then "
+        f"{quantity(rounds, 'rounds/s')}"
     )
 
 

@@ -1,5 +1,5 @@
 """From text: does a runtime that reads text itself make the same tokens of it as Hugging Face's tokenizer, and go on
-with the same ones as the plain runner?
+with the same ones as the driver?
 
 What lives here: the prompt's text and tokens, and the checks of what a runtime made of them. What must not: running
 one.
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from artifacts import Check, checked, ran_here
 from runtime_tests.golden import Golden
-from runtime_tests.parity import PARITY, decode_span
+from runtime_tests.parity import decode_span
+from runtime_tests.vectors import PARITY
 
 TOKENIZER = "tokenizer.json"
 _SHOWN = 4
@@ -92,7 +93,7 @@ def no_tokens_check(runtime: str, problem: str) -> Check:
 def text_check(
     runtime: str, found: Sequence[int], plain: Sequence[int], eos: object, stand_in: str | None = None
 ) -> Check:
-    """Whether the runtime went on as the plain runner did; it may stop early, but only at an eos token."""
+    """Whether the runtime went on as the driver did; it may stop early, but only at an eos token."""
     ends = {eos} if isinstance(eos, int) else set(eos) if isinstance(eos, (list, tuple)) else set()
     ended = bool(found) and found[-1] in ends
     equal = list(found) == list(plain[: len(found)]) and (len(found) == len(plain) or ended)

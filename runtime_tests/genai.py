@@ -1,7 +1,7 @@
 """onnxruntime-genai: does the package load there as it is, and does it go from text to the same tokens and on?
 
 What lives here: encoding and greedy generation with that runtime, inside a child process only. What must not: other
-runtimes (``runners/``), and what the answers are compared with (``from_text.py``).
+runtimes (``sessions/``), and what the answers are compared with (``from_text.py``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """golden.safetensors: the expected outputs that an artifact carries, read and checked.
 
 What lives here: the file's tensors and their validation; it is untrusted input like everything in an artifact. What
-does not: its name and limits (``artifacts/formats/vectors.py``), running anything (``parity.py``) and judging
+does not: its name and limits (``artifacts/formats/golden.py``), running anything (``parity.py``) and judging
 (``quality.py``).
 
 N sequences of L held-out tokens, a vocabulary of V. Two sides: ``reference`` is the PyTorch model with the same
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from artifacts import EdgewrightError
-from artifacts.formats.vectors import GOLDEN, MAX_BYTES, TOP, VERSION, room
+from artifacts.formats.golden import GOLDEN, MAX_BYTES, TOP, VERSION, room
 
 __all__ = ["GOLDEN", "Golden", "Side", "Tolerances", "read_golden"]
 

@@ -10,6 +10,7 @@ Logits are reduced while they come: a row of a large vocabulary is half a megaby
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,24 @@ from numpy.typing import NDArray
 from artifacts import Check, Figure, GateFailed, Progress, checked, ran_here
 from runtime_tests.golden import Golden, Side
 from runtime_tests.metrics import Float64, agreement, disagreement_cost, logsumexp, top_kl
-from runtime_tests.runners import Logits, Runner
+from runtime_tests.vectors import PARITY
 
-PARITY = "parity"
+Logits = NDArray[np.float32]
+
+
+class Decoder(Protocol):
+    """What is observed: one conversation, see `drivers/text.py`."""
+
+    def logits(self, ids: NDArray[np.int64]) -> Logits:
+        """[S, V]"""
+
+    def prefill(self, ids: NDArray[np.int64]) -> Logits:
+        """[V]"""
+
+    def decode(self, token: int) -> Logits:
+        """[V]"""
+
+
 DECODE_STEPS = 64
 _BEFORE_BORDER = 8
 
@@ -54,7 +70,7 @@ class Ran:
     shipped: str | None = None
 
 
-def observe(runner: Runner, golden: Golden, progress: Progress, stage: str) -> Observed:
+def observe(decoder: Decoder, golden: Golden, progress: Progress, stage: str) -> Observed:
     """One prefill per golden sequence; GateFailed when the runtime gives another shape or NaN."""
     n, length = golden.tokens.shape
     observed = Observed(
@@ -67,7 +83,7 @@ def observe(runner: Runner, golden: Golden, progress: Progress, stage: str) -> O
     )
     for i, tokens in enumerate(golden.tokens.astype(np.int64)):
         progress(stage, i, n)
-        logits = runner.logits(tokens)
+        logits = decoder.logits(tokens)
         _check(logits, (length, golden.vocabulary))
         for position in range(length):  # row by row: a float64 copy of all rows would not fit a phone
             row = logits[position]
@@ -93,14 +109,14 @@ def decode_span(golden: Golden) -> tuple[int, int]:
     return max(1, border - _BEFORE_BORDER), stop
 
 
-def observe_decode(runner: Runner, golden: Golden, progress: Progress, stage: str) -> Decoded:
+def observe_decode(decoder: Decoder, golden: Golden, progress: Progress, stage: str) -> Decoded:
     """Prefill the beginning of the first sequence, then feed its own next tokens one by one through the cache."""
     first, stop = decode_span(golden)
     tokens = golden.tokens[0].astype(np.int64)
-    rows = [runner.prefill(tokens[:first])]
+    rows = [decoder.prefill(tokens[:first])]
     for position in range(first, stop):
         progress(stage, position - first, stop - first)
-        rows.append(runner.decode(int(tokens[position])))
+        rows.append(decoder.decode(int(tokens[position])))
     progress(stage, stop - first, stop - first)
     logits, positions = np.stack(rows), np.arange(first - 1, stop)
     _check(logits, (len(positions), golden.vocabulary))
@@ -175,8 +191,8 @@ def parity(
     checks = [
         checked(exact_logit, PARITY, "prefill, exact: max |Δlogit|", logit, "at most"),
         checked(decode_logit, PARITY, "cached decode, exact: max |Δlogit|", logit, "at most"),
-        checked(kl, PARITY, "prefill, as shipped: mean KL", nats, "at most"),
-        checked(decoded_kl, PARITY, "cached decode, as shipped: mean KL", nats, "at most"),
+        checked(kl, PARITY, "prefill, as shipped: mean KL, lower bound", nats, "at most"),
+        checked(decoded_kl, PARITY, "cached decode, as shipped: mean KL, lower bound", nats, "at most"),
         checked(clear_same, PARITY, "prefill, as shipped: same clear token", share, "at least", reason=unsure),
     ]
     return figures, checks

@@ -31,7 +31,7 @@ from device_farm import (
     stand_in,
 )
 from device_farm import run as run_in_sandbox
-from runtime_tests.child import Job
+from runtime_tests.jobs import Job
 from runtime_tests.process import Failure, child_command, child_environment, phases
 
 _TIMEOUT_S = 3600.0  # a context of thousands of tokens takes a large model minutes to read on two cores

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import EdgewrightError, MissingTool, Progress, scratch_folder
-from runtime_tests.child import Job
+from runtime_tests.jobs import Job
 
 _STDERR_TAIL_BYTES = 8192
-_PHASES = ("baseline", "load", "prefill", "steady")
+_PHASES = 4  # baseline, load, a driver's first use, steady
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,12 @@ def forward(progress: Progress) -> Callable[[dict[str, Any]], None]:
 def phases(stage: str, progress: Progress) -> Callable[[dict[str, Any]], None]:
     """The phases of a memory job as the progress of one stage."""
 
+    done = 0
+
     def on_event(event: dict[str, Any]) -> None:
-        if event.get("phase") in _PHASES:
-            progress(stage, _PHASES.index(event["phase"]) + 1, len(_PHASES))
+        nonlocal done
+        if "phase" in event:
+            done += 1
+            progress(stage, min(done, _PHASES), _PHASES)
 
     return on_event

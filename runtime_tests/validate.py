@@ -17,16 +17,13 @@ from pydantic import TypeAdapter
 from artifacts import Check, Figure, Manifest, Progress, ran_here, require_intact, silent
 from artifacts.payload import app_bytes
 from device_farm import Profile
-from runtime_tests import genai
-from runtime_tests.child import Job, context_tokens
-from runtime_tests.from_text import TOKENIZER, no_tokens_check, options_in_words, text_check, tokens_checks
+from runtime_tests.drivers import Driver, Judged, driver_of
+from runtime_tests.jobs import Job
 from runtime_tests.phones import Limits, MemoryRuns, ProfileResult, Rules, on_phones
-from runtime_tests.process import Failure, failure_of, forward, phases, run_child
+from runtime_tests.process import Ended, Failure, failure_of, forward, phases, run_child
 from runtime_tests.quality import QualityLimits
 
 __all__ = ["Failure", "Limits", "ProfileResult", "Validation", "validate"]
-
-_NO_TOKENIZER = f"the package has no {TOKENIZER}: nothing was tested from text"
 
 
 @dataclass(frozen=True)
@@ -93,6 +90,7 @@ def validate(
     """
     artifact = artifact.resolve()
     manifest = require_intact(artifact, progress)
+    driver = driver_of(artifact, manifest)
     rules = Rules(strict, allow_unassessed)
     sizes = app_bytes(artifact, manifest)
     job = Job(
@@ -100,18 +98,19 @@ def validate(
         artifact=artifact,
         threads=threads,
         prompt_tokens=prompt_tokens,
-        decode_tokens=decode_tokens,
+        steps=decode_tokens,
         limits=quality or QualityLimits(),
     )
     found = _Found([], [], [], [])
-    _check_quality(manifest, job, found, progress)
+    _check_quality(driver, manifest, job, found, progress)
     modelled: list[Figure] | None = None
     if manifest.runtime.get("memory") == "modelled":
         modelled = _model_memory(job, found, progress)
     else:
-        _measure_speed(job, found, progress)
-    at = f"{context_tokens(artifact, manifest):,} tokens"
-    runs = MemoryRuns(job.model_copy(update={"prompt_tokens": None}), at, found.failures, progress)
+        _measure_speed(driver, job, found, progress)
+    runs = MemoryRuns(
+        job.model_copy(update={"prompt_tokens": None}), driver.load(artifact, manifest), found.failures, progress
+    )
     results = on_phones(runs, profiles, None if sizes is None else sorted(sizes), modelled, rules)
     return Validation(
         artifact,
@@ -136,69 +135,42 @@ def _verdict(
     return "passed"
 
 
-def _check_quality(manifest: Manifest, job: Job, found: _Found, progress: Progress) -> None:
+def _check_quality(driver: Driver, manifest: Manifest, job: Job, found: _Found, progress: Progress) -> None:
     ended = run_child(job.model_copy(update={"kind": "quality"}), forward(progress))
     if (failure := failure_of("parity and quality", ended)) is not None:
         found.failures.append(failure)
         return
     result: Mapping[str, Any] = ended.result
-    found.held_out_text = result["held_out_text"]
-    found.warnings += result["warnings"]
-    if result["text"] is None:
-        found.warnings.append(_NO_TOKENIZER)
-    found.figures += [Figure.model_validate(item) for item in result["figures"]]
-    found.checks += [Check.model_validate(item) for item in result["checks"]]
-    eos = manifest.runtime.get("eos")
-    if (own := result["own"]) is not None:
-        name = own["runtime"]
-        found.checks += tokens_checks(name, result["prompt"], own["ids"], own["ids"], "")
-        found.checks.append(text_check(name, own["continuation"], result["greedy"], eos, result["stand_in"]))
-    if any(entry.path == genai.CONFIG for entry in manifest.files):
-        _check_genai(manifest, job, result, found, progress)
+    judged = Judged(
+        [Figure.model_validate(item) for item in result["figures"]],
+        [Check.model_validate(item) for item in result["checks"]],
+        result["warnings"],
+        result["held_out_text"],
+        result["more"],
+    )
+
+    def ask(stage: str, **changes: Any) -> Ended:
+        progress(stage, 0, 1)
+        ended = run_child(job.model_copy(update=changes), forward(progress))
+        progress(stage, 1, 1)
+        return ended
+
+    found.failures += driver.conclude(manifest, judged, ask)
+    found.held_out_text = judged.held_out_text
+    found.warnings += judged.warnings
+    found.figures += judged.figures
+    found.checks += judged.checks
 
 
-def _check_genai(manifest: Manifest, job: Job, result: Mapping[str, Any], found: _Found, progress: Progress) -> None:
-    """The package in onnxruntime-genai, from the text on that the plain runner's prompt is of."""
-    stage = f"comparing with {genai.NAME}"
-    progress(stage, 0, 1)
-    plain: list[int] = result["greedy"]
-    update = {
-        "kind": "genai",
-        "prompt": tuple(result["prompt"]),
-        "text": result["text"],
-        "decode_tokens": len(plain),
-    }
-    ended = run_child(job.model_copy(update=update), forward(progress))
-    if (failure := failure_of(genai.NAME, ended)) is not None:
-        found.failures.append(failure)
-        return
-    said: Mapping[str, Any] = ended.result
-    if said["problem"] is not None:
-        found.checks.append(no_tokens_check(genai.SHORT, said["problem"]))
-    elif said["as_asked"] is not None:
-        options = manifest.runtime.get("genai_tokenizer_options")
-        how = options_in_words(options) if isinstance(options, dict) else ""
-        found.checks += tokens_checks(genai.SHORT, result["prompt"], said["by_default"], said["as_asked"], how)
-    eos = manifest.runtime.get("eos")
-    found.checks.append(text_check(genai.SHORT, said["continuation"], plain, eos))
-    progress(stage, 1, 1)
-
-
-def _measure_speed(job: Job, found: _Found, progress: Progress) -> None:
-    """Time to load, to the first token and per token on this host, with no memory limit and a warm page cache."""
+def _measure_speed(driver: Driver, job: Job, found: _Found, progress: Progress) -> None:
+    """Time to load and what the driver times on this host, with no memory limit and a warm page cache."""
     ended = run_child(job, phases("measuring speed", progress))
     if (failure := failure_of("speed", ended)) is not None:
         found.failures.append(failure)
         return
-    by_phase = {event["phase"]: event for event in ended.events if "phase" in event}
-    stand_in, tokens = by_phase["load"]["stand_in"], by_phase["prefill"]["tokens"]
-    prompt, after = f"{tokens:,} tokens", f"after {tokens:,} tokens"
-    found.figures += [
-        ran_here("host_load", by_phase["load"]["seconds"], "s", stand_in),
-        Figure(name="host_prompt_tokens", value=tokens, unit="tokens", obtained="declared"),
-        ran_here("host_time_to_first_token", by_phase["prefill"]["seconds"], "s", stand_in, at=prompt),
-        ran_here("host_decode", 1.0 / by_phase["steady"]["median_seconds"], "tok/s", stand_in, at=after),
-    ]
+    events = {event["phase"]: event for event in ended.events if "phase" in event}
+    found.figures.append(ran_here("host_load", events["load"]["seconds"], "s", events["load"]["stand_in"]))
+    found.figures += driver.speed(events)
 
 
 def _model_memory(job: Job, found: _Found, progress: Progress) -> list[Figure]:

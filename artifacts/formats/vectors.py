@@ -1,76 +1,172 @@
-"""golden.safetensors: name, limits and bytes of the file with which an artifact proves itself.
+"""vectors.safetensors: what every entry of every component has to answer, whatever the model is for.
 
-What lives here: what the compiler, which writes the file, and the runtime tests, which distrust it, have to agree on.
-What does not: computing vectors (`compiler/golden.py`) and checking them (`runtime_tests/golden.py`, whose docstring
-describes the tensors).
+A list of calls, made in order from states of zeros: inputs are the seed of a generator that is specified here, outputs
+lie in the file at sampled places. Tensors are named `<call>.<output port>`, float32 or the port's dtype; the metadata
+holds `version` and `calls`, JSON of `Calls`.
 
-Format: https://huggingface.co/docs/safetensors. Written here and not by that library, which puts metadata in an order
-of its own and keeps the file to its owner (mode 0600): two runs must give the same bytes, and others must read them.
+The generator of call c and input port p (counted from 0) is numpy's PCG64 seeded with [seed, c, p]: standard normal
+for float32; uniform from 0 up to `below` (256 for uint8) for whole numbers; a port that counts goes on from what the
+component's earlier calls counted.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-GOLDEN = "golden.safetensors"
-VERSION = "1"
-MAX_BYTES = 5_000_000
-TOP = 64
-_MOST_FULL = 4
-FEWEST_POSITIONS = 1024
-_SPARE_POSITIONS = 512  # of a last sequence that begins before FEWEST_POSITIONS and ends after
-_HEADER_BYTES = 8192
-_POSITION_BYTES = 4 + 2 * (4 + 4 + 8 * TOP)
-_DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.int32): "I32"}
+from artifacts.errors import EdgewrightError
+from artifacts.formats.interface import Component, Count, Entry, Name, Port
+
+VECTORS = "vectors.safetensors"
+MAX_BYTES = 1_000_000
+SAMPLES = 2048
+
+Array = NDArray[Any]
+
+
+class Call(BaseModel):
+    """One call: every named dimension of the entry at a size."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    component: Name
+    entry: Name
+    sizes: dict[Name, Count] = {}
+
+
+class Calls(BaseModel):
+    """All calls of a file. exact, shipped: limits of an output's largest error relative to its largest value, in the
+    most precise mode and as shipped."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    version: Literal[1] = 1
+    seed: int = Field(ge=0, lt=1 << 32)
+    calls: tuple[Call, ...] = Field(min_length=1, max_length=1000)
+    exact: float = Field(gt=0, le=1)
+    shipped: float = Field(gt=0, le=1)
 
 
 @dataclass(frozen=True)
-class Room:
-    """How much fits: positions with their listed logits, and at how many of them all logits are kept."""
+class Vectors:
+    """A file's calls with the sampled outputs of each by port name, flattened."""
 
-    positions: int
-    full: int
-
-
-def room(vocabulary: int) -> Room:
-    """What MAX_BYTES hold for a vocabulary: at least FEWEST_POSITIONS, and full logits as far as room is left.
-
-    A vocabulary below TOP makes a smaller file, not more positions. From 211,765 on fewer than four positions keep
-    full logits, beyond 847,056 none does.
-    """
-    left = MAX_BYTES - _HEADER_BYTES
-    full = min(_MOST_FULL, (left - (FEWEST_POSITIONS + _SPARE_POSITIONS) * _POSITION_BYTES) // (4 * vocabulary))
-    return Room((left - full * 4 * vocabulary) // _POSITION_BYTES, full)
+    plan: Calls
+    outputs: tuple[Mapping[str, Array], ...]
 
 
-def write_vectors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
-    """Write float32 and int32 tensors as safetensors whose bytes depend on their content alone.
+def planned(components: tuple[Component, ...], seed: int, exact: float, shipped: float, rounds: int = 2) -> Calls:
+    """Two rounds over the entries of each component in order, dimensions small and different from round to round."""
+    calls = [
+        Call(component=component.name, entry=entry.name, sizes=_sizes(entry, turn))
+        for component in components
+        for turn in range(rounds)
+        for entry in component.entries
+    ]
+    return Calls(seed=seed, calls=tuple(calls), exact=exact, shipped=shipped)
 
-    Raises ValueError when the file would be larger than its reader takes.
-    """
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
-    blocks, end = [], 0
-    for name, tensor in sorted(tensors.items()):
-        block = np.ascontiguousarray(tensor)
-        header[name] = {
-            "dtype": _DTYPES[block.dtype],
-            "shape": list(block.shape),
-            "data_offsets": [end, end + block.nbytes],
-        }
-        end += block.nbytes
-        blocks.append(block)
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    if 8 + len(text) + end > MAX_BYTES:
-        raise ValueError(f"{path}: {8 + len(text) + end} bytes of golden vectors, {MAX_BYTES} at most")
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for block in blocks:
-            file.write(block.astype(block.dtype.newbyteorder("<"), copy=False).tobytes())
+
+def _sizes(entry: Entry, turn: int) -> dict[str, int]:
+    found = {}
+    for at, (name, bound) in enumerate(entry.dimensions.items()):
+        wanted = max(bound.low, min(bound.high, 5 - turn + at))
+        found[name] = min(bound.sizes, key=lambda n: abs(n - wanted)) if bound.sizes else wanted
+    return found
+
+
+def inputs(plan: Calls, components: tuple[Component, ...]) -> Iterator[tuple[Call, dict[str, Array]]]:
+    """Every call with its input arrays by port name. Raises ValueError for a call that the components do not have."""
+    counted: dict[tuple[str, str], int] = {}
+    for at, call in enumerate(plan.calls):
+        arrays = {}
+        for index, port in enumerate(_entry(at, call, components).inputs):
+            key = (call.component, port.name)
+            shape = port.sized(call.sizes)
+            arrays[port.name] = _generated(port, shape, [plan.seed, at, index], counted.get(key, 0))
+            if port.counts:
+                counted[key] = counted.get(key, 0) + shape[-1]
+        yield call, arrays
+
+
+def _entry(at: int, call: Call, components: tuple[Component, ...]) -> Entry:
+    """The entry that a call is of. Raises ValueError where there is none, or one of other dimensions."""
+    component = next((component for component in components if component.name == call.component), None)
+    if component is None:
+        raise ValueError(f"call {at}: no component {call.component!r}")
+    entry = next((entry for entry in component.entries if entry.name == call.entry), None)
+    if entry is None:
+        raise ValueError(f"call {at}: {call.component} has no entry {call.entry!r}")
+    bounds, sizes = entry.dimensions, call.sizes
+    if bounds.keys() != sizes.keys():
+        raise ValueError(f"call {at}: sizes of {', '.join(sizes) or 'nothing'}, expected {', '.join(bounds) or 'none'}")
+    for name, bound in bounds.items():
+        if not bound.low <= sizes[name] <= bound.high or (bound.sizes and sizes[name] not in bound.sizes):
+            raise ValueError(f"call {at}: {name} is {sizes[name]}, which {call.component}.{call.entry} does not take")
+    return entry
+
+
+def _generated(port: Port, shape: tuple[int, ...], seed: list[int], first: int) -> Array:
+    if port.counts:
+        return np.broadcast_to(np.arange(first, first + shape[-1], dtype=port.dtype), shape).copy()
+    random = np.random.default_rng(seed)
+    if port.dtype == "float32":
+        return random.standard_normal(shape, np.float32)
+    return random.integers(0, 256 if port.dtype == "uint8" else port.below or 2, shape, port.dtype)
+
+
+def sampled(values: Array) -> Array:
+    """At most SAMPLES values of an array, spread evenly over it in memory order."""
+    flat = np.ascontiguousarray(values).reshape(-1)
+    return flat[np.unique(np.linspace(0, flat.size - 1, SAMPLES).astype(np.int64))] if flat.size > SAMPLES else flat
+
+
+def content(plan: Calls, outputs: list[Mapping[str, Array]]) -> tuple[dict[str, Array], dict[str, str]]:
+    """Tensors and metadata of a file, from the whole outputs of every call."""
+    tensors = {f"{at}.{name}": sampled(values) for at, found in enumerate(outputs) for name, values in found.items()}
+    return tensors, {"calls": plan.model_dump_json()}
+
+
+def read(path: Path, components: tuple[Component, ...]) -> Vectors:
+    """Read and check a file against the interface that it is for; EdgewrightError says what is wrong with it."""
+    from safetensors import SafetensorError, safe_open
+
+    again = "build the artifact again"
+    try:
+        if (size := os.stat(path).st_size) > MAX_BYTES:
+            raise EdgewrightError(f"{path}: {size} bytes; entry vectors take {MAX_BYTES} at most; {again}")
+        with safe_open(path, framework="numpy") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            tensors: dict[str, Array] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        plan = Calls.model_validate(json.loads(metadata.get("calls", "null")))
+        outputs = []
+        for at, call in enumerate(plan.calls):
+            entry = _entry(at, call, components)
+            found = {port.name: tensors.pop(f"{at}.{port.name}") for port in entry.outputs}
+            for port in entry.outputs:
+                count = min(SAMPLES, math.prod(port.sized(call.sizes)))
+                values = found[port.name]
+                if values.shape != (count,) or values.dtype != np.dtype(port.dtype):
+                    raise ValueError(
+                        f"{at}.{port.name}: {values.dtype} {values.shape}, expected {port.dtype} [{count}]"
+                    )
+                if values.dtype.kind == "f" and not np.isfinite(values).all():
+                    raise ValueError(f"{at}.{port.name}: holds NaN or infinity")
+            outputs.append(found)
+        if tensors:
+            raise ValueError(f"unknown tensors {', '.join(sorted(tensors)[:3])}")
+    except (OSError, SafetensorError) as error:
+        raise EdgewrightError(f"{path}: cannot be read as safetensors ({error}); {again}") from error
+    except KeyError as error:
+        raise EdgewrightError(f"{path}: no tensor {error}; {again}") from error
+    except (ValueError, ValidationError, RecursionError) as error:
+        raise EdgewrightError(f"{path}: {error}; {again}") from error
+    return Vectors(plan, tuple(outputs))

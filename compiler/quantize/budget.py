@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from artifacts import EdgewrightError, Progress
-from compiler.models import decoder
-from compiler.models.decoder import DecoderSpec
+from compiler.models.base import Model
 from compiler.quantize.knapsack import Item, solve, solve_for_cost
 from compiler.quantize.rules import Assignment
 from compiler.slots import HALF, Scheme, Slot, Weights
@@ -60,10 +59,11 @@ def candidates(slots: Sequence[Slot], symmetric: bool) -> tuple[Scheme, ...]:
     )
 
 
-def units(spec: DecoderSpec, slots: Sequence[Slot]) -> list[list[Slot]]:
+def units(model: Model, slots: Sequence[Slot]) -> list[list[Slot]]:
     """Slots that get one assignment: fused projections together, every other matrix by itself."""
-    by_name = {s.name: s for s in slots if s.kind != "norm"}
-    fused = [[by_name.pop(n) for n in names if n in by_name] for names in decoder.fused_projections(spec)]
+    by_name = {s.name: s for s in slots if not s.is_vector}
+    together = [names for component in model.components for names in component.fused]
+    fused = [[by_name.pop(n) for n in names if n in by_name] for names in together]
     return [[slot] for slot in by_name.values()] + [members for members in fused if members]
 
 
@@ -89,7 +89,7 @@ def round_rows(rows: NDArray[np.float32], scheme: Scheme) -> NDArray[np.float32]
 
 
 def sensitivities(
-    spec: DecoderSpec,
+    model: Model,
     slots: Sequence[Slot],
     table: Weights,
     tokens: NDArray[np.int32],
@@ -107,15 +107,15 @@ def sensitivities(
     """
     import torch
 
-    groups = units(spec, slots)
+    groups = units(model, slots)
     with torch.no_grad():
-        expected = _states(spec, table, tokens)
+        expected = _states(model, table, tokens)
         items = []
         for at, members in enumerate(groups):
             names = tuple(s.name for s in members)
             probe = Scheme(_PROBE.bits, min(_PROBE.group, math.gcd(*(s.columns for s in members))), symmetric)
             rounded = _Rounded(table, names, probe)
-            measured = _mean_divergence(spec, (table, expected), (rounded, _states(spec, rounded, tokens)))
+            measured = _mean_divergence(model, (table, expected), (rounded, _states(model, rounded, tokens)))
             schemes = tuple(s for s in candidates(members, symmetric) if allowed(members, s))
             if not schemes:
                 raise EdgewrightError(f"quantize.budget: no bits and group of {names[0]!r} suit every target")
@@ -128,25 +128,27 @@ def sensitivities(
     return items
 
 
-def _states(spec: DecoderSpec, table: Weights, tokens: NDArray[np.int32]) -> Tensor:
+def _states(model: Model, table: Weights, tokens: NDArray[np.int32]) -> Tensor:
     """Normalized last states, [sequences, length, hidden]."""
     import torch
 
     from compiler import dialect
+    from compiler.golden import last_states
 
     positions = torch.arange(tokens.shape[1]).expand(tokens.shape)
+    decoder = model.at(tokens.shape[1]).component("decoder")
     with dialect.weights(table):
-        caches = decoder.empty_caches(spec, tokens.shape[1], len(tokens))
-        out: Tensor = decoder.build(spec, {}, "hidden")(torch.from_numpy(tokens).long(), positions, caches)[0]
-    return out
+        return last_states(decoder, {}, torch.from_numpy(tokens).long(), positions)
 
 
-def _mean_divergence(spec: DecoderSpec, original: tuple[Weights, Tensor], found: tuple[Weights, Tensor]) -> float:
+def _mean_divergence(model: Model, original: tuple[Weights, Tensor], found: tuple[Weights, Tensor]) -> float:
     """Of two tables with their last states; logits exist for a few positions at a time."""
     from compiler import dialect
     from compiler.quantize.metrics import divergence
 
-    head = [[decoder.head_slot(spec)], [spec.vocab], spec.hidden, 16, 0, True]
+    decoder = model.component("decoder")
+    slot = next(slot for slot in decoder.slots if slot.name == decoder.head)
+    head = [[slot.name], [slot.rows], slot.columns, 16, 0, True]
     total = 0.0
     parts = [states.flatten(0, 1).split(_HEAD_POSITIONS) for _, states in (original, found)]
     for expected, other in zip(*parts, strict=True):
@@ -170,8 +172,7 @@ def _noise(table: Weights, members: Sequence[Slot], scheme: Scheme) -> float:
 def choose(
     budget: Budget,
     assignment: Assignment,
-    spec: DecoderSpec,
-    slots: Sequence[Slot],
+    model: Model,
     table: Weights,
     tokens: NDArray[np.int32],
     allowed: Callable[[Sequence[Slot], Scheme], bool],
@@ -183,6 +184,7 @@ def choose(
     A size counts all weights as the packed checkpoint stores them. The increase in perplexity that a divergence of d
     nats can bring is exp(d) - 1. Raises EdgewrightError when the budget is out of reach.
     """
+    slots = model.slots
     free = [s for s in slots if s.name in assignment.rules]
     kept = sum(s.rows * s.columns * 2 for s in slots if s.name not in assignment.rules)
     if not free:
@@ -191,9 +193,9 @@ def choose(
     if len(symmetric) > 1:
         raise EdgewrightError("quantize.budget: rules that are symmetric and rules that are not cannot share a budget")
     methods = {name: rule.method for name, rule in assignment.rules.items()}
-    items = sensitivities(spec, free, table, tokens, symmetric.pop(), progress, methods, allowed)
+    items = sensitivities(model, free, table, tokens, symmetric.pop(), progress, methods, allowed)
     if budget.size is not None:
-        choice = solve(items, budget.size - kept)
+        choice = solve(items, budget.size, kept)
     else:
         assert budget.max_perplexity_increase is not None
         choice = solve_for_cost(items, math.log1p(budget.max_perplexity_increase))
@@ -246,6 +248,6 @@ def write_rules(folder: Path, rules: Sequence[Rule], chosen: Chosen) -> None:
 
 def bits_per_weight(slots: Sequence[Slot], schemes: Mapping[str, Scheme], scale_bytes: int = 2) -> float:
     """Stored bits for each weight of the matrices; scales count as fp16 unless told otherwise."""
-    matrices = [s for s in slots if s.kind != "norm"]
+    matrices = [s for s in slots if not s.is_vector]
     size = sum(schemes.get(s.name, HALF).packed_bytes(s.rows, s.columns, scale_bytes) for s in matrices)
     return 8 * size / sum(s.rows * s.columns for s in matrices)

@@ -43,13 +43,17 @@ class Choice:
         return 0.0 if self.cost <= self.bound else (self.cost - self.bound) / max(self.bound, 1e-30)
 
 
-def solve(items: Sequence[Item], limit: int) -> Choice:
-    """The choice of least cost in at most `limit` bytes. Raises EdgewrightError when nothing fits."""
-    smallest = sum(min(item.bytes) for item in items)
+def solve(items: Sequence[Item], limit: int, kept: int = 0) -> Choice:
+    """The choice of least cost that takes at most `limit` bytes together with `kept` ones that nothing is chosen for.
+
+    Raises EdgewrightError when nothing fits.
+    """
+    smallest = sum(min(item.bytes) for item in items) + kept
     if smallest > limit:
         raise EdgewrightError(
             f"quantize.budget.size: {limit} bytes are too few; the smallest choice takes {smallest} bytes"
         )
+    limit -= kept
     picked = _exact_in_bins(items, limit)
     size = sum(item.bytes[at] for item, at in zip(items, picked, strict=True))
     cost = sum(item.cost[at] for item, at in zip(items, picked, strict=True))

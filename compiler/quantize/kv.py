@@ -7,18 +7,15 @@ is what is looked at, so keys are the rotated ones that runtimes store.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.models import decoder
-from compiler.models.decoder import DecoderSpec
-from compiler.quantize.calibration import calibration_tokens
+from compiler.models.base import Component, Entry
 from compiler.slots import Schemes, Weights
-from recipes.schema import Calibration
 
 Float32 = NDArray[np.float32]
 Granularity = Literal["channel", "tensor"]
@@ -42,25 +39,27 @@ class CacheScales:
 
 
 def measure(
-    spec: DecoderSpec, schemes: Schemes, weights: Weights, checkpoint: Path, granularity: Granularity
+    component: Component,
+    entry: Entry,
+    schemes: Schemes,
+    weights: Weights,
+    inputs: Mapping[str, NDArray[Any]],
+    granularity: Granularity,
 ) -> list[CacheScales]:
-    """Run the quantized model over calibration text, or over random tokens where the checkpoint has no tokenizer."""
+    """Run an entry over `inputs` from empty caches; scales of each pair of states that it wrote.
+
+    The component's states are keys and values [batch, kv_heads, max_tokens, head_dim] of one attention after another.
+    """
     import torch
 
     from compiler import dialect
 
-    count = min(TOKENS, spec.max_positions)
-    if (checkpoint / "tokenizer.json").is_file():
-        ids = calibration_tokens(Calibration(tokens=count), None, checkpoint, spec)
-    else:
-        ids = np.random.default_rng(0).integers(0, spec.vocab, (1, count), np.int32)
-    ids = ids.reshape(1, -1)
-    positions = torch.arange(ids.shape[1])[None]
+    empty = [torch.zeros(state.sized({})) for state in component.states]
     with torch.no_grad(), dialect.weights(weights):
-        model = decoder.build(spec, schemes, "hidden")
-        caches = model(torch.from_numpy(ids).long(), positions, decoder.empty_caches(spec, ids.shape[1]))[1]
+        given = [torch.from_numpy(inputs[port.name]) for port in entry.inputs]
+        caches = component.module(entry, schemes)(*given, *empty)[len(entry.outputs) :]
     found = []
-    for key, value in caches:
+    for key, value in zip(caches[0::2], caches[1::2], strict=True):
         keys, values = key.numpy()[0], value.numpy()[0]
         first, second = np.split(keys, 2, -1)
         # the rotation turns each pair of channels: how far it can reach at other positions is its length

@@ -28,39 +28,39 @@ _STEP_ALIGN = 64
 class PackedWeights:
     """A quantized checkpoint folder: the packed bytes of every slot, and float rows dequantized from them."""
 
-    def __init__(self, path: Path, slots: list[Slot] | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.config = read_config(path)
         self.tensors = TensorFiles([path / "model.safetensors"])
-        self._tensor_of = {s.name: s.tensor.removesuffix(".weight") for s in slots or []}
         self.schemes: Schemes = read_schemes(self.config)
 
-    def _base(self, name: str) -> str:
-        return self._tensor_of.get(name, name)
+    def _float(self, name: str) -> str:
+        """The tensor of a slot's float values: a bias goes by its own name, see `Slot.key`."""
+        return name if name in self.tensors else f"{name}.weight"
 
     def scheme(self, name: str) -> Scheme:
-        return self.schemes.get(self._base(name), HALF)
+        return self.schemes.get(name, HALF)
 
     def half_dtype(self, name: str) -> str:
         """How a 16-bit slot or a norm is stored: F32, F16 or BF16."""
-        return self.tensors.info(self._base(name) + ".weight").dtype
+        return self.tensors.info(self._float(name)).dtype
 
     def shape(self, name: str) -> tuple[int, ...]:
         """[rows, columns] of a matrix slot, [columns] of a norm."""
         if self.scheme(name).bits == 16:
-            return self.tensors.info(self._base(name) + ".weight").shape
-        shape = self.tensors.raw(self._base(name) + ".weight_shape").view(np.int64)
+            return self.tensors.info(self._float(name)).shape
+        shape = self.tensors.raw(name + ".weight_shape").view(np.int64)
         return tuple(int(v) for v in shape)
 
     def packed(self, name: str, start: int = 0, stop: int | None = None) -> Bytes:
         """Packed bytes of rows, uint8 [rows, columns * bits / 8]."""
-        tensor = self._base(name) + ".weight_packed"
+        tensor = name + ".weight_packed"
         words = self.tensors.info(tensor).shape[1]
         return self.tensors.raw(tensor, start, stop).reshape(-1, words * 4)
 
     def scales(self, name: str, start: int = 0, stop: int | None = None) -> Float32:
         """Scales of rows, float32 [rows, groups]."""
-        tensor = self._base(name) + ".weight_scale"
+        tensor = name + ".weight_scale"
         info = self.tensors.info(tensor)
         return to_float32(self.tensors.raw(tensor, start, stop), info.dtype).reshape(-1, info.shape[1])
 
@@ -69,7 +69,7 @@ class PackedWeights:
         scheme = self.scheme(name)
         if scheme.symmetric:
             return None
-        tensor = self._base(name) + ".weight_zero_point"
+        tensor = name + ".weight_zero_point"
         per_word = 32 // scheme.bits
         stop = self.shape(name)[0] if stop is None else stop
         first = start // per_word
@@ -81,7 +81,7 @@ class PackedWeights:
         """Float rows of a slot (16 bits: the stored values)."""
         scheme = self.scheme(name)
         if scheme.bits == 16:
-            tensor = self._base(name) + ".weight"
+            tensor = self._float(name)
             info = self.tensors.info(tensor)
             return to_float32(self.tensors.raw(tensor, start, stop), info.dtype).reshape(-1, *info.shape[1:])
         codes = unpack(self.packed(name, start, stop), scheme.bits)
@@ -126,9 +126,9 @@ class PackedWriter:
         for slot in self._slots.values():
             scheme = self._schemes.get(slot.name, HALF)
             if scheme.bits == 16:
-                shape = (slot.columns,) if slot.kind == "norm" else (slot.rows, slot.columns)
+                shape = (slot.columns,) if slot.is_vector else (slot.rows, slot.columns)
                 dtype = half_dtypes[slot.name]
-                (words if dtype == "F32" else halves).append((slot.name + ".weight", dtype, shape))
+                (words if dtype == "F32" else halves).append((slot.key, dtype, shape))
                 continue
             groups = scheme.groups(slot.columns)
             wide.append((slot.name + ".weight_shape", "I64", (2,)))
@@ -162,16 +162,15 @@ class PackedWriter:
             self._put(name + ".weight_zero_point", start * bits // 32, pack_zeros(codes.zeros, bits))
 
     def write_half(self, name: str, start: int, values: Float32) -> None:
-        """Write float rows of a 16-bit slot or a norm, rounded to the dtype it is stored in.
+        """Write float rows of a 16-bit slot or a vector, rounded to the dtype it is stored in.
 
         Raises CheckpointError for values that fp16 does not reach.
         """
-        rounded = from_float32(values, self._header[name + ".weight"]["dtype"])
+        key = self._slots[name].key
+        rounded = from_float32(values, self._header[key]["dtype"])
         if rounded.dtype == np.float16 and np.isinf(rounded).any():
-            raise CheckpointError(
-                f"{name}.weight holds values beyond {LARGEST_SCALE:g}, which fp16 does not; give it bits: 8"
-            )
-        self._put(name + ".weight", start, rounded)
+            raise CheckpointError(f"{key} holds values beyond {LARGEST_SCALE:g}, which fp16 does not; give it bits: 8")
+        self._put(key, start, rounded)
 
     def close(self, config: Mapping[str, Any]) -> None:
         """Flush the weights and write config.json with its quantization_config."""

@@ -31,7 +31,7 @@ def assign(rules: Sequence[Rule], slots: Sequence[Slot]) -> Assignment:
     Raises EdgewrightError when a rule matches no tensor, or only tensors that earlier rules take, when a tensor is
     matched by none, or when a group does not divide a tensor's columns: each with the tensor or rule by name.
     """
-    matrices = [s for s in slots if s.kind != "norm"]
+    matrices = [s for s in slots if not s.is_vector]
     chosen: dict[str, Rule] = {}
     for at, rule in enumerate(rules):
         matched = [s.name for s in matrices if fnmatchcase(s.name, rule.match)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts import Progress
 from compiler.checkpoint import Checkpoint
-from compiler.models.decoder import DecoderSpec
-from compiler.quantize.calibration import calibration_tokens
+from compiler.models.base import Model
 from compiler.quantize.evidence import LayerEvidence, QuantizationEvidence, TensorEvidence
 from compiler.quantize.interface import Treatment
 from compiler.quantize.methods import keep, load_method
 from compiler.quantize.packed import PackedWriter
 from compiler.quantize.rules import Assignment, options_of
 from compiler.quantize.stream import half_dtype, quantize_checkpoint
-from compiler.slots import HALF, Slot
+from compiler.slots import HALF, Slot, Weights
 from compiler.tensors import row_blocks
 from recipes.schema import Calibration, Rule
 
 if TYPE_CHECKING:
     from compiler.quantize.calibrated.files import SegmentFile
+    from compiler.quantize.calibrated.task import Samples
 
 
 _THREADS = 2  # what cheap machines of continuous integration have
@@ -36,21 +36,20 @@ def calibrates(assignment: Assignment) -> bool:
 
 def run(
     checkpoint: Checkpoint,
-    spec: DecoderSpec,
-    slots: list[Slot],
+    model: Model,
     assignment: Assignment,
     calibration: Calibration,
-    text: Path | None,
+    samples: Callable[[Weights], Iterator[Samples]] | None,
     folder: Path,
     work: Path,
-    config: Mapping[str, Any],
     progress: Progress,
 ) -> QuantizationEvidence:
     """Write the packed checkpoint into an empty folder, each slot by its rule's method; what was lost, per tensor.
 
-    text: the calibration file (None: built in). work: a folder for finished segments, from which a killed run goes on;
-    the caller deletes it when the result is safe.
+    samples: from the unquantized weights, what every component is calibrated on; None where no method looks. work: a
+    folder for finished segments, from which a killed run goes on; the caller deletes it when the result is safe.
     """
+    slots, config = model.slots, model.config
     keep.check(checkpoint, slots, assignment)
     treatments = _treatments(assignment)
     if not calibrates(assignment):
@@ -62,31 +61,38 @@ def run(
             [TensorEvidence.of(s, schemes[s.name], method(s.name), *loss[s.name]) for s in lost], []
         )
 
-    from compiler.quantize.calibrated import text as text_decoder
     from compiler.quantize.calibrated.run import run as run_calibrated
+    from compiler.quantize.calibrated.task import Task
 
-    tokens = calibration_tokens(calibration, text, checkpoint.path, spec)
-    work.mkdir(parents=True, exist_ok=True)
+    assert samples is not None
     half_dtypes = {s.name: half_dtype(checkpoint, s) for s in slots}
-    table = _Table(checkpoint, slots)
-    of_name = {s.name: s for s in slots}
-    task = text_decoder.task(spec, of_name, table, half_dtypes, treatments, tokens)
+    table = OriginalWeights(checkpoint, slots)
+    files = []
     with _fixed_threads():
-        files = run_calibrated(task, work, progress)
+        for found in samples(table):
+            part = {slot.name: slot for slot in found.component.slots}
+            treated = {name: treatment for name, treatment in treatments.items() if name in part}
+            place = work / found.component.name
+            place.mkdir(parents=True, exist_ok=True)
+            cuts = found.component.cuts
+            task = Task(found.module, found.inputs, cuts, part, table, half_dtypes, treated, found.weightings)
+            files += run_calibrated(task, place, progress)
     writer = PackedWriter(folder, slots, assignment.schemes, half_dtypes)
-    tensors, layers = _assemble(files, writer, checkpoint, slots, assignment, progress)
+    tensors, layers = _assemble(files, writer, checkpoint, table, slots, assignment, progress)
     writer.close(config)
     return QuantizationEvidence.of(tensors, layers, calibration.model_dump_json())
 
 
-class _Table:
-    """The unquantized checkpoint by slot name."""
+class OriginalWeights:
+    """The unquantized checkpoint as a table of weights by slot name."""
 
     def __init__(self, checkpoint: Checkpoint, slots: list[Slot]) -> None:
-        self._checkpoint, self._tensors = checkpoint, {s.name: s.tensor for s in slots}
+        self._checkpoint, self._slots = checkpoint, {s.name: s for s in slots}
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> Any:
-        return self._checkpoint.rows(self._tensors[name], start, stop)
+        slot = self._slots[name]
+        rows = self._checkpoint.rows(slot.tensor, start, stop)
+        return rows if slot.is_vector else rows.reshape(len(rows), slot.columns)
 
 
 @contextmanager
@@ -130,6 +136,7 @@ def _assemble(
     files: list[SegmentFile],
     writer: PackedWriter,
     checkpoint: Checkpoint,
+    table: OriginalWeights,
     slots: list[Slot],
     assignment: Assignment,
     progress: Progress,
@@ -157,6 +164,5 @@ def _assemble(
             if assignment.schemes.get(slot.name, HALF).bits != 16:
                 writer.write(slot.name, start, checkpoint.compressed.codes(slot.tensor, start, stop))
                 continue
-            rows = checkpoint.rows(slot.tensor) if slot.kind == "norm" else checkpoint.rows(slot.tensor, start, stop)
-            writer.write_half(slot.name, start, rows)
+            writer.write_half(slot.name, start, table.rows(slot.name, *(() if slot.is_vector else (start, stop))))
     return tensors, layers

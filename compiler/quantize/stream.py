@@ -90,9 +90,9 @@ def _at_work(
 
 
 def half_dtype(checkpoint: Checkpoint, slot: Slot) -> str:
-    """How a slot left in half precision is stored: as it was; float32 norms stay, wider matrices become F16."""
+    """How a slot left in half precision is stored: as it was; float32 vectors stay, wider matrices become F16."""
     dtype = checkpoint.dtype(slot.tensor)
-    return dtype if dtype != "F32" or slot.kind == "norm" else "F16"
+    return dtype if dtype != "F32" or slot.is_vector else "F16"
 
 
 def quantize_rows(
@@ -104,20 +104,20 @@ def quantize_rows(
     rounders: Mapping[str, Rounder],
     writer: PackedWriter,
 ) -> tuple[float, float] | None:
-    """Quantize rows `start:stop` of one slot and write them (a norm or 16-bit slot: copy).
+    """Quantize rows `start:stop` of one slot and write them (a vector or 16-bit slot: copy).
 
     Returns the sums of squares of quantized rows and of their error.
     """
     import torch
 
     scheme = schemes.get(slot.name, HALF)
-    if slot.kind == "norm":
+    if slot.is_vector:
         writer.write_half(slot.name, 0, checkpoint.rows(slot.tensor))
         return None
     if scheme.bits != 16 and slot.name not in rounders:
         writer.write(slot.name, start, checkpoint.compressed.codes(slot.tensor, start, stop))
         return None
-    rows = checkpoint.rows(slot.tensor, start, stop)
+    rows = checkpoint.rows(slot.tensor, start, stop).reshape(stop - start, slot.columns)
     if scheme.bits == 16:
         writer.write_half(slot.name, start, rows)
         return None

@@ -26,3 +26,8 @@ def load_target(name: str) -> Target:
     """Import a target by the name it has in recipes."""
     target: Target = importlib.import_module(f"{__name__}.{name}").TARGET
     return target
+
+
+def calibrates(options: BaseModel) -> bool:
+    """Whether a target looks at calibration data of its own, beside the methods: its options then say `calibrated`."""
+    return bool(getattr(options, "calibrated", False))

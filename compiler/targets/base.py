@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
 from artifacts import Progress
-from compiler.models.decoder import DecoderSpec
+from artifacts.formats import interface
+from compiler.models.base import Model
 from compiler.quantize.packed import PackedWeights
-from compiler.slots import Schemes, Slot
+from compiler.slots import Schemes
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -26,61 +31,90 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Job:
-    """What a target is asked to lower: a decoder's geometry, its quantized weights, and where they came from.
-
-    tokenizer: the folder whose tokenizer and generation files travel with the artifact.
-    """
+    """What a target is asked about: a model, the schemes of its slots, and the target's own options."""
 
     name: str
-    spec: DecoderSpec
-    slots: list[Slot]
+    model: Model
     schemes: Schemes
-    max_tokens: int
-    weights: PackedWeights
-    tokenizer: Path
     options: Any
 
 
 def bare(job: Job) -> Job:
     """The job without its weights: neither they nor what reads them travel between processes."""
-    nothing: Any = None
-    return replace(job, weights=nothing)
+    return Job(job.name, job.model, job.schemes, job.options)
+
+
+@dataclass(frozen=True)
+class BuildJob(Job):
+    """A job to carry out. source: the checkpoint folder whose tokenizer and generation files travel along.
+
+    calibration: token ids int32 [sequences, length] of the recipe's `quantize.calibration`; None where it has none.
+    """
+
+    weights: PackedWeights
+    source: Path
+    calibration: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes, from the geometry alone, for a prompt that fills the context.
+    """Bytes of one component, from its geometry alone, at the largest sizes of its entries.
 
-    app_bytes: what an app ships of the files, on each platform that runs them. copied_bytes: of the weights, what the
-    runtime holds in anonymous memory; the others stay mapped from their file.
+    app_bytes: what an app ships of the files, on each platform that runs them. state_bytes: what a session keeps
+    between calls. copied_bytes: of the weights, what the runtime holds in anonymous memory; the others stay mapped from
+    their file. activation_bytes: values alive at once in the widest place of the largest call that this target makes
+    (`Component.live`), in the width it computes in.
     """
 
+    component: str
     file_bytes: int
     weight_bytes: int
-    kv_bytes: int
+    state_bytes: int
     activation_bytes: int
-    app_bytes: dict[str, int]
+    app_bytes: Mapping[str, int]
     copied_bytes: int = 0
 
 
-class Target(Protocol):
-    """One runtime. `build` writes the payload into an empty folder and returns what the runtime's runner needs.
+@dataclass(frozen=True)
+class Built:
+    """What a target says of the package it wrote.
 
-    A target whose programs a converter makes may also have `traces(job)`, an iterator over (function, inputs, values by
-    name), so that a failed parity can be traced to an operation.
-
-    tolerances: limits of the artifact's own runtime test, which travel with its golden vectors.
+    runtime: what its session needs, by the target's model in `artifacts/formats/`. narrowed: dimensions of which the
+    package takes less than the model's entry does, by component, entry and dimension.
     """
 
+    runtime: Mapping[str, JsonValue]
+    narrowed: Mapping[tuple[str, str, str], interface.Dimension] = field(default_factory=dict)
+
+
+class Target(Protocol):
+    """One runtime. Knows entries, ports and slots, never a family.
+
+    tools: packages that lower for it and run what it makes, for the record of versions. tolerances: limits of the
+    artifact's own runtime test, which travel with its golden vectors. entry_tolerances: of
+    an output's largest error relative to its largest value, in the most precise mode and as shipped.
+    """
+
+    tools: tuple[str, ...]
     tolerances: Mapping[str, float]
+    entry_tolerances: tuple[float, float]
 
-    def refusals(self, spec: DecoderSpec, slots: list[Slot], schemes: Schemes, options: Any) -> list[str]: ...
+    def refusals(self, job: Job) -> list[str]:
+        """Why the target cannot build the job, a sentence for each reason that names the tensor or key. Imports no
+        framework."""
 
-    def estimate(
-        self, spec: DecoderSpec, slots: list[Slot], schemes: Schemes, max_tokens: int, options: Any
-    ) -> Estimate: ...
+    def estimate(self, job: Job) -> list[Estimate]:
+        """For each component. Imports no framework."""
 
-    def build(self, job: Job, folder: Path, progress: Progress) -> dict[str, Any]: ...
+    def check(self, job: Job) -> None:
+        """Capture every entry. Raises EdgewrightError naming each op that has no lowering; no weight is read."""
+
+    def build(self, job: BuildJob, folder: Path, progress: Progress) -> Built:
+        """Write the payload into an empty folder."""
+
+    def traces(self, job: BuildJob) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+        """(function, inputs, every value by name) of short calls, where a converter's programs are compared op by op
+        after a failed parity; nothing where there is no such program."""
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

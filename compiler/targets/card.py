@@ -8,34 +8,55 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from artifacts import MANIFEST, read_manifest
+from artifacts.formats.vectors import VECTORS
 from compiler.licence import licence_of
 from compiler.slots import HALF
-from compiler.targets.base import Job
+from compiler.targets.base import BuildJob
 
 README = "README.md"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+@dataclass(frozen=True)
+class About:
+    """What kind of model a card is of. task: the Hub's `pipeline_tag`, "" without one; purpose: ends its sentence;
+    vectors: the file of what it has to answer."""
+
+    what: str = "The components"
+    task: str = ""
+    purpose: str = ""
+    vectors: str = VECTORS
+
+
+_ANY = About()
+
+
 def write_card(
-    job: Job, folder: Path, *, runtime: str, library: str, tags: Sequence[str], sections: Sequence[str]
+    job: BuildJob,
+    folder: Path,
+    *,
+    runtime: str,
+    library: str,
+    tags: Sequence[str],
+    sections: Sequence[str],
+    about: About = _ANY,
 ) -> None:
     """Write README.md, last of a package's files, since it lists them with their sizes.
 
     runtime: its name in the title; library: the Hub's `library_name`; sections: Markdown, in order.
     """
     base, revision = _origin(job)
-    licence = licence_of(job.tokenizer)
-    bits = sorted({job.schemes.get(s.name, HALF).bits for s in job.slots if s.kind != "norm"} - {16})
-    metadata: dict[str, object] = {
-        "license": licence or "unknown",
-        "library_name": library,
-        "pipeline_tag": "text-generation",
-    }
+    licence = licence_of(job.source)
+    bits = sorted({job.schemes.get(s.name, HALF).bits for s in job.model.slots if not s.is_vector} - {16})
+    metadata: dict[str, object] = {"license": licence or "unknown", "library_name": library}
+    if about.task:
+        metadata["pipeline_tag"] = about.task
     if base is not None:
         metadata |= {"base_model": base, "base_model_relation": "quantized"}
     metadata["tags"] = [*tags, "edgewright", *(f"{b}-bit" for b in bits)]
@@ -44,42 +65,27 @@ def write_card(
     sizes = " and ".join(f"{b}-bit" for b in bits) or "16-bit"
     parts = [
         f"---\n{header}---\n\n# {job.name}, {runtime}",
-        f"The text decoder of {origin}, {sizes} weights, written by Edgewright for {job.max_tokens:,} tokens of "
-        "context, prompt and answer together.",
+        f"{about.what} of {origin}, {sizes} weights, written by Edgewright{about.purpose}.",
     ]
     if licence is None:
         parts.append("The checkpoint states no licence that could be read; set `license` before publishing.")
-    (folder / README).write_text("\n\n".join([*parts, _files(folder), *sections]) + "\n", encoding="utf-8")
-
-
-def tokens_section(job: Job) -> str:
-    """What an app must know of tokens, whichever runtime it uses."""
-    spec = job.spec
-    begin = "Every text begins with token " + str(spec.bos) if spec.bos is not None else "Texts begin without a token"
-    end = ", ".join(map(str, spec.eos)) or "none"
-    files = (
-        "`tokenizer.json` is the checkpoint's own"
-        if (job.tokenizer / "tokenizer.json").is_file()
-        else ("**The checkpoint had no `tokenizer.json`, so there is none here**: bring the one it was trained with")
-    )
-    return (
-        f"## Tokens\n\n{files}. {begin}, as the checkpoint's configuration has it; tokens that end an answer: {end}. "
-        f"The vocabulary has {spec.vocab:,} entries."
+    (folder / README).write_text(
+        "\n\n".join([*parts, _files(folder, about.vectors), *sections]) + "\n", encoding="utf-8"
     )
 
 
-def _files(folder: Path) -> str:
+def _files(folder: Path, vectors: str) -> str:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != README)
     rows = [f"| `{path.relative_to(folder).as_posix()}` | {path.stat().st_size:,} |" for path in files]
     return (
         "## Files\n\n| file | bytes |\n|---|---:|\n" + "\n".join(rows) + "\n\n"
         f"Beside them, and of no use to an app: `{MANIFEST}` (every file's digest, how it was made, what was found "
-        "when it was validated), `golden.safetensors` (what the package has to answer) and `quantization.json` (what "
-        "each tensor lost). `edgewright validate` on this folder runs it here and compares every answer."
+        f"when it was validated), `{vectors}` (what the package has to answer) and `quantization.json` (what each "
+        "tensor lost). `edgewright validate` on this folder runs it here and compares every answer."
     )
 
 
-def _origin(job: Job) -> tuple[str | None, str | None]:
+def _origin(job: BuildJob) -> tuple[str | None, str | None]:
     """Hub id and commit of the checkpoint, from the manifest of the packed weights; None for a local folder."""
     if not (job.weights.path / MANIFEST).is_file():
         return None, None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from artifacts import Check, Figure
+from artifacts.formats.interface import Component, Dimension, Driver, Entry, Port
 from artifacts.manifest import (
     CheckpointEntry,
     ManifestDraft,
@@ -17,6 +19,21 @@ from artifacts.manifest import (
     write_manifest,
 )
 
+IDS = Port(name="input_ids", dtype="int64", shape=(1, "tokens"), below=32)
+LOGITS = Port(name="logits", dtype="float32", shape=(1, 1, 32))
+DECODER = Component(
+    name="decoder",
+    entries=(
+        Entry(name="prefill", inputs=(IDS,), outputs=(LOGITS,), dimensions={"tokens": Dimension(low=1, high=64)}),
+        Entry(
+            name="chunk",
+            inputs=(IDS,),
+            outputs=(LOGITS,),
+            dimensions={"tokens": Dimension(low=8, high=64, sizes=(8, 64))},
+        ),
+    ),
+    states=(Port(name="cache", dtype="float32", shape=(1, 2, 64, 8)),),
+)
 DRAFT = ManifestDraft(
     created_by={"edgewright": "0.1.0", "onnx": "1.23.2"},
     recipe=RecipeEntry(name="quickstart", digest="1" * 64),
@@ -26,6 +43,8 @@ DRAFT = ManifestDraft(
     quantization=(
         QuantizationGroup(bits=4, group=32, symmetric=True, method="rtn", tensors=3, parameters=96, bytes=60),
     ),
+    components=(DECODER,),
+    driver=Driver(name="text", constants={"max_tokens": 64, "eos": [2]}),
     runtime={"model": "model.onnx", "max_tokens": 1024},
     figures=(Figure(name="size", value=20, unit="bytes", obtained="measured"),),
     weights_digest="2" * 64,
@@ -62,6 +81,15 @@ def fill(folder: Path) -> None:
     (folder / "weights").mkdir()
     (folder / "weights" / "model.onnx.data").write_bytes(bytes(range(256)) * 16)
     write_manifest(folder, DRAFT)
+
+
+def of_schema_1(folder: Path) -> None:
+    """Make an artifact one of an Edgewright whose manifests had schema version 1."""
+    path = folder / "edgewright.json"
+    content = json.loads(path.read_text())
+    for name in ("components", "driver"):
+        del content[name]
+    path.write_text(json.dumps(content | {"schema_version": 1}))
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from artifacts import EdgewrightError, read_manifest, require_intact, verify, write_manifest
-from artifacts.manifest import checked_path, payload_file, sha256_file
-from tests.artifacts.conftest import DRAFT, record
+from artifacts.manifest import OutdatedManifest, checked_path, payload_file, sha256_file
+from tests.artifacts.conftest import DRAFT, of_schema_1, record
 
 
 def edit(artifact: Path, **changes: Any) -> None:
@@ -37,6 +37,7 @@ def test_lists_every_file_with_its_size_and_sha256(artifact: Path) -> None:
     }
     assert manifest.total_bytes == 4101
     assert manifest.quantization == DRAFT.quantization and manifest.runtime == DRAFT.runtime
+    assert manifest.components == DRAFT.components and manifest.driver == DRAFT.driver
     assert verify(artifact) == [] and require_intact(artifact) == manifest
 
 
@@ -152,8 +153,49 @@ def test_no_bytes_crash_the_reader(tmp_path_factory: pytest.TempPathFactory, con
 
 
 def test_a_newer_schema_asks_for_an_upgrade(artifact: Path) -> None:
-    edit(artifact, schema_version=2, from_the_future=True)
-    with pytest.raises(EdgewrightError, match=r"schema version 2 is newer .*upgrade"):
+    edit(artifact, schema_version=3, from_the_future=True)
+    with pytest.raises(EdgewrightError, match=r"schema version 3 is newer .*upgrade"):
+        read_manifest(artifact)
+
+
+def test_an_older_schema_is_refused_and_says_what_it_lacks(artifact: Path) -> None:
+    of_schema_1(artifact)
+    with pytest.raises(OutdatedManifest, match=r"edgewright\.json: schema version 1 is of an older .*build") as caught:
+        read_manifest(artifact)
+    assert caught.value.listed == {"model.onnx", "weights/model.onnx.data"} and caught.value.exit_code == 2
+    with pytest.raises(OutdatedManifest):
+        verify(artifact)
+
+
+@pytest.mark.parametrize("files", [None, 3, {"path": "a"}, [{"path": 5}, "a", {"size": 1}, {"path": "kept"}]])
+def test_an_older_manifest_of_any_content_lists_what_it_can(artifact: Path, files: Any) -> None:
+    edit(artifact, schema_version=1, files=files)
+    with pytest.raises(OutdatedManifest) as caught:
+        read_manifest(artifact)
+    assert caught.value.listed == ({"kept"} if isinstance(files, list) else frozenset())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"components": [{"name": "a b", "entries": []}]}, r"components\.0\.name"),
+        ({"components": [{"name": "a", "entries": [], "heads": 4}]}, r"components\.0\.heads"),
+        ({"components": [{"name": "a"}]}, r"components\.0\.entries"),
+        (
+            {"components": [{"name": "a", "entries": [], "states": [{"name": "s", "dtype": "float16", "shape": [1]}]}]},
+            r"components\.0\.states\.0\.dtype",
+        ),
+        (
+            {"components": [{"name": "a", "entries": [], "states": [{"name": "s", "dtype": "int32", "shape": [0]}]}]},
+            r"components\.0\.states\.0\.shape",
+        ),
+        ({"driver": {"name": "../text"}}, r"driver\.name"),
+        ({"driver": "text"}, "driver"),
+    ],
+)
+def test_an_interface_that_is_none_is_named(artifact: Path, change: dict[str, Any], message: str) -> None:
+    edit(artifact, **change)
+    with pytest.raises(EdgewrightError, match=rf"edgewright\.json: .*{message}.*build the artifact again"):
         read_manifest(artifact)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from artifacts import EdgewrightError, read_manifest, record_validation, staged, verify, write_manifest
-from tests.artifacts.conftest import DRAFT, fill, record
+from tests.artifacts.conftest import DRAFT, fill, of_schema_1, record
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,6 +38,21 @@ def test_a_new_artifact_replaces_the_earlier_one_completely(artifact: Path) -> N
         (partial / "model.onnx").write_bytes(b"new graph")
         write_manifest(partial, DRAFT)
         assert (artifact / "model.onnx").read_bytes() == b"graph"
+    assert (artifact / "model.onnx").read_bytes() == b"new graph" and verify(artifact) == []
+    assert listing(artifact.parent) == ["onnx"]
+
+
+def test_an_artifact_of_an_older_schema_is_replaced_and_its_owners_files_are_not(artifact: Path) -> None:
+    of_schema_1(artifact)
+    (artifact / "notes.txt").write_text("mine")
+    with pytest.raises(EdgewrightError, match=r"not part of the artifact \(notes.txt\)"), staged(artifact):
+        raise AssertionError("never reached")
+    assert (artifact / "notes.txt").read_text() == "mine"
+    (artifact / "notes.txt").unlink()
+    with staged(artifact) as partial:
+        fill(partial)
+        (partial / "model.onnx").write_bytes(b"new graph")
+        write_manifest(partial, DRAFT)
     assert (artifact / "model.onnx").read_bytes() == b"new graph" and verify(artifact) == []
     assert listing(artifact.parent) == ["onnx"]
 

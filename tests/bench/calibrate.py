@@ -12,11 +12,13 @@ import os
 import shutil
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from artifacts import Progress
 from compiler.checkpoint import Checkpoint
-from compiler.models import decoder
+from compiler.drivers import driver_of
+from compiler.models.base import read_model
 from compiler.quantize import runner
 from compiler.quantize.rules import assign
 from recipes.schema import Calibration
@@ -60,18 +62,18 @@ def main() -> None:
     if len(sys.argv) > 4:
         source = first_layers(source, out / "checkpoint", int(sys.argv[4]))
     checkpoint = Checkpoint(source)
-    spec = decoder.read_spec(checkpoint.config)
-    slots = decoder.slots(spec, checkpoint.names())
-    assignment = assign(rules([{"match": "*", "bits": 4, "group": 128, "method": method}]), slots)
+    calibration = Calibration(tokens=TOKENS)
+    model = read_model(checkpoint.config, checkpoint.names(), 64)
+    assignment = assign(rules([{"match": "*", "bits": 4, "group": 128, "method": method}]), model.slots)
     folder = out / "quantized"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     started = time.monotonic()
-    calibration = Calibration(tokens=TOKENS)
-    config = checkpoint.config
-    evidence = runner.run(
-        checkpoint, spec, slots, assignment, calibration, None, folder, out / "work", config, reporter()
-    )
+    samples = None
+    if runner.calibrates(assignment):
+        looked_at = driver_of(model).looked_at(calibration, None, model, source)
+        samples = partial(driver_of(model).samples, model, looked_at=looked_at)
+    evidence = runner.run(checkpoint, model, assignment, calibration, samples, folder, out / "work", reporter())
     shutil.rmtree(out / "work", ignore_errors=True)
     found = {"seconds": time.monotonic() - started, "peak_bytes": high_water(os.getpid())}
     print(json.dumps(found | {"tensors": len(evidence.tensors), "layers": [e.output_error for e in evidence.layers]}))

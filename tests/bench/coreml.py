@@ -15,10 +15,13 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.bench.measure import MB, python, size_of, table
 from tests.bench.synthetic import make_checkpoint
+
+if TYPE_CHECKING:
+    from compiler.targets.base import BuildJob
 
 MAX_TOKENS = 4096
 
@@ -42,16 +45,9 @@ def lower(quantized: Path, out: Path) -> dict[str, float]:
     import os
     import resource
 
-    from compiler.models import decoder
-    from compiler.quantize.packed import PackedWeights
     from compiler.targets import load_target
-    from compiler.targets.base import Job
-    from compiler.targets.coreml.options import CoreMLOptions
 
-    weights = PackedWeights(quantized)
-    spec = decoder.read_spec(weights.config)
-    slots = decoder.slots(spec)
-    job = Job("bench", spec, slots, weights.schemes, MAX_TOKENS, weights, quantized, CoreMLOptions())
+    job = _job(quantized)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     peak = 0
@@ -81,13 +77,20 @@ def lower(quantized: Path, out: Path) -> dict[str, float]:
 
 def check(quantized: Path, out: Path) -> dict[str, int]:
     """Read every payload of the package back."""
-    from compiler.models import decoder
-    from compiler.quantize.packed import PackedWeights
     from tests.compiler.targets.coreml.payloads import open_package, verify
 
+    return {"payloads": verify(open_package(out), _job(quantized))}
+
+
+def _job(quantized: Path) -> BuildJob:
+    from compiler.models.base import read_model
+    from compiler.quantize.packed import PackedWeights
+    from compiler.targets.base import BuildJob
+    from compiler.targets.coreml.options import CoreMLOptions
+
     weights = PackedWeights(quantized)
-    spec = decoder.read_spec(weights.config)
-    return {"payloads": verify(open_package(out), spec, weights.schemes, weights, MAX_TOKENS)}
+    model = read_model(weights.config, None, MAX_TOKENS)
+    return BuildJob("bench", model, weights.schemes, CoreMLOptions(), weights, quantized)
 
 
 def quantize(source: Path, out: Path, group: int) -> Path:
@@ -140,7 +143,7 @@ def packed_bytes(quantized: Path) -> int:
     from compiler.quantize.packed import PackedWeights
 
     weights = PackedWeights(quantized)
-    matrices = [s for s in decoder.slots(decoder.read_spec(weights.config)) if s.kind != "norm"]
+    matrices = [s for s in decoder.slots(decoder.read_spec(weights.config)) if not s.is_vector]
     return sum(weights.scheme(s.name).packed_bytes(s.rows, s.columns, scale_bytes=2) for s in matrices)
 
 

@@ -68,7 +68,7 @@ def write_gguf(source: Path, out: Path) -> Path:
     factors = (plain / inverse).astype(np.float32)
     writer.add_tensor_info("rope_freqs.weight", list(factors.shape), factors.dtype, factors.nbytes)
     for slot in slots:
-        if slot.kind == "norm":
+        if slot.is_vector:
             writer.add_tensor_info(_name(slot.name), [slot.columns], np.dtype(np.float32), slot.columns * 4)
         else:
             size = slot.rows * slot.columns * 2
@@ -79,7 +79,7 @@ def write_gguf(source: Path, out: Path) -> Path:
     writer.write_ti_data_to_file()
     writer.write_tensor_data(factors)
     for slot in slots:
-        if slot.kind == "norm":
+        if slot.is_vector:
             writer.write_tensor_data(checkpoint.rows(slot.tensor))
             continue
         blocks = [checkpoint.rows(slot.tensor, *block) for block in row_blocks(slot.rows, slot.columns)]

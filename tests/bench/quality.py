@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from compiler import dialect
 from compiler.checkpoint import Checkpoint
-from compiler.models import decoder
-from compiler.pipeline import OriginalWeights
+from compiler.models.base import read_model
+from compiler.quantize.runner import OriginalWeights
 from recipes.corpus import stdlib_texts
+from tests.compiler.conftest import reference_logits
 
 WINDOW = 256
 _BATCH = 8
@@ -54,18 +54,14 @@ class Bench:
     def __init__(self, source: Path, tokens: int) -> None:
         self.source = source
         self.checkpoint = Checkpoint(source)
-        self.spec = decoder.read_spec(self.checkpoint.config)
-        self.slots = decoder.slots(self.spec, self.checkpoint.names())
+        self.model = read_model(self.checkpoint.config, self.checkpoint.names(), WINDOW)
+        self.slots = self.model.slots
         self.names = [s.name for s in self.slots]
         self.original = Table(OriginalWeights(self.checkpoint, self.slots), self.names)
         self.windows = held_out(source, -(-tokens // WINDOW))
 
     def logits(self, table: Any, windows: NDArray[np.int64]) -> torch.Tensor:
-        positions = torch.arange(WINDOW).expand(len(windows), WINDOW)
-        with torch.no_grad(), dialect.weights(table):
-            caches = decoder.empty_caches(self.spec, WINDOW, len(windows))
-            out: torch.Tensor = decoder.build(self.spec, {})(torch.from_numpy(windows), positions, caches)[0]
-        return out
+        return torch.from_numpy(reference_logits(self.model, table, windows))
 
     def measure(self, tables: Mapping[str, Any]) -> dict[str, Quality]:
         """Every table's quality; an entry may also be a function from windows to logits (another runtime)."""

@@ -13,17 +13,19 @@ import argparse
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from artifacts import silent
 from compiler.checkpoint import Checkpoint
-from compiler.models import decoder
+from compiler.drivers import text
+from compiler.models.base import read_model
 from compiler.quantize import budget, knapsack, runner
-from compiler.quantize.calibration import calibration_tokens
 from compiler.quantize.methods import method_options
 from compiler.quantize.packed import PackedWeights
 from compiler.quantize.rules import Assignment, assign
@@ -61,10 +63,13 @@ def quantized(bench: Bench, out: Path, entries: list[dict[str, Any]]) -> tuple[T
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         work = out.with_name(out.name + "-work")
-        config = bench.checkpoint.config
-        runner.run(bench.checkpoint, bench.spec, bench.slots, assignment, CALIBRATION, None, out, work, config, silent)
+        samples = None
+        if runner.calibrates(assignment):
+            seen = text.looked_at(CALIBRATION, None, bench.model, bench.source)
+            samples = partial(text.samples, bench.model, looked_at=seen)
+        runner.run(bench.checkpoint, bench.model, assignment, CALIBRATION, samples, out, work, silent)
         shutil.rmtree(work, ignore_errors=True)
-    return Table(PackedWeights(out, bench.slots), bench.names), assignment
+    return Table(PackedWeights(out), bench.names), assignment
 
 
 def show(title: str, found: Mapping[str, Quality], bits: Mapping[str, float], base: str | None = None) -> None:
@@ -206,12 +211,12 @@ class Run:
     def budget(self) -> None:
         """The solver at 4.25 bits a weight against uniform group 32, which takes 4.5 (scales counted as fp16)."""
         bench = self.bench()
-        tokens = calibration_tokens(Calibration(tokens=4096, seed=1), None, TINY, bench.spec)
+        tokens = text.looked_at(Calibration(tokens=4096, seed=1), None, bench.model, TINY)
         methods = {s.name: "gptq" for s in bench.slots}
         items = budget.sensitivities(
-            bench.spec, bench.slots, bench.original, tokens, True, silent, methods, scale_bytes=2
+            bench.model, bench.slots, bench.original, tokens, True, silent, methods, scale_bytes=2
         )
-        weights = sum(s.rows * s.columns for s in bench.slots if s.kind != "norm")
+        weights = sum(s.rows * s.columns for s in bench.slots if not s.is_vector)
         recipes: dict[str, list[dict[str, Any]]] = {}
         for method in ("rtn", "gptq"):
             recipes[f"{method} g32 uniform"] = [entry(method, 32)]
@@ -305,15 +310,16 @@ def outlier_copy(source: Path, out: Path) -> Path:
     from safetensors.torch import save_file
 
     checkpoint = Checkpoint(source)
-    spec = decoder.read_spec(checkpoint.config)
-    tensors = {s.tensor: torch.from_numpy(checkpoint.rows(s.tensor)) for s in decoder.slots(spec, checkpoint.names())}
+    model = read_model(checkpoint.config, checkpoint.names(), WINDOW)
+    tensors = {s.tensor: torch.from_numpy(checkpoint.rows(s.tensor)) for s in model.slots}
+    layers, hidden = model.geometry["layers"], model.geometry["hidden"]
     rng = np.random.default_rng(0)
-    for layer in range(spec.layers):
+    for layer in range(layers):
         for norm, after in (
             ("input_layernorm", [f"self_attn.{m}_proj" for m in "qkv"]),
             ("post_attention_layernorm", ["mlp.gate_proj", "mlp.up_proj"]),
         ):
-            channels = torch.from_numpy(rng.choice(spec.hidden, max(1, round(spec.hidden / 100)), replace=False))
+            channels = torch.from_numpy(rng.choice(hidden, max(1, round(hidden / 100)), replace=False))
             tensors[f"model.layers.{layer}.{norm}.weight"][channels] *= 16
             for name in after:
                 tensors[f"model.layers.{layer}.{name}.weight"][:, channels] /= 16
@@ -327,33 +333,46 @@ def outlier_copy(source: Path, out: Path) -> Path:
 
 def onnx_package(bench: Bench, weights: Path, assignment: Assignment, out: Path, **options: Any) -> Path:
     """An ONNX package of quantized weights, for windows of the benchmark's length."""
+    from artifacts import ManifestDraft, write_manifest
+    from artifacts.formats.interface import Driver
+    from artifacts.manifest import CheckpointEntry, RecipeEntry
+    from compiler.models.interface import described
     from compiler.targets import load_target
-    from compiler.targets.base import Job
+    from compiler.targets.base import BuildJob
 
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     settings = target_options()["onnx"].model_validate({"logits": "all", **options})
-    job = Job(
-        name="bench",
-        spec=bench.spec,
-        slots=bench.slots,
-        schemes=assignment.schemes,
-        max_tokens=WINDOW,
-        weights=PackedWeights(weights, bench.slots),
-        tokenizer=bench.source,
-        options=settings,
+    job = BuildJob("bench", bench.model, assignment.schemes, settings, PackedWeights(weights), bench.source)
+    built = load_target("onnx").build(job, out, silent)
+    draft = ManifestDraft(
+        created_by={},
+        recipe=RecipeEntry(name="bench", digest="0" * 64),
+        target="onnx",
+        family=bench.model.family,
+        checkpoint=CheckpointEntry(source=str(bench.source)),
+        components=tuple(described(bench.model, built.narrowed)),
+        driver=Driver(name=bench.model.driver, constants=dict(bench.model.constants)),
+        runtime=dict(built.runtime),
+        weights_digest="0" * 64,
     )
-    runtime = load_target("onnx").build(job, out, silent)
-    (out / "runtime.json").write_text(json.dumps(runtime))
+    write_manifest(out, draft)
     return out
 
 
 def onnx_runner(package: Path) -> Callable[[Any], torch.Tensor]:
-    from runtime_tests.runners.onnx import OnnxRunner
+    from artifacts import read_manifest
+    from runtime_tests.sessions import make_session
 
-    runner = OnnxRunner(package, json.loads((package / "runtime.json").read_text()))
-    runner.load()
-    return lambda windows: torch.stack([torch.from_numpy(runner.logits(ids)) for ids in windows])
+    session = make_session(package, read_manifest(package))
+    session.load()
+    positions = np.arange(WINDOW)[None]
+
+    def logits(ids: NDArray[np.int64]) -> torch.Tensor:
+        session.reset()
+        return torch.from_numpy(session.call("decoder", "score", input_ids=ids[None], positions=positions)["logits"][0])
+
+    return lambda windows: torch.stack([logits(ids) for ids in windows])
 
 
 def size_of_model(package: Path) -> int:

@@ -88,26 +88,10 @@ def make_checkpoint(folder: Path, geometry: str, seed: int = 0) -> Path:
     return folder
 
 
-def _shapes(c: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    hidden, inner = c["hidden_size"], c["intermediate_size"]
-    query, kv = c["num_attention_heads"] * c["head_dim"], c["num_key_value_heads"] * c["head_dim"]
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (c["vocab_size"], hidden)}
-    for i in range(c["num_hidden_layers"]):
-        shapes |= {
-            f"model.layers.{i}.{name}.weight": shape
-            for name, shape in {
-                "input_layernorm": (hidden,),
-                "self_attn.q_proj": (query, hidden),
-                "self_attn.k_proj": (kv, hidden),
-                "self_attn.v_proj": (kv, hidden),
-                "self_attn.o_proj": (hidden, query),
-                "post_attention_layernorm": (hidden,),
-                "mlp.gate_proj": (inner, hidden),
-                "mlp.up_proj": (inner, hidden),
-                "mlp.down_proj": (hidden, inner),
-            }.items()
-        }
-    return shapes | {"model.norm.weight": (hidden,)}
+def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    from compiler.models import decoder
+
+    return {slot.tensor: slot.shape for slot in decoder.slots(decoder.read_spec(config))}
 
 
 def _shards(shapes: dict[str, tuple[int, ...]]) -> list[dict[str, tuple[int, ...]]]:

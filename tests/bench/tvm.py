@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import statistics
 import sys
@@ -21,9 +22,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tests.bench.measure import MB, python, table, warm
 from tests.bench.synthetic import ROOT, make_checkpoint
@@ -34,11 +36,9 @@ GROUPS = (32, 128)
 
 def build(source: Path, out: Path, group: int, target: str | None) -> None:
     """Child: quantize a checkpoint (unless that is done) and write one target's package, without golden vectors."""
-    from artifacts import ManifestDraft, silent, staged, write_manifest
+    from artifacts import silent, staged, write_manifest
     from compiler import pipeline
     from compiler.checkpoint import Checkpoint
-    from compiler.targets import load_target
-    from compiler.targets.base import Job
     from edgewright.api import recipe_type
 
     content = {
@@ -54,21 +54,7 @@ def build(source: Path, out: Path, group: int, target: str | None) -> None:
         return
     started = time.monotonic()
     with staged(out / target) as folder:
-        schemes, options = done.assignment.schemes, recipe.targets[target]
-        job = Job("bench", done.spec, done.slots, schemes, 256, done.weights, source, options)
-        runtime = load_target(target).build(job, folder, silent)
-        write_manifest(
-            folder,
-            ManifestDraft(
-                created_by={},
-                recipe={"name": "bench", "digest": recipe.digest},
-                target=target,
-                family="decoder",
-                checkpoint=done.checkpoint,
-                runtime=runtime,
-                weights_digest=done.digest,
-            ),
-        )
+        write_manifest(folder, pipeline.build(recipe, target, done, checkpoint, folder, silent))
     print(json.dumps({"build_s": time.monotonic() - started}))
 
 
@@ -76,24 +62,39 @@ def decode(folder: Path) -> None:
     """Child: the rate of greedy steps after a prompt, and what loading adds to anonymous memory."""
     from artifacts import read_manifest
     from device_farm import read_split
-    from runtime_tests.runners import make_runner
+    from runtime_tests.sessions import make_session
 
-    runner = make_runner(folder, read_manifest(folder))
+    manifest = read_manifest(folder)
+    session = make_session(folder, manifest)
     before = read_split().anonymous
-    runner.load(threads=2)
+    session.load(threads=2)
     loaded = read_split().anonymous - before
-    token = int(runner.prefill(np.random.default_rng(0).integers(16, 4000, PROMPT)).argmax())
+    greedy = _Greedy(session)
+    token = greedy.take(np.random.default_rng(0).integers(16, 4000, PROMPT))
     times = []
     for _ in range(STEPS):
         started = time.monotonic()
-        token = int(runner.decode(token).argmax())
+        token = greedy.take(np.asarray([token]))
         times.append(time.monotonic() - started)
     after = read_split().anonymous - before
     found = {"tokens_per_s": 1 / float(np.median(times)), "loaded_bytes": loaded, "steady_bytes": after}
-    if "key_shape" in (runtime := read_manifest(folder).runtime):
-        positions = sum(int(np.prod(cast(list[int], runtime[shape]))) for shape in ("key_shape", "value_shape"))
-        found["cache_bytes"] = 4 * positions * int(cast(int, runtime["layers"]))
+    states = [state.shape for part in manifest.components for state in part.states]
+    found["cache_bytes"] = 4 * sum(math.prod(cast(tuple[int, ...], shape)) for shape in states)
     print(json.dumps(found))
+
+
+class _Greedy:
+    """A decoder at work: the likeliest token after some more."""
+
+    def __init__(self, session: Any) -> None:
+        self._session, self._done = session, 0
+
+    def take(self, ids: NDArray[Any]) -> int:
+        positions = np.arange(self._done, self._done + len(ids))[None]
+        entry = "decode" if len(ids) == 1 else "prefill"
+        found = self._session.call("decoder", entry, input_ids=ids.astype(np.int64)[None], positions=positions)
+        self._done += len(ids)
+        return int(found["logits"][0, -1].argmax())
 
 
 def limits(folder: Path) -> None:
@@ -101,24 +102,24 @@ def limits(folder: Path) -> None:
     import tvm_ffi
 
     from artifacts import read_manifest
+    from artifacts.formats import tvm as formats
     from compiler.targets.tvm import isa
     from compiler.targets.tvm.kernels import dot
-    from runtime_tests.runners.tvm import RUNNER, aligned, best_library, cpu_features, map_parameters
+    from runtime_tests.sessions.tvm import SESSION, aligned, best_library, cpu_features, map_parameters
 
     manifest = read_manifest(folder)
-    runner = RUNNER(folder, manifest.runtime)
-    runner.load(threads=2)
-    runner.prefill(np.arange(16, 16 + PROMPT))
-    found = {"step_ms": _median_ms(lambda: runner.decode(17), STEPS)}
+    runtime = formats.TvmRuntime.model_validate(manifest.runtime)
+    session = SESSION(folder, manifest)
+    session.load(threads=2)
+    greedy = _Greedy(session)
+    greedy.take(np.arange(16, 16 + PROMPT))
+    found = {"step_ms": _median_ms(lambda: greedy.take(np.asarray([17])), STEPS)}
 
-    library = best_library(runner._settings.libraries, cpu_features())
+    library = best_library(runtime.libraries, cpu_features())
     kind = next(i for i in vars(isa).values() if isinstance(i, isa.Isa) and i.name == library.variant)
     kernels = tvm_ffi.load_module(str(folder / library.path)).imports[0]
-    steps, size, arrays = (
-        [],
-        0,
-        map_parameters(folder / runner._settings.params, str(manifest.runtime["params_digest"])),
-    )
+    digest = _digest(folder / runtime.params, formats.DIGEST_AT)
+    steps, size, arrays = [], 0, map_parameters(folder / runtime.params, digest)
     for codes, scales in itertools.pairwise(arrays):
         if codes.dtype != np.uint8 or scales.dtype != np.float16:
             continue
@@ -138,12 +139,18 @@ def limits(folder: Path) -> None:
         for kernel, tensors in steps:
             kernel(*tensors)
 
-    words = np.fromfile(folder / runner._settings.params, np.uint64, size // 8)
+    words = np.fromfile(folder / runtime.params, np.uint64, size // 8)
     halves = np.array_split(words, 2)
     with ThreadPoolExecutor(2) as pool:
         found["read_ms"] = _median_ms(lambda: list(pool.map(np.bitwise_or.reduce, halves)), 8)
     found |= {"matmul_ms": _median_ms(matmuls, STEPS), "bytes": size}
     print(json.dumps(found))
+
+
+def _digest(params: Path, at: int) -> str:
+    with params.open("rb") as file:
+        file.seek(at)
+        return file.read(32).hex()
 
 
 def _median_ms(call: Callable[[], object], times: int) -> float:

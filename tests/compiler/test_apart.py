@@ -98,13 +98,14 @@ def test_a_script_without_a_guard_runs_once(tmp_path: Path) -> None:
     script.write_text(
         "from pathlib import Path\n"
         f"with (Path({str(tmp_path)!r}) / 'runs').open('a') as runs: runs.write('once ')\n"
-        "from compiler.models import decoder\n"
+        "from compiler.models.base import read_model\n"
         "from compiler.targets.base import Job\n"
+        "from compiler.targets.tvm.options import OPTIONS\n"
+        "from compiler.targets.tvm.packaging import text\n"
         "from compiler.targets.tvm.workers import capture_graphs\n"
         "from tests.compiler.conftest import MINISTRAL3\n"
-        "spec = decoder.read_spec(MINISTRAL3)\n"
-        "job = Job('a-script', spec, decoder.slots(spec), {}, 32, None, Path(), None)\n"
-        "print(len(capture_graphs(job).graphs))\n"
+        "job = Job('a-script', read_model(MINISTRAL3, None, 32), {}, OPTIONS())\n"
+        "print(len(capture_graphs(job, text.functions(job), text.narrowed(job)).graphs))\n"
     )
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(

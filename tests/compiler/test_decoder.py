@@ -12,13 +12,20 @@ from transformers import AutoModelForCausalLM
 
 from artifacts import EdgewrightError
 from compiler import dialect
-from compiler.checkpoint import Checkpoint
-from compiler.graph import capture_decoder
+from compiler.graph import capture, op_name
 from compiler.models import decoder
-from compiler.pipeline import OriginalWeights
+from compiler.models.base import read_model
 from compiler.slots import Scheme
 from compiler.tensors import CheckpointError
-from tests.compiler.conftest import MINISTRAL3, Quantizer, random_tensors, reference_logits, save
+from tests.compiler.conftest import (
+    MINISTRAL3,
+    Quantizer,
+    empty_states,
+    original,
+    random_tensors,
+    reference_logits,
+    save,
+)
 
 LLAMA: dict[str, Any] = {
     **{k: v for k, v in MINISTRAL3.items() if k not in ("rope_parameters", "head_dim")},
@@ -51,86 +58,108 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def original(folder: Path) -> tuple[decoder.DecoderSpec, OriginalWeights]:
-    checkpoint = Checkpoint(folder)
-    spec = decoder.read_spec(checkpoint.config)
-    return spec, OriginalWeights(checkpoint, decoder.slots(spec, list(checkpoint.tensors.names())))
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_equal_those_of_transformers(tmp_path: Path, name: str) -> None:
     """100 tokens, far beyond YaRN's 16 original positions, where queries are scaled too."""
     folder = save(tmp_path / "m", CONFIGS[name], random_tensors(CONFIGS[name]))
-    spec, weights = original(folder)
-    ids = np.random.default_rng(0).integers(0, spec.vocab, (2, 100))
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model, weights = original(folder)
+    ids = np.random.default_rng(0).integers(0, CONFIGS[name]["vocab_size"], (2, 100))
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
-        expected = model(torch.from_numpy(ids)).logits.numpy()
-    np.testing.assert_allclose(reference_logits(spec, weights, ids), expected, atol=1e-4)
+        expected = theirs(torch.from_numpy(ids)).logits.numpy()
+    np.testing.assert_allclose(reference_logits(model, weights, ids), expected, atol=1e-4)
 
 
 def test_a_wrapped_text_side_is_found(tmp_path: Path) -> None:
     wrapped = {"model_type": "mistral3", "text_config": MINISTRAL3, "vision_config": {}}
     tensors = {f"language_model.{k}": v for k, v in random_tensors(MINISTRAL3).items()}
-    spec, weights = original(save(tmp_path / "wrapped", wrapped, tensors))
-    plain_spec, plain = original(save(tmp_path / "plain", MINISTRAL3, random_tensors(MINISTRAL3)))
-    ids = np.random.default_rng(0).integers(0, spec.vocab, (1, 20))
-    assert spec == plain_spec
-    np.testing.assert_array_equal(reference_logits(spec, weights, ids), reference_logits(plain_spec, plain, ids))
+    model, weights = original(save(tmp_path / "wrapped", wrapped, tensors))
+    plain_model, plain = original(save(tmp_path / "plain", MINISTRAL3, random_tensors(MINISTRAL3)))
+    ids = np.random.default_rng(0).integers(0, MINISTRAL3["vocab_size"], (1, 20))
+    assert (model.geometry, model.constants, model.config) == (
+        plain_model.geometry,
+        plain_model.constants,
+        plain_model.config,
+    )
+    assert decoder.read_spec(wrapped) == decoder.read_spec(MINISTRAL3)
+    np.testing.assert_array_equal(reference_logits(model, weights, ids), reference_logits(plain_model, plain, ids))
 
 
 def test_cached_decoding_equals_one_prefill(ministral: Path) -> None:
-    spec, weights = original(ministral)
-    ids = np.random.default_rng(0).integers(0, spec.vocab, (1, 60))
-    whole = reference_logits(spec, weights, ids)
-    model, caches = decoder.build(spec, {}, "last"), decoder.empty_caches(spec, 64)
+    model, weights = original(ministral)
+    (component,) = model.components
+    ids = np.random.default_rng(0).integers(0, MINISTRAL3["vocab_size"], (1, 60))
+    whole = reference_logits(model, weights, ids)
+    prefill, decode = (component.module(component.entry(name), {}) for name in ("prefill", "decode"))
+    caches = empty_states(component)
     with torch.no_grad(), dialect.weights(weights):
         for start, stop in [(0, 40), (40, 43), *((i, i + 1) for i in range(43, 60))]:
-            positions = torch.arange(start, stop)[None]
-            out, caches = model(torch.from_numpy(ids[:, start:stop]), positions, caches)
+            body, positions = decode if stop - start == 1 else prefill, torch.arange(start, stop)[None]
+            out, *caches = body(torch.from_numpy(ids[:, start:stop]), positions, *caches)
+            assert out.shape == (1, 1, MINISTRAL3["vocab_size"])
             np.testing.assert_allclose(out[0, 0].numpy(), whole[0, stop - 1], atol=1e-5)
+
+
+def test_what_the_head_gets_comes_without_caches(ministral: Path) -> None:
+    """The entry "hidden" with the head's matrix behind it is the entry "score"."""
+    model, weights = original(ministral)
+    (component,) = model.components
+    ids = torch.arange(20)[None]
+    with torch.no_grad(), dialect.weights(weights):
+        given = (ids, ids, *empty_states(component))
+        found = component.module(component.entry("hidden"), {})(*given)
+        score = component.module(component.entry("score"), {})(*given)
+    assert [tuple(x.shape) for x in found] == [(1, 20, MINISTRAL3["hidden_size"])]
+    assert len(score) == 1 + len(component.states)
+    head = torch.from_numpy(weights.rows(component.head))
+    torch.testing.assert_close(found[0] @ head.T, score[0], atol=1e-5, rtol=1e-5)
 
 
 def test_fused_projections_compute_what_apart_ones_do(ministral: Path, quantized: Quantizer) -> None:
     apart = {"model.layers.0.self_attn.k_proj": Scheme(8, 32), "model.layers.1.mlp.up_proj": Scheme(4, 16)}
-    spec, _, schemes, weights = quantized(ministral, Scheme(4, 32), apart)
-    ids = torch.arange(20)[None]
-    with torch.no_grad(), dialect.weights(weights):
-        mixed, _ = decoder.build(spec, schemes)(ids, ids, decoder.empty_caches(spec, 20))
-        fused, _ = decoder.build(spec, {})(ids, ids, decoder.empty_caches(spec, 20))
-    np.testing.assert_allclose(mixed.numpy(), fused.numpy(), atol=1e-5)
+    model, schemes, weights = quantized(ministral, Scheme(4, 32), apart)
+    ids = np.arange(20)[None]
+    mixed, fused = (reference_logits(model, weights, ids, found) for found in (schemes, {}))
+    np.testing.assert_allclose(mixed, fused, atol=1e-5)
+    (component,) = model.components
     count = {
-        name: sum("edge.linear" in str(n.target) for n in capture_decoder(spec, s).graph.nodes)
+        name: sum(op_name(n) == "edge::linear" for n in capture(component, component.entry("score"), s).graph.nodes)
         for name, s in (("mixed", schemes), ("fused", {}))
     }
     assert count == {"fused": 2 * 4 + 1, "mixed": 2 * 4 + 1 + 2 + 1}
 
 
 def test_a_captured_graph_holds_no_weights(ministral: Path) -> None:
-    spec, _ = original(ministral)
-    for program in (capture_decoder(spec, {}), capture_decoder(spec, {}, length=8, max_tokens=32, output="last")):
+    (component,) = original(ministral)[0].components
+    for name, sizes in (("score", {}), ("prefill", {"tokens": 8}), ("decode", {})):
+        entry = component.entry(name)
+        program = capture(component, entry, {}, sizes)
         assert not program.state_dict
         assert not program.constants
+        places = [n.name for n in program.graph.nodes if n.op == "placeholder"]
+        assert len(places) == len(entry.inputs) + len(component.states)
+        (results,) = (n.args[0] for n in program.graph.nodes if n.op == "output")
+        assert len(results) == len(entry.outputs) + len(component.states)
 
 
 def test_edge_ops_need_a_table_of_weights(ministral: Path) -> None:
-    spec, _ = original(ministral)
+    (component,) = original(ministral)[0].components
     ids = torch.zeros((1, 3), dtype=torch.int64)
     with pytest.raises(RuntimeError, match="only inside"):
-        decoder.build(spec, {})(ids, ids, decoder.empty_caches(spec, 3))
+        component.module(component.entry("score"), {})(ids, ids, *empty_states(component))
 
 
 def test_a_token_outside_the_vocabulary_is_refused(ministral: Path) -> None:
-    spec, weights = original(ministral)
+    model, weights = original(ministral)
     with pytest.raises(IndexError, match=r"outside 0\.\.159"):
-        reference_logits(spec, weights, np.asarray([[3, 160]]))
+        reference_logits(model, weights, np.asarray([[3, 160]]))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported"),
-        ({"attention_bias": True}, "attention_bias"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types must be a list of full_attention"),
         ({"hidden_act": "gelu"}, "hidden_act must be one of silu, not 'gelu'"),
         ({"sliding_window": 128}, "sliding_window"),
         ({"hidden_size": "64"}, "hidden_size must be a whole number from 1 to 1048576, not '64'"),
@@ -239,5 +268,9 @@ def test_what_checkpoints_do_say_is_still_read(change: dict[str, Any]) -> None:
 
 
 def test_a_checkpoint_without_a_text_side_is_refused() -> None:
-    with pytest.raises(EdgewrightError, match=r"no tensor named model.embed_tokens.weight"):
-        decoder.slots(decoder.read_spec(MINISTRAL3), ["transformer.wte.weight"])
+    for read in (
+        lambda names: decoder.slots(decoder.read_spec(MINISTRAL3), names),
+        lambda names: read_model(MINISTRAL3, names, 64),
+    ):
+        with pytest.raises(EdgewrightError, match=r"no tensor named model.embed_tokens.weight"):
+            read(["transformer.wte.weight"])

@@ -8,7 +8,6 @@ import stat
 import subprocess
 import sys
 import zlib
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,16 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from artifacts import EdgewrightError, silent
-from artifacts.formats.vectors import FEWEST_POSITIONS, MAX_BYTES, room
+from artifacts.formats.golden import FEWEST_POSITIONS, MAX_BYTES, room
 from compiler import golden
 from compiler.checkpoint import Checkpoint
-from compiler.models import decoder
-from compiler.models.decoder import DecoderSpec
-from compiler.pipeline import OriginalWeights
+from compiler.models.base import Model, read_model
+from compiler.quantize.runner import OriginalWeights
 from compiler.slots import Scheme
+from compiler.text import Held
 from runtime_tests.golden import read_golden
 from tests.bench.synthetic import ROOT
-from tests.compiler.conftest import MINISTRAL3, Quantizer
+from tests.compiler.conftest import MINISTRAL3, Quantizer, original
 
 TINY = ROOT / "recipes" / "checkpoints" / "tiny-ministral3"
 TOLERANCES = {"exact_max_abs_logit": 2e-4, "shipped_mean_kl": 2e-3, "shipped_min_top1": 0.97}
@@ -44,10 +43,10 @@ def load(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
 
 
 def test_both_sides_are_what_transformers_computes(ministral: Path, quantized: Quantizer, tmp_path: Path) -> None:
-    spec, slots, schemes, weights = quantized(ministral, Scheme(4, 32))
-    tokens = np.random.default_rng(3).integers(0, spec.vocab, (2, 50)).astype(np.int32)
-    sides = {"reference": weights, "original": OriginalWeights(Checkpoint(ministral), slots)}
-    golden.write(tmp_path / "g.safetensors", spec, schemes, golden.HeldOut(tokens, "random"), sides, silent)
+    made, schemes, weights = quantized(ministral, Scheme(4, 32))
+    tokens = np.random.default_rng(3).integers(0, MINISTRAL3["vocab_size"], (2, 50)).astype(np.int32)
+    sides = {"reference": weights, "original": OriginalWeights(Checkpoint(ministral), made.slots)}
+    golden.write(tmp_path / "g.safetensors", made, schemes, Held(tokens, "random"), sides, silent)
     found, metadata = load(tmp_path / "g.safetensors")
     assert metadata["original_positions"] == "16"
     for side, folder in (("reference", weights.path), ("original", ministral)):
@@ -70,12 +69,10 @@ def test_both_sides_are_what_transformers_computes(ministral: Path, quantized: Q
 
 def test_float32_stays_far_below_every_tolerance() -> None:
     """The figure that the module states, on the checkpoint that it states it for."""
-    checkpoint = Checkpoint(TINY)
-    spec = decoder.read_spec(checkpoint.config)
-    table = OriginalWeights(checkpoint, decoder.slots(spec))
-    tokens = golden.held_out(None, TINY, spec, 1024).tokens[:2]
+    model, table = original(TINY)
+    tokens = golden.held_out(None, TINY, model, 1024).tokens[:2]
     found, exact = (
-        golden.vectors(spec, {}, tokens, table, [5, 2047], lambda done, total: None, dtype)
+        golden.vectors(model, {}, tokens, table, [5, 2047], lambda done, total: None, dtype)
         for dtype in (torch.float32, torch.float64)
     )
     assert 15 < exact["top_logits"].max() < 25
@@ -85,37 +82,38 @@ def test_float32_stays_far_below_every_tolerance() -> None:
 
 
 def test_logits_beyond_float32_are_an_error_and_no_file(ministral: Path, tmp_path: Path) -> None:
-    spec = decoder.read_spec(Checkpoint(ministral).config)
+    model, _ = original(ministral)
 
     class Broken(OriginalWeights):
         def rows(self, name: str, start: int = 0, stop: int | None = None) -> Any:
             return super().rows(name, start, stop) * (1e38 if "norm" in name else 1)
 
-    table = Broken(Checkpoint(ministral), decoder.slots(spec))
-    tokens = golden.HeldOut(np.zeros((1, 8), np.int32), "zeros")
+    table = Broken(Checkpoint(ministral), model.slots)
+    tokens = Held(np.zeros((1, 8), np.int32), "zeros")
     with pytest.raises(EdgewrightError, match="logits that are NaN or too large for float32"):
-        golden.write(tmp_path / "g", spec, {}, tokens, {"reference": table, "original": table}, silent)
+        golden.write(tmp_path / "g", model, {}, tokens, {"reference": table, "original": table}, silent)
     assert not (tmp_path / "g").exists()
 
 
 class Made:
     """Weights of any geometry that exist nowhere: every row from its number and its slot's name."""
 
-    def __init__(self, spec: DecoderSpec) -> None:
-        self._slots = {s.name: s for s in decoder.slots(spec)}
+    def __init__(self, model: Model) -> None:
+        self._slots = {s.name: s for s in model.slots}
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         slot = self._slots[name]
         row = np.arange(start, slot.rows if stop is None else stop)[:, None] * 0.618 + np.arange(slot.columns)
         values = np.sin(row * 12.9898 + zlib.crc32(name.encode()) % 1000).astype(np.float32)
-        return values[0] if slot.kind == "norm" else values
+        return values[0] if slot.is_vector else values
 
 
-def narrow(vocab: int) -> DecoderSpec:
+def narrow(vocab: int, max_tokens: int = 64, **changes: int) -> Model:
     """One layer, 16 wide, of a vocabulary that may be anything."""
+    sizes = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "head_dim": 16}
+    sizes |= {"num_attention_heads": 1, "num_key_value_heads": 1, "max_position_embeddings": 2**24}
     special = {"bos_token_id": min(1, vocab - 1), "eos_token_id": min(2, vocab - 1)}
-    spec = decoder.read_spec({**MINISTRAL3, **special, "vocab_size": vocab})
-    return replace(spec, layers=1, hidden=16, intermediate=16, heads=1, kv_heads=1, head_dim=16)
+    return read_model({**MINISTRAL3, **sizes, **special, "vocab_size": vocab, **changes}, None, max_tokens)
 
 
 @pytest.mark.parametrize(
@@ -128,11 +126,11 @@ def narrow(vocab: int) -> DecoderSpec:
 def test_every_vocabulary_gives_a_file_that_its_reader_takes(
     tmp_path: Path, vocab: int, max_tokens: int, positions: int, full: int
 ) -> None:
-    spec = narrow(vocab)
-    held_out = golden.held_out(None, tmp_path, spec, max_tokens)
+    model = narrow(vocab, max_tokens)
+    held_out = golden.held_out(None, tmp_path, model, max_tokens)
     assert held_out.text == "random token ids (the checkpoint has no tokenizer)"
-    table = Made(spec)
-    golden.write(tmp_path / "g", spec, {}, held_out, {"reference": table, "original": table}, silent)
+    table = Made(model)
+    golden.write(tmp_path / "g", model, {}, held_out, {"reference": table, "original": table}, silent)
     assert golden.copy_with_tolerances(tmp_path / "g", tmp_path / "golden.safetensors", TOLERANCES)
     assert (tmp_path / "golden.safetensors").stat().st_size <= MAX_BYTES
     found = read_golden(tmp_path / "golden.safetensors")
@@ -141,10 +139,10 @@ def test_every_vocabulary_gives_a_file_that_its_reader_takes(
 
 
 def test_a_vocabulary_whose_logits_fit_nowhere_keeps_its_listed_ones(tmp_path: Path) -> None:
-    spec = narrow(900_000)
-    table, tokens = Made(spec), np.arange(64, dtype=np.int32).reshape(2, 32)
+    model = narrow(900_000)
+    table, tokens = Made(model), np.arange(64, dtype=np.int32).reshape(2, 32)
     sides = {"reference": table, "original": table}
-    golden.write(tmp_path / "g", spec, {}, golden.HeldOut(tokens, "made up"), sides, silent)
+    golden.write(tmp_path / "g", model, {}, Held(tokens, "made up"), sides, silent)
     golden.copy_with_tolerances(tmp_path / "g", tmp_path / "golden.safetensors", TOLERANCES)
     found = read_golden(tmp_path / "golden.safetensors")
     assert found.full_logits.shape == (0, 900_000) and found.full_index.shape == (0, 2)
@@ -152,8 +150,8 @@ def test_a_vocabulary_whose_logits_fit_nowhere_keeps_its_listed_ones(tmp_path: P
 
 @given(vocab=st.integers(1, 2**24), max_tokens=st.integers(2, 2**24), layers=st.integers(1, 200))
 def test_positions_fit_and_suffice(vocab: int, max_tokens: int, layers: int) -> None:
-    spec = replace(narrow(vocab), layers=layers, hidden=4096, intermediate=16384)
-    count, length = golden._shape(spec, max_tokens)
+    model = narrow(vocab, num_hidden_layers=layers, hidden_size=4096, intermediate_size=16384)
+    count, length = golden._shape(model, vocab, max_tokens)
     assert FEWEST_POSITIONS <= count * length <= room(vocab).positions
     assert 2 <= length <= min(max_tokens, 1024) and count >= 2
     assert 8192 + count * length * 1044 + 16 * room(vocab).full * vocab // 4 <= MAX_BYTES
@@ -161,15 +159,15 @@ def test_positions_fit_and_suffice(vocab: int, max_tokens: int, layers: int) -> 
 
 def test_a_model_of_billions_of_parameters_gets_the_fewest_positions() -> None:
     config = json.loads((ROOT / "recipes" / "mistral" / "ministral-3-3b.config.json").read_text())
-    assert golden._shape(decoder.read_spec(config), 4096) == (2, 512)
+    model = read_model(config, None, 4096)
+    assert golden._shape(model, config["text_config"]["vocab_size"], 4096) == (2, 512)
 
 
 def test_a_target_adds_its_tolerances(ministral: Path, tmp_path: Path) -> None:
-    spec = decoder.read_spec(Checkpoint(ministral).config)
-    table = OriginalWeights(Checkpoint(ministral), decoder.slots(spec))
+    model, table = original(ministral)
     tokens = np.zeros((1, 8), np.int32)
     sides = {"reference": table, "original": table}
-    golden.write(tmp_path / "g", spec, {}, golden.HeldOut(tokens, "zeros"), sides, silent)
+    golden.write(tmp_path / "g", model, {}, Held(tokens, "zeros"), sides, silent)
     assert golden.copy_with_tolerances(tmp_path / "g", tmp_path / "t", {"exact_max_abs_logit": 1e-4})
     before, after = load(tmp_path / "g"), load(tmp_path / "t")
     assert after[1] == {**before[1], "tolerances": '{"exact_max_abs_logit": 0.0001}'}
@@ -190,14 +188,15 @@ from pathlib import Path
 from artifacts import silent
 from compiler import golden
 from compiler.checkpoint import Checkpoint
-from compiler.models import decoder
-from compiler.pipeline import OriginalWeights
+from compiler.text import Held
+from compiler.models.base import read_model
+from compiler.quantize.runner import OriginalWeights
 source, out = map(Path, sys.argv[1:])
-spec = decoder.read_spec(Checkpoint(source).config)
-table = OriginalWeights(Checkpoint(source), decoder.slots(spec))
-held_out = golden.held_out(None, source, spec, 256)
-held_out = golden.HeldOut(held_out.tokens[:4], held_out.text)
-golden.write(out / "g", spec, {}, held_out, {"reference": table, "original": table}, silent)
+model = read_model(Checkpoint(source).config, None, 256)
+table = OriginalWeights(Checkpoint(source), model.slots)
+held_out = golden.held_out(None, source, model, 256)
+held_out = Held(held_out.tokens[:4], held_out.text)
+golden.write(out / "g", model, {}, held_out, {"reference": table, "original": table}, silent)
 golden.copy_with_tolerances(out / "g", out / "golden.safetensors", {"a": 1.0, "b": 2.0})
 """
 
@@ -215,13 +214,13 @@ def test_bytes_depend_on_content_alone_and_others_may_read_them(tmp_path: Path) 
     assert written[0] == written[1]
 
 
-def held_out(folder: Path, name: str, content: str, max_tokens: int = 256) -> golden.HeldOut:
+def held_out(folder: Path, name: str, content: str, max_tokens: int = 256) -> Held:
     (folder / name).write_text(content)
-    return golden.held_out(folder / name, TINY, decoder.read_spec(Checkpoint(TINY).config), max_tokens)
+    return golden.held_out(folder / name, TINY, original(TINY)[0], max_tokens)
 
 
 def test_the_built_in_text_is_named(tmp_path: Path) -> None:
-    found = golden.held_out(None, TINY, decoder.read_spec(Checkpoint(TINY).config), 1024)
+    found = golden.held_out(None, TINY, original(TINY)[0], 1024)
     assert found.text == "held-out source files of the Python 3.11.7 standard library"
     assert found.tokens.shape == (4, 1024) and (found.tokens[:, 0] == 1).all()
 
@@ -258,11 +257,12 @@ def test_text_that_is_none_or_too_short_is_refused(tmp_path: Path, name: str, co
 
 def test_own_text_needs_a_tokenizer_that_is_the_models(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Licht an. " * 5000)
-    spec = decoder.read_spec(Checkpoint(TINY).config)
+    model, _ = original(TINY)
+    few = read_model({**Checkpoint(TINY).config, "vocab_size": 32}, None, 256)
     with pytest.raises(EdgewrightError, match=r"has no tokenizer\.json, which .*a\.txt needs"):
-        golden.held_out(tmp_path / "a.txt", tmp_path, spec, 256)
+        golden.held_out(tmp_path / "a.txt", tmp_path, model, 256)
     with pytest.raises(EdgewrightError, match=r"tokenizer\.json: gives token \d+; the model knows 32 tokens"):
-        golden.held_out(tmp_path / "a.txt", TINY, replace(spec, vocab=32), 256)
+        golden.held_out(tmp_path / "a.txt", TINY, few, 256)
     (tmp_path / "tokenizer.json").write_text('{"model": 5}')
     with pytest.raises(EdgewrightError, match=r"tokenizer\.json: is not a tokenizer that can be read"):
-        golden.held_out(None, tmp_path, spec, 256)
+        golden.held_out(None, tmp_path, model, 256)

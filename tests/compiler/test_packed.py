@@ -18,7 +18,7 @@ from compiler.codes import Codes, dequantize, pack, pack_zeros, unpack, unpack_z
 from compiler.quantize.methods import rtn
 from compiler.quantize.packed import PackedWriter
 from compiler.slots import HALF, Scheme, Slot
-from tests.compiler.conftest import Quantizer, reference_logits
+from tests.compiler.conftest import MINISTRAL3, Quantizer, reference_logits
 
 SCHEMES = [Scheme(4, 32), Scheme(8, 32), Scheme(4, 16, False), Scheme(8, 0), Scheme(8, 0, False)]
 
@@ -97,26 +97,26 @@ def test_zero_points_shift_codes() -> None:
 def test_transformers_loads_the_folder_to_the_same_logits(
     ministral: Path, quantized: Quantizer, scheme: Scheme
 ) -> None:
-    spec, _, _, weights = quantized(ministral, scheme)
-    model = AutoModelForCausalLM.from_pretrained(weights.path, dtype=torch.float32).eval()
-    loaded = model.state_dict()["model.layers.1.mlp.down_proj.weight"].numpy()
+    model, _, weights = quantized(ministral, scheme)
+    theirs = AutoModelForCausalLM.from_pretrained(weights.path, dtype=torch.float32).eval()
+    loaded = theirs.state_dict()["model.layers.1.mlp.down_proj.weight"].numpy()
     np.testing.assert_array_equal(loaded, weights.rows("model.layers.1.mlp.down_proj"))
-    ids = np.random.default_rng(1).integers(0, spec.vocab, (2, 40))
+    ids = np.random.default_rng(1).integers(0, MINISTRAL3["vocab_size"], (2, 40))
     with torch.no_grad():
-        theirs = model(torch.from_numpy(ids)).logits.numpy()
-    np.testing.assert_allclose(reference_logits(spec, weights, ids), theirs, atol=2e-5)
+        expected = theirs(torch.from_numpy(ids)).logits.numpy()
+    np.testing.assert_allclose(reference_logits(model, weights, ids), expected, atol=2e-5)
 
 
 def test_transformers_loads_mixed_schemes_when_the_table_is_in_half_precision(
     ministral: Path, quantized: Quantizer
 ) -> None:
     others = {"model.embed_tokens": HALF, "model.layers.0.mlp.up_proj": Scheme(8, 64)}
-    spec, _, _, weights = quantized(ministral, Scheme(4, 32), others)
-    model = AutoModelForCausalLM.from_pretrained(weights.path, dtype=torch.float32).eval()
-    ids = np.random.default_rng(1).integers(0, spec.vocab, (1, 40))
+    model, _, weights = quantized(ministral, Scheme(4, 32), others)
+    theirs = AutoModelForCausalLM.from_pretrained(weights.path, dtype=torch.float32).eval()
+    ids = np.random.default_rng(1).integers(0, MINISTRAL3["vocab_size"], (1, 40))
     with torch.no_grad():
-        theirs = model(torch.from_numpy(ids)).logits.numpy()
-    np.testing.assert_allclose(reference_logits(spec, weights, ids), theirs, atol=2e-5)
+        expected = theirs(torch.from_numpy(ids)).logits.numpy()
+    np.testing.assert_allclose(reference_logits(model, weights, ids), expected, atol=2e-5)
 
 
 def test_values_beyond_half_precision_are_refused_by_name(tmp_path: Path) -> None:
@@ -128,10 +128,10 @@ def test_values_beyond_half_precision_are_refused_by_name(tmp_path: Path) -> Non
 
 def test_blocks_of_rows_are_the_rows(ministral: Path, quantized: Quantizer) -> None:
     for scheme in SCHEMES:
-        _, slots, _, weights = quantized(ministral, scheme)
-        for slot in slots:
+        model, _, weights = quantized(ministral, scheme)
+        for slot in model.slots:
             whole = weights.rows(slot.name)
             assert weights.shape(slot.name) == whole.shape
-            if slot.kind != "norm":
+            if not slot.is_vector:
                 blocks = [weights.rows(slot.name, r, min(r + 24, slot.rows)) for r in range(0, slot.rows, 24)]
                 np.testing.assert_array_equal(np.concatenate(blocks), whole)

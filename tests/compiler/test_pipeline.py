@@ -11,12 +11,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from artifacts import EdgewrightError, read_manifest, silent
+from artifacts import EdgewrightError, read_manifest, silent, verify
 from compiler import pipeline
 from compiler.checkpoint import Checkpoint
+from compiler.plan import plan
 from compiler.quantize.methods import method_options
 from compiler.targets import target_options
 from recipes.schema import Recipe, recipe_model
+from tests.artifacts.conftest import of_schema_1
 from tests.compiler.conftest import MINISTRAL3, random_tensors, save
 
 
@@ -37,10 +39,11 @@ def quantize(folder: Path, out: Path, used: Recipe) -> pipeline.Quantized:
 
 
 def test_a_plan_needs_the_config_alone() -> None:
-    (plan,) = pipeline.plan(recipe(), MINISTRAL3)
-    assert plan.refused is None
-    assert plan.kv_bytes == 2 * 2 * 2 * 32 * 64 * 4  # key and value, layers, heads, head_dim, tokens, float32
-    assert plan.weight_bytes < plan.file_bytes
+    (found,) = plan(recipe(), MINISTRAL3)
+    assert found.refused is None
+    assert found.state_bytes == 2 * 2 * 2 * 32 * 64 * 4  # key and value, layers, heads, head_dim, tokens, float32
+    assert found.weight_bytes < found.file_bytes
+    assert [part.component for part in found.components] == ["decoder"]
 
 
 def test_quantized_weights_are_used_again_until_something_changes(ministral: Path, tmp_path: Path) -> None:
@@ -53,6 +56,16 @@ def test_quantized_weights_are_used_again_until_something_changes(ministral: Pat
     assert other.digest != first.digest
     (tmp_path / "q" / "model.safetensors").write_bytes(b"cut short")
     assert quantize(ministral, tmp_path / "q", recipe()).digest == first.digest
+
+
+def test_quantized_weights_of_an_older_schema_are_made_anew(ministral: Path, tmp_path: Path) -> None:
+    first = quantize(ministral, tmp_path / "q", recipe())
+    stamp = (tmp_path / "q" / "model.safetensors").stat().st_ino
+    of_schema_1(tmp_path / "q")
+    again = quantize(ministral, tmp_path / "q", recipe())
+    assert (tmp_path / "q" / "model.safetensors").stat().st_ino != stamp
+    assert again.digest == first.digest and verify(tmp_path / "q") == []
+    assert [path.name for path in tmp_path.glob("*q*")] == ["q"]
 
 
 def test_the_manifest_names_every_file_of_the_checkpoint(ministral: Path, tmp_path: Path) -> None:
@@ -95,7 +108,7 @@ def test_what_cannot_be_built_is_refused_before_a_weight_is_read(
 def test_projections_that_rules_tear_apart_are_known(ministral: Path, tmp_path: Path) -> None:
     rules = [{"match": "model.layers.1.*.k_proj", "bits": 8, "group": 32}, {"match": "*", "bits": 4, "group": 32}]
     assert quantize(ministral, tmp_path / "q", recipe(*rules)).unfused == [
-        [f"model.layers.1.self_attn.{m}_proj" for m in "qkv"]
+        tuple(f"model.layers.1.self_attn.{m}_proj" for m in "qkv")
     ]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from artifacts import read_manifest
 from runtime_tests.golden import read_golden
-from runtime_tests.runners import make_runner
+from runtime_tests.sessions import make_session
 from tests.bench.measure import MB, python, size_of
 from tests.bench.synthetic import make_checkpoint
 
@@ -29,9 +29,9 @@ def test_the_3b_geometry_compiles_small_and_answers_as_its_reference(tmp_path: P
     assert vectors.result["bytes"] <= 5e6
 
     golden = read_golden(package / "golden.safetensors")
-    runner = make_runner(package, read_manifest(package))
-    runner.load(exact=True)
-    ids = golden.tokens[0, :64].astype(np.int64)
-    found = runner.logits(ids)
+    session = make_session(package, read_manifest(package))
+    session.load(exact=True)
+    ids = golden.tokens[:1, :64].astype(np.int64)
+    found = session.call("decoder", "score", input_ids=ids, positions=np.arange(64)[None])["logits"][0]
     top = np.take_along_axis(found, golden.reference.top_ids[0, :64].astype(np.int64), 1)
     np.testing.assert_allclose(top, golden.reference.top_logits[0, :64], atol=1e-3)

@@ -16,7 +16,7 @@ import pytest
 from artifacts import GateFailed, MissingTool, checked, ran_here
 from compiler.golden import BUILT_IN
 from compiler.quantize.evidence import QuantizationEvidence, TensorEvidence
-from edgewright import api, cli, render, text
+from edgewright import api, bars, cli, render, text
 from edgewright.report import FailedStep, Report, TargetReport
 from recipes.load import shipped
 
@@ -78,7 +78,7 @@ def test_a_plan_of_the_real_3b_needs_no_weights_and_no_framework():
     assert target["refused"] is None
     assert 1.80e9 < target["file_bytes"] <= 1.85e9
     assert target["app_bytes"] == {"ios": target["file_bytes"]}
-    assert target["kv_bytes"] == 106_496 * 4096  # 106,496 B a token in fp16
+    assert target["state_bytes"] == 106_496 * 4096  # 106,496 B a token in fp16
 
 
 def test_a_plan_is_shown_as_a_table(edgewright):
@@ -339,7 +339,7 @@ def test_progress_bars_come_to_their_end(monkeypatch):
         screen = io.StringIO()
         monkeypatch.setattr(screen, "isatty", lambda: True)
         monkeypatch.setattr("sys.stderr", screen)
-        with contextlib.suppress(ValueError), render.progress(shown=True) as progress:
+        with contextlib.suppress(ValueError), bars.progress(shown=True) as progress:
             progress("converting [b]", 1, 2)
             progress("done", 3, 3)
             if fails:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from artifacts import ManifestDraft, read_manifest, staged, write_manifest
+from artifacts.formats.interface import Driver
 
 VOCAB, HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 512, 64, 128, 2, 4, 2, 32
 MAX_TOKENS, ORIGINAL = 256, 64
@@ -113,7 +114,7 @@ def compile_package(
     quantized = pipeline.quantize(recipe, checkpoint, "random", None, out / "quantized", silent)
     with staged(out / target) as partial:
         draft = pipeline.build(recipe, target, quantized, checkpoint, partial, silent)
-        pipeline.write_golden(recipe, target, quantized, checkpoint, partial, silent)
+        pipeline.write_vectors(draft, quantized, checkpoint, partial, silent)
         write_manifest(partial, draft)
     return out / target
 
@@ -147,9 +148,10 @@ def end():
     HELD.clear()
     time.sleep(0.5)
 
-class Runner:
-    def __init__(self, artifact, runtime):
-        self.runtime = runtime
+class Session:
+    warnings, stand_in = (), None
+    def __init__(self, artifact, manifest):
+        self.runtime = manifest.runtime
         self.artifact = artifact
     def load(self, *, exact=False, threads=2):
         print("the runtime says hello")
@@ -164,30 +166,30 @@ class Runner:
         if self.runtime["does"] == "map":
             with open(self.artifact / "weights.bin", "rb") as file:
                 self.mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-    def prefill(self, ids):
+    def reset(self):
+        pass
+    def call(self, component, entry, **arrays):
+        assert (component, entry) in (("decoder", "prefill"), ("decoder", "decode")), "not reached"
         if self.runtime["does"] == "map":
             numpy.frombuffer(self.mapped, numpy.uint8)[:: mmap.PAGESIZE].sum()
-        return numpy.ones(8, numpy.float32)
-    def decode(self, token):
-        return self.prefill([token])
-    def logits(self, ids):
-        raise AssertionError("not reached")
+        return {"logits": numpy.ones((1, 1, 8), numpy.float32)}
 
-RUNNER = Runner
+SESSION = Session
 """
 
 
 @pytest.fixture
 def fake_runtime(own_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The child finds one more runner, for the target "fake", in a folder of the test."""
+    """The child finds one more session, for the target "fake", in a folder of the test."""
     folder = tmp_path / "plugins"
     folder.mkdir()
     (folder / "fake.py").write_text(RUNTIMES)
-    (folder / "sitecustomize.py").write_text(f"import runtime_tests.runners as r; r.__path__.append({str(folder)!r})")
+    (folder / "sitecustomize.py").write_text(f"import runtime_tests.sessions as s; s.__path__.append({str(folder)!r})")
     monkeypatch.setenv("PYTHONPATH", str(folder))
     yield own_package
 
 
 def as_fake(package: Path, does: str, **runtime: Any) -> None:
     """Make a package one of the fake runtime, which then `does` something."""
-    sign_again(package, target="fake", runtime={"does": does, "max_tokens": 64, "vocab_size": 8, **runtime})
+    driver = Driver(name="text", constants={"max_tokens": 256, "vocab_size": 8})
+    sign_again(package, target="fake", driver=driver, runtime={"does": does, **runtime})

@@ -60,7 +60,7 @@ def test_a_tokenizer_that_genai_cannot_read_is_not_assessed(package: Path, tmp_p
     copy = Path(shutil.copytree(package, tmp_path / "onnx"))
     (copy / "tokenizer_config.json").unlink()
     runtime = read_manifest(copy).runtime
-    sign_again(copy, runtime={k: v for k, v in runtime.items() if k != "payload"})
+    sign_again(copy, runtime={**runtime, "payload": None})
     found = validate(copy)
     tokens = named(found.checks)["genai_tokens_equal"]
     assert (tokens.value, tokens.verdict, found.verdict) == (None, "not assessed", "failed")

@@ -11,26 +11,24 @@ import onnx
 import pytest
 
 from artifacts import Check, Figure, GateFailed, read_manifest, silent
+from runtime_tests.drivers.text import Decoder, Logits
 from runtime_tests.golden import Golden, read_golden
 from runtime_tests.metrics import disagreement_cost, logsumexp
 from runtime_tests.parity import Observed, Ran, decode_span, observe, observe_decode, parity
 from runtime_tests.quality import QualityLimits, quality
-from runtime_tests.runners import Logits
-from runtime_tests.runners.onnx import OnnxRunner
-from tests.runtime_tests.conftest import ORIGINAL, VOCAB
+from runtime_tests.sessions import make_session
+from tests.runtime_tests.conftest import MAX_TOKENS, ORIGINAL, VOCAB
 
 NO_LIMITS, REAL = QualityLimits(), Ran()
 
 
 class Recorded:
-    """A runner that gives recorded logits: [N, L, V], one sequence after the other, and the first one for decoding."""
+    """A decoder that gives recorded logits: [N, L, V], one sequence after the other, and the first one for decoding."""
 
     def __init__(self, logits: Logits) -> None:
         self.all = logits
         self._next = iter(logits)
         self._position = 0
-
-    def load(self, *, exact: bool = False, threads: int = 2) -> None: ...
 
     def logits(self, ids: object) -> Logits:
         return next(self._next)
@@ -46,14 +44,17 @@ class Recorded:
 
 @pytest.fixture(scope="module")
 def golden(package: Path) -> Golden:
-    return read_golden(package / "golden.safetensors")
+    """Of a text, as far as figures can tell."""
+    return dataclasses.replace(read_golden(package / "golden.safetensors"), text="made up")
 
 
 @pytest.fixture(scope="module")
 def recorded(package: Path, golden: Golden) -> Logits:
-    runner = OnnxRunner(package, read_manifest(package).runtime)
-    runner.load(exact=True)
-    return np.stack([runner.logits(tokens) for tokens in golden.tokens.astype(np.int64)])
+    manifest = read_manifest(package)
+    session = make_session(package, manifest)
+    session.load(exact=True)
+    decoder = Decoder(session, manifest.components[0], MAX_TOKENS)
+    return np.stack([decoder.logits(tokens) for tokens in golden.tokens.astype(np.int64)])
 
 
 def found_in(
@@ -149,14 +150,16 @@ def test_one_flipped_nibble_of_any_weight_fails_parity(own_package: Path, golden
     assert len(packed) == 10  # the embedding in both layouts, and 4 fused weights in each layer
     data = own_package / "model.onnx.data"
     content, generator = data.read_bytes(), np.random.default_rng(7)
-    runner = OnnxRunner(own_package, read_manifest(own_package).runtime)
+    manifest = read_manifest(own_package)
+    session = make_session(own_package, manifest)
+    decoder = Decoder(session, manifest.components[0], MAX_TOKENS)
     for tensor in packed:
         place = {entry.key: int(entry.value) for entry in tensor.external_data if entry.key != "location"}
         flipped = bytearray(content)
         flipped[place["offset"] + int(generator.integers(place["length"]))] ^= 0x10  # the lowest bit of the high nibble
         data.write_bytes(flipped)
-        runner.load(exact=True)
-        logits = np.stack([runner.logits(tokens) for tokens in golden.tokens.astype(np.int64)])
+        session.load(exact=True)
+        logits = np.stack([decoder.logits(tokens) for tokens in golden.tokens.astype(np.int64)])
         assert "exact_max_abs_logit" in failed(golden, logits), tensor.name
 
 

@@ -15,11 +15,12 @@ import pytest
 from artifacts import EdgewrightError, read_manifest
 from device_farm import load_profile
 from runtime_tests import validate as validation
-from runtime_tests.child import Job
+from runtime_tests.jobs import Job
 from runtime_tests.process import child_command, child_environment
 from runtime_tests.quality import QualityLimits
 from runtime_tests.validate import Limits, Validation, validate
-from tests.runtime_tests.conftest import as_fake, compile_package, sign_again
+from tests.edgewright.conftest import write_tokenizer
+from tests.runtime_tests.conftest import VOCAB, as_fake, compile_package, sign_again
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_a_good_package_passes(good: Validation) -> None:
         "genai_greedy_equal": ("parity", "passed"),
         "perplexity_increase": ("quality", None),
         "top1_agreement": ("quality", None),
-        "mean_kl": ("quality", "passed"),
+        "mean_kl": ("quality", "not assessed"),  # of random tokens
     }
 
 
@@ -118,7 +119,15 @@ def test_a_healthy_package_of_an_unsure_model_passes(tmp_path: Path) -> None:
     assert {check.name for check in found.checks if check.verdict == "failed"} <= {"genai_greedy_equal"}
 
 
-def test_a_missed_quality_limit_fails_with_figure_and_limit(package: Path) -> None:
+def test_quality_over_random_tokens_is_not_assessed(package: Path) -> None:
+    result = validate(package, quality=QualityLimits(min_top1_agreement=0.001))
+    check = named(result.checks)["top1_agreement"]
+    assert not result.passed and check.verdict == "not assessed" and "random tokens" in check.reason
+    assert validate(package, quality=QualityLimits(min_top1_agreement=0.001), allow_unassessed=True).passed
+
+
+def test_a_missed_quality_limit_fails_with_figure_and_limit(tmp_path: Path) -> None:
+    package = compile_package(tmp_path, {}, prepare=lambda folder: write_tokenizer(folder, VOCAB))
     result = validate(package, quality=QualityLimits(min_top1_agreement=0.999))
     check = named(result.checks)["top1_agreement"]
     assert not result.passed and check.verdict == "failed" and check.limit == 0.999 and check.value < 0.999
@@ -205,7 +214,7 @@ def test_weights_outside_of_the_package_are_not_read(own_package: Path, tmp_path
                 entry.value = "../model.onnx.data"
     onnx.save(model, str(own_package / "model.onnx"))
     runtime = read_manifest(own_package).runtime
-    sign_again(own_package, runtime={key: value for key, value in runtime.items() if key != "payload"})
+    sign_again(own_package, runtime={**runtime, "payload": None})
     result = validate(own_package)
     assert not result.passed and "escapes" in result.failures[0].stderr_tail + result.failures[1].stderr_tail
 
@@ -229,7 +238,7 @@ def test_logits_that_cannot_be_are_a_failure(fake_runtime: Path) -> None:
 
 def test_the_childs_stdout_is_json_whatever_a_runtime_prints(fake_runtime: Path, tmp_path: Path) -> None:
     as_fake(fake_runtime, "nothing")
-    job = Job(kind="memory", artifact=fake_runtime, prompt_tokens=10, decode_tokens=3)
+    job = Job(kind="memory", artifact=fake_runtime, prompt_tokens=10, steps=3)
     ended = subprocess.run(
         child_command(job, tmp_path),
         input="\n" * 4,

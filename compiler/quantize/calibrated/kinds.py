@@ -1,7 +1,7 @@
 """Ops that read a matrix: how each computes with one, and what its inputs look like to a rounder.
 
-An op that joins them (a convolution: patches as columns) is one entry here. What must not live here: anything that
-knows how a matrix is quantized, or in which graph its op stands.
+An op that joins them is one entry here. What must not live here: anything that knows how a matrix is quantized, or in
+which graph its op stands.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from compiler.graph import Node, op_name
+from compiler.graph import Node, arguments, op_name
 from compiler.matmul import linear
 
 if TYPE_CHECKING:
@@ -43,14 +43,33 @@ def _pick(node: Node, ids: Tensor, rows: Lookup) -> Tensor:
     return rows(unique)[inverse]
 
 
+def _convolve(node: Node, x: Tensor, matrix: Tensor) -> Tensor:
+    found = arguments(node)
+    zeros = [0] * len(found["stride"])
+    steps = found["stride"], found["padding"], found["dilation"]
+    return torch.convolution(x, matrix.reshape(found["shape"]), None, *steps, False, zeros, found["groups"])
+
+
+def _patches(node: Node, x: Tensor) -> Tensor:
+    """What a convolution's outputs see, [positions, in / groups * kernel]; what the groups see, one after another."""
+    found = arguments(node)
+    x = torch.cat(x.chunk(found["groups"], 1))
+    kernel, where = found["shape"][2:], range(2, x.ndim)
+    x = torch.nn.functional.pad(x, [size for pad in reversed(found["padding"]) for size in (pad, pad)])
+    for at, size, stride, dilation in zip(where, kernel, found["stride"], found["dilation"], strict=True):
+        x = x.unfold(at, dilation * (size - 1) + 1, stride)[..., ::dilation]
+    return x.movedim(1, len(kernel) + 1).flatten(0, len(kernel)).flatten(1)
+
+
 _KINDS = {
     "edge::linear": Kind(
         lambda node, x, matrix: linear(x, matrix), lambda node, x: x.flatten(0, -2), dense=True, shares=True
     ),
+    "edge::convolution": Kind(_convolve, _patches, dense=True, shares=False),
     "edge::embedding": Kind(_pick, None, dense=False, shares=False),
 }
 # of the ops that read no matrix, those that cost little beside reading their result from a file
-_CHEAP = {"edge::rms_norm", "edge::rotary"}
+_CHEAP = {"edge::rms_norm", "edge::rotary", "edge::bias"}
 
 
 def kind_of(node: Node) -> Kind | None:

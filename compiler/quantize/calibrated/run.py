@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from artifacts import EdgewrightError, Progress
-from compiler.graph import capture
+from compiler.graph import arguments, operations
 from compiler.quantize.calibrated.files import SegmentFile
 from compiler.quantize.calibrated.passes import Pass
 from compiler.quantize.calibrated.segments import Program
@@ -26,8 +26,9 @@ def run(task: Task, work: Path, progress: Progress) -> list[SegmentFile]:
 
     Raises EdgewrightError when inputs are beyond float32, a scale beyond fp16, or the folder is not complete.
     """
-    captured = capture(task.module, task.samples[0])
+    captured = operations(task.module, task.samples[0])
     program = Program(captured, task.cuts, task.treatments)
+    _check_groups(program, task)
     files = [SegmentFile(work, segment.index) for segment in program.segments]
     first = next((i for i, file in enumerate(files) if not file.done), len(files))
     quantized = Quantized(task, files)
@@ -53,3 +54,12 @@ def run(task: Task, work: Path, progress: Progress) -> list[SegmentFile]:
             for stream in (full_stream, quantized_stream):
                 stream.keep_only(segment.kept[-1])
     return files
+
+
+def _check_groups(program: Program, task: Task) -> None:
+    for slot, treatment in task.treatments.items():
+        if treatment.calibrated and any(arguments(node).get("groups", 1) != 1 for node in program.readers[slot]):
+            raise EdgewrightError(
+                f"calibration: {slot} is of a convolution in groups, whose outputs see different inputs; give it rtn, "
+                "mse or hqq"
+            )

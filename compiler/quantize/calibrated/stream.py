@@ -17,7 +17,7 @@ from compiler.graph import Captured, Node
 from compiler.quantize.calibrated.kinds import kind_of
 from compiler.quantize.calibrated.segments import Plan
 from compiler.quantize.calibrated.states import Spill
-from compiler.quantize.calibrated.task import Samples
+from compiler.quantize.calibrated.task import Inputs
 from compiler.slots import Weights
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Stream:
         self,
         name: str,
         captured: Captured,
-        samples: Samples,
+        samples: Inputs,
         folder: Path,
         table: Weights,
         matrix: Callable[[Node], Any],

@@ -10,6 +10,7 @@ import torch
 
 from compiler.codes import dequantize
 from compiler.graph import Node, slots_of
+from compiler.models.base import Component
 from compiler.quantize.calibrated.files import PackedMatrix, SegmentFile
 from compiler.quantize.calibrated.kinds import Lookup, kind_of
 from compiler.quantize.interface import Treatment
@@ -22,12 +23,22 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 1 << 25
 
-Samples = Sequence[tuple["Tensor", ...]]
+Inputs = Sequence[tuple["Tensor", ...]]
 """For each calibration sample the inputs of a module; all samples have the same shapes."""
 
 Weighting = Callable[[Callable[[int], "Tensor"], int], Sequence["Tensor"]]
 """From the inputs of a matrix, [positions, columns] by sample, and how many samples there are: how much each position
 counts, [positions] for every sample."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What one component is calibrated on. module: of edge ops, over `inputs` of a sample."""
+
+    component: Component
+    module: torch.nn.Module
+    inputs: Inputs
+    weightings: Mapping[str, Weighting] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,7 @@ class Task:
     """
 
     module: torch.nn.Module
-    samples: Samples
+    samples: Inputs
     cuts: Sequence[str]
     slots: Mapping[str, Slot]
     table: Weights

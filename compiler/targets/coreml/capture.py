@@ -1,77 +1,95 @@
-"""The decoder as Core ML sees it: token ids and the position of the first one in, logits of the last one out.
+"""A function of a package as Core ML sees it, and its capture: inputs, states, and a module of edge ops.
 
-    forward(input_ids int32 [1, length], position int32 [1]) -> logits [1, 1, vocab]                    (states)
-    forward(input_ids, position, caches) -> logits, caches                                             (explicit)
+    forward(*inputs, *states) -> (*outputs, *states)
 
-Positions count up from `position`, so the writes to a cache are one contiguous block. Caches are buffers that
-forward changes (coremltools makes states of them) or inputs and outputs.
+States are buffers that forward changes (coremltools makes states of them) or inputs and outputs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from compiler.models import decoder
-from compiler.slots import HALF, Schemes
+from artifacts.formats.coreml import LAST_POSITION
+from compiler.models.base import Component, Entry, Port
+from compiler.slots import Schemes
 
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-LAST_POSITION = "last_position"
+NARROW = {"int64": "int32", "uint8": "int32"}
+"""Core ML has no wider whole numbers."""
+Sizes = tuple[int, ...] | tuple[None, int, int]
+"""Sizes that a named dimension may have: a list of them, or (None, smallest, largest) for all between."""
 
 
-def cache_names(layers: int) -> list[str]:
-    """Names of the cache tensors, layer by layer."""
-    return [f"{kind}_cache_{i}" for i in range(layers) for kind in ("key", "value")]
+@dataclass(frozen=True)
+class Call:
+    """One function: which entry it serves, its own inputs, and what its named dimensions may be.
+
+    module: as a component's. firsts: see `artifacts.formats.coreml.Function`.
+    """
+
+    function: str
+    component: Component
+    entry: Entry
+    inputs: tuple[Port, ...]
+    module: Callable[[Schemes], torch.nn.Module]
+    sizes: Mapping[str, Sizes] = field(default_factory=dict)
+    firsts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def example(self) -> dict[str, int]:
+        """A size for every dimension: its only one, or one that no other dimension is likely to have."""
+        return {
+            name: sizes[0] if len(sizes) == 1 and sizes[0] is not None else min(3 + 2 * at, self._largest(sizes))
+            for at, (name, sizes) in enumerate(self.sizes.items())
+        }
+
+    @staticmethod
+    def _largest(sizes: Sizes) -> int:
+        return max(size for size in sizes if size is not None)
 
 
-def capture(
-    spec: decoder.DecoderSpec, schemes: Schemes, max_tokens: int, *, length: int | None, stateful: bool
-) -> ExportedProgram:
-    """Export one function of the package; length: tokens per call, None for any up to max_tokens."""
+def capture(call: Call, schemes: Schemes, *, stateful: bool) -> ExportedProgram:
+    """Export one function; dimensions that take one size only are fixed."""
     import torch
     from torch.export import Dim
 
-    from compiler.dialect import edge
-
-    body = decoder.build(spec, schemes, "hidden")
-    head = decoder.head_slot(spec)
-    scheme = schemes.get(head, HALF)
-    names = cache_names(spec.layers)
-    shape = (1, spec.kv_heads, max_tokens, spec.head_dim)
+    body = call.module(schemes)
+    states = call.component.states
+    example = call.example
 
     class Model(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            for name in names if stateful else ():
-                # on the meta device: a long context's caches are gigabytes
-                self.register_buffer(name, torch.zeros(shape, dtype=torch.float16, device="meta"))
+            for state in states if stateful else ():
+                # never touched, so never in memory: a long context's caches are gigabytes
+                self.register_buffer(state.name, torch.empty(state.sized({}), dtype=torch.float16))
 
-        def forward(self, input_ids: torch.Tensor, position: torch.Tensor, *caches: torch.Tensor) -> Any:
-            count = input_ids.shape[1]
-            positions = (torch.arange(count, dtype=torch.int32) + position)[None]
-            flat = [getattr(self, name) for name in names] if stateful else list(caches)
-            hidden, new = body(input_ids, positions, list(zip(flat[0::2], flat[1::2], strict=True)))
-            logits = edge.linear(
-                hidden[:, -1:], [head], [spec.vocab], spec.hidden, scheme.bits, scheme.group, scheme.symmetric
-            )
-            written = [cache for pair in new for cache in pair]
+        def forward(self, *tensors: torch.Tensor) -> Any:
             if not stateful:
-                return logits, *written
-            for old, cache in zip(flat, written, strict=True):
-                old.copy_(cache)
-            return logits
+                return tuple(body(*tensors))
+            kept = [getattr(self, state.name) for state in states]
+            found = body(*tensors, *kept)
+            outputs, written = found[: len(found) - len(kept)], found[len(found) - len(kept) :]
+            for old, new in zip(kept, written, strict=True):
+                old.copy_(new)
+            return tuple(outputs)
 
-    count = length or min(3, max_tokens)
-    ids = torch.zeros((1, count), dtype=torch.int32)
-    position = torch.zeros(1, dtype=torch.int32)
-    caches = () if stateful else tuple(torch.zeros(shape, device="meta") for _ in names)
-    ids_dims = {1: Dim("length", min=1, max=max_tokens)} if length is None else {}
-    dims: tuple[Any, ...] = (ids_dims, {}, *((tuple({} for _ in caches),) if caches else ()))
+    ports = [*call.inputs, *(() if stateful else states)]
+    tensors = tuple(torch.empty(p.sized(example), dtype=getattr(torch, NARROW.get(p.dtype, p.dtype))) for p in ports)
+    free = {
+        name: Dim(name, min=1, max=max(n for n in sizes if n is not None))
+        for name, sizes in call.sizes.items()
+        if len(sizes) > 1
+    }
+    shapes = tuple({at: free[d] for at, d in enumerate(p.shape) if d in free} for p in ports)
     with torch.no_grad():
-        program: ExportedProgram = torch.export.export(Model(), (ids, position, *caches), dynamic_shapes=dims)
-        program = program.run_decompositions({})  # functional: caches are replaced, not changed
+        program: ExportedProgram = torch.export.export(Model(), tensors, dynamic_shapes=(shapes,))
+        program = program.run_decompositions({})  # functional: states are replaced, not changed
     for node in program.graph.nodes:
         if str(node.target) == "aten.slice.Tensor" and node.args[2] == -1:
             node._rename(LAST_POSITION)

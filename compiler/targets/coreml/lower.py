@@ -29,7 +29,7 @@ from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY, register_torch_op
 
 from compiler.slots import Weights
-from compiler.targets.coreml.placeholders import Part, cast_without_value, constant
+from compiler.targets.coreml.placeholders import Part, cast_without_value, constant, freeze
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -182,6 +182,16 @@ def _rotary(context: Any, node: Any) -> None:
     context.add((cos, sin), node.name)
 
 
+def _of_heads(settings: Lowering, table: Any, kind: str) -> Any:
+    """A table of `rotary` with an axis for heads; layers may turn by other frequencies, so it is shared by its source.
+
+    Its name is not the table's with an ending: that one says float32.
+    """
+    which = table.name.removeprefix(f"{FLOAT32}rotary").removesuffix(f"_{kind}")
+    name = f"{kind}_of_heads{which}"
+    return settings.once(name, lambda: mb.expand_dims(x=table, axes=[1], name=name))
+
+
 def _query_factor(positions: Any, beta: float, period: int) -> Any:
     """1 + beta * log(1 + floor(position / period)), float32 [1, 1, length, 1]."""
     whole = mb.floor_div(x=positions, y=np.int32(period), name="query_period")
@@ -218,8 +228,7 @@ def _attention(context: Any, node: Any) -> None:
     by_head = mb.transpose(x=rows, perm=[0, 2, 1, 3], name=named("heads"))
     turning, values = mb.split(x=by_head, split_sizes=[heads + kv_heads, kv_heads], axis=1, name=named("parts"))
     first, second = mb.split(x=turning, split_sizes=[half, half], axis=-1, name=named("halves"))
-    cos = settings.once("cos", lambda: mb.expand_dims(x=cos, axes=[1], name="cos_of_heads"))
-    sin = settings.once("sin", lambda: mb.expand_dims(x=sin, axes=[1], name="sin_of_heads"))
+    cos, sin = _of_heads(settings, cos, "cos"), _of_heads(settings, sin, "sin")
     first_cos, second_sin = mb.mul(x=first, y=cos, name=named("fc")), mb.mul(x=second, y=sin, name=named("ss"))
     second_cos, first_sin = mb.mul(x=second, y=cos, name=named("sc")), mb.mul(x=first, y=sin, name=named("fs"))
     turned = mb.concat(
@@ -293,6 +302,38 @@ def _attend(
     return mb.matmul(x=mb.softmax(x=scores, axis=-1, name=named("weights")), y=values, name=named("attended"))
 
 
+def _bias(context: Any, node: Any) -> None:
+    x, slots, _, axis = _arguments(context, node)
+    weights = _active.get().weights
+    vector = np.concatenate([weights.rows(slot) for slot in slots]).astype(np.float32)
+    shaped = vector.reshape(-1, *[1] * (len(x.shape) - 1 - axis % len(x.shape)))
+    context.add(mb.add(x=x, y=shaped, name=node.name))
+
+
+def _convolution(context: Any, node: Any) -> None:
+    x, slot, shape, bits, group, symmetric, stride, padding, dilation, groups = _arguments(context, node)
+    settings = _active.get()
+    if bits == 16:  # a placeholder of its own shape: a reshape of one would be folded into zeros
+        weight = constant(Part((slot,), "float", settings.half), tuple(shape))
+        weight = cast_without_value(weight, "fp32") if settings.half else weight
+    else:
+        matrix = _matrix(settings, (slot,), shape[0], int(np.prod(shape[1:])), bits, group, symmetric)
+        weight = mb.reshape(x=matrix, shape=shape, name=f"{node.name}_kernel")
+        freeze(weight.op)
+    pad = [amount for amount in padding for _ in range(2)]
+    out = mb.conv(
+        x=x,
+        weight=weight,
+        strides=stride,
+        pad_type="custom",
+        pad=pad,
+        dilations=dilation,
+        groups=groups,
+        name=node.name,
+    )
+    context.add(out)
+
+
 _TABLE: Mapping[str, Callable[[Any, Any], None]] = {
     "linear": _linear,
     "embedding": _embedding,
@@ -300,6 +341,8 @@ _TABLE: Mapping[str, Callable[[Any, Any], None]] = {
     "add_rms_norm": _add_rms_norm,
     "rotary": _rotary,
     "attention": _attention,
+    "bias": _bias,
+    "convolution": _convolution,
 }
 
 # which arguments of an op are tensors
@@ -310,4 +353,6 @@ _SCHEMAS: Mapping[str, tuple[bool, ...]] = {
     "add_rms_norm": (True, True, False, False, False),
     "rotary": (True, False, False),
     "attention": (*[True] * 6, *[False] * 6),
+    "bias": (True, False, False, False),
+    "convolution": (True, *[False] * 9),
 }

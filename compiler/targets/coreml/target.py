@@ -1,150 +1,213 @@
-"""The Core ML target: what it refuses, how large it gets, and the package it writes."""
+"""The Core ML target: what it refuses, how large it gets, and the packages it writes.
+
+The packaging of a model's driver says which functions an app calls; without one each component is a package, and each
+of its entries a function of the entry's ports.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from artifacts import Progress
+from artifacts import Progress, silent
+from artifacts.formats.coreml import CoreMLRuntime, Function
+from artifacts.formats.interface import Dimension
 from compiler.apart import apart
 from compiler.licence import licence_of
-from compiler.models.decoder import DecoderSpec
-from compiler.slots import HALF, Scheme, Schemes, Slot
-from compiler.targets.base import Estimate, Job, bare, copy_tokenizer, shipped_files
-from compiler.targets.card import tokens_section, write_card
+from compiler.models.base import Component, Port
+from compiler.slots import HALF, Scheme
+from compiler.targets.base import BuildJob, Built, Estimate, Job, bare, copy_tokenizer, shipped_files
+from compiler.targets.card import About, write_card
+from compiler.targets.coreml import convert
+from compiler.targets.coreml.capture import NARROW, Call, Sizes
 from compiler.targets.coreml.options import CoreMLOptions
+from compiler.targets.packaging import packaging_of
 
-PACKAGE = "model.mlpackage"
-_LARGEST_LENGTHS = 128
+_PACKAGE = "compiler.targets.coreml"
 _UNITS = {
     "all": ".all",
     "cpu_and_gpu": ".cpuAndGPU",
     "cpu_and_neural_engine": ".cpuAndNeuralEngine",
     "cpu_only": ".cpuOnly",
 }
+# of the program itself: about 250 bytes for each of about 12 operations around a weight
+_PROGRAM_BYTES = 3_000
 
 
 class CoreMLTarget:
-    """Lowers a decoder to an ML Program: compressed weights, a cache in states, prefill and decode functions."""
+    """Lowers components to ML Programs: compressed weights, states, an entry for a function."""
 
     # the package's rotary tables are exact; the reference's float32 angles are off by about position * 2**-24, which
     # shows in logits from a few hundred positions on
+    tools: tuple[str, ...] = ("coremltools",)
     tolerances: Mapping[str, float] = {
         "exact_max_abs_logit": 1e-3,
         "shipped_mean_kl": 2e-4,
         "shipped_min_top1": 0.98,
     }
+    entry_tolerances = (2e-4, 1e-2)
 
-    def refusals(self, spec: DecoderSpec, slots: list[Slot], schemes: Schemes, options: CoreMLOptions) -> list[str]:
+    def refusals(self, job: Job) -> list[str]:
         """What of a recipe this target cannot express, one sentence each."""
-        return list(_refusals(spec, slots, schemes, options))
+        packaging = packaging_of(_PACKAGE, job.model.driver)
+        return [*_refusals(job), *(packaging.refusals(job) if packaging else [])]
 
-    def estimate(
-        self, spec: DecoderSpec, slots: list[Slot], schemes: Schemes, max_tokens: int, options: CoreMLOptions
-    ) -> Estimate:
-        """Sizes in bytes; activations are those of the longest prompt call, one layer and its logits."""
-        width = 2 if options.compute == "fp16" else 4
-        weights = 0
-        for slot in slots:
-            scheme = schemes.get(slot.name, HALF)
-            if slot.kind == "norm":
-                weights += slot.columns * 4
-            elif scheme.bits == 16:
-                weights += slot.rows * slot.columns * width
-            else:
-                weights += scheme.packed_bytes(slot.rows, slot.columns, scale_bytes=width)
-        kv = 2 * spec.layers * spec.kv_width * max_tokens * (2 if options.stateful else width)
-        longest = max_tokens if options.prompt == "range" else options.prompt_lengths[-1]
-        widest = max(3 * spec.intermediate, 3 * spec.qkv_width)
-        activations = min(longest, max_tokens) * (widest + 2 * spec.hidden + max_tokens) * width + spec.vocab * width
-        # the program itself: about 250 bytes for each of about 100 operations a layer and function
-        program = 25_000 * (spec.layers + 4) * (2 if options.multifunction else 1)
-        total = weights + program
-        return Estimate(total, weights, kv if options.stateful else 2 * kv, activations, {"ios": total})
-
-    def build(self, job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
-        """Write model.mlpackage, a README with its Swift usage, and the tokenizer files."""
-        from compiler.targets.coreml.convert import lengths, make_package
-        from compiler.targets.coreml.readme import swift_page
-
+    def estimate(self, job: Job) -> list[Estimate]:
+        """Sizes in bytes; activations are those of the largest call of a function."""
         options: CoreMLOptions = job.options
-        license_ = licence_of(job.tokenizer) or ""
+        width = 2 if options.compute == "fp16" else 4
+        found = []
+        for component in job.model.components:
+            weights = 0
+            for slot in component.slots:
+                scheme = job.schemes.get(slot.name, HALF)
+                if slot.is_vector:
+                    weights += slot.columns * 4
+                elif scheme.bits == 16:
+                    weights += slot.rows * slot.columns * width
+                else:
+                    weights += scheme.packed_bytes(slot.rows, slot.columns, scale_bytes=width)
+            calls = [c for calls in _packages(job).values() for c in calls if c.component is component]
+            live = max(component.live(c.entry, {**c.entry.largest(), **_most(c.sizes)}) for c in calls)
+            states = component.state_values * (2 if options.stateful else 2 * width)
+            program = _PROGRAM_BYTES * len(component.slots) * len(calls)
+            total = weights + program
+            found.append(Estimate(component.name, total, weights, states, live * width, {"ios": total}))
+        return found
+
+    def check(self, job: Job) -> None:
+        """Capture every function in a process of its own."""
+        apart(convert.check, bare(job), _packages(job), progress=silent)
+
+    def build(self, job: BuildJob, folder: Path, progress: Progress) -> Built:
+        """Write the packages, a README, and the tokenizer files."""
+        options: CoreMLOptions = job.options
+        packaging = packaging_of(_PACKAGE, job.model.driver)
         metadata = {
-            "shortDescription": f"{job.name}: a text decoder with a key-value cache, made by Edgewright.",
+            "shortDescription": f"{job.name}{packaging.PURPOSE if packaging else ''}, made by Edgewright.",
             "author": "Edgewright",
-            "license": license_ or "that of the checkpoint it was made from",
+            "license": licence_of(job.source) or "that of the checkpoint it was made from",
             "versionString": "1",
         }
-        user = {
-            "com.edgewright.compute_units": options.compute_units,
-            "com.edgewright.max_tokens": str(job.max_tokens),
-        }
-        apart(make_package, bare(job), job.weights.path, folder / PACKAGE, metadata, user, progress=progress)
-        copy_tokenizer(job.tokenizer, folder)
-        runtime = {
-            "model": PACKAGE,
-            "max_tokens": job.max_tokens,
-            "vocab_size": job.spec.vocab,
-            "layers": job.spec.layers,
-            "kv_heads": job.spec.kv_heads,
-            "head_dim": job.spec.head_dim,
-            "logits": "last",
-            "memory": "modelled",
-            "payload": {"ios": shipped_files(folder)},
-            "cache": options.cache,
-            "functions": _functions(options),
-            "prompt_lengths": list(lengths(options, job.max_tokens)),
-            "compute": options.compute,
-            "compute_units": options.compute_units,
-            "minimum": options.minimum,
-            "eos": list(job.spec.eos),
-        }
-        sections = [tokens_section(job), swift_page(job, runtime, _UNITS[options.compute_units])]
-        write_card(job, folder, runtime="Core ML", library="coreml", tags=["coreml"], sections=sections)
-        return runtime
+        user = {"com.edgewright.compute_units": options.compute_units}
+        user |= packaging.metadata(job) if packaging else {}
+        packages = _packages(job)
+        features = packaging.FEATURES if packaging else _features(packages)
+        arguments = (bare(job), job.weights.path, folder, packages, features, metadata, user)
+        apart(convert.make_packages, *arguments, progress=progress)
+        copy_tokenizer(job.source, folder)
+        runtime = CoreMLRuntime(
+            functions=tuple(_functions(packages, job)),
+            cache=options.cache,
+            compute=options.compute,
+            compute_units=options.compute_units,
+            minimum=options.minimum,
+            payload={"ios": tuple(shipped_files(folder))},
+        )
+        units = _UNITS[options.compute_units]
+        sections = packaging.sections(job, runtime, units) if packaging else [_calling(runtime, units)]
+        about = packaging.about(job) if packaging else About()
+        write_card(job, folder, runtime="Core ML", library="coreml", tags=["coreml"], sections=sections, about=about)
+        return Built(runtime.model_dump(mode="json"), _narrowed(packages))
 
-    def traces(self, job: Job) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-        """For every function of a package: its name, the inputs of one short call, and all values that PyTorch gives.
+    def traces(self, job: BuildJob) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+        """For every function of a text package: its name, the inputs of one short call, and all values that PyTorch
+        gives. For naming the first operation that differs once parity has failed."""
+        from compiler.targets.coreml.trace import call_values
 
-        For naming the first operation that differs once parity has failed (`runtime_tests.mil.bisect`).
-        """
-        from compiler.targets.coreml.capture import cache_names
-        from compiler.targets.coreml.convert import lengths
-        from compiler.targets.coreml.trace import decoder_values
-
-        counts = lengths(job.options, job.max_tokens)
-        fixed = counts[0] if len(counts) == 1 else None
-        calls = [(counts[-1] if counts else min(16, job.max_tokens), fixed)]
-        if job.options.multifunction:
-            calls.append((1, 1))
-        for name, (count, length) in zip(_functions(job.options), calls, strict=True):
-            position = job.max_tokens - count
-            ids = [(7 * i + 3) % job.spec.vocab for i in range(count)]
-            values = decoder_values(
-                job.spec, job.schemes, job.weights, job.max_tokens, ids, position=position, length=length
-            )
-            inputs: dict[str, Any] = {"input_ids": [ids], "position": [position]}
+        packaging = packaging_of(_PACKAGE, job.model.driver)
+        for call, inputs in packaging.examples(job) if packaging else ():
+            values = call_values(call, job.schemes, job.weights, inputs)
             if not job.options.stateful:
-                shape = (1, job.spec.kv_heads, job.max_tokens, job.spec.head_dim)
-                inputs |= {name: np.zeros(shape, np.float32) for name in cache_names(job.spec.layers)}
-            yield name, inputs, values
+                inputs |= {state.name: np.zeros(state.sized({}), np.float32) for state in call.component.states}
+            yield call.function, inputs, values
 
 
-def _functions(options: CoreMLOptions) -> list[str]:
-    return ["prefill", "decode"] if options.multifunction else ["main"]
+def _packages(job: Job) -> dict[str, list[Call]]:
+    packaging = packaging_of(_PACKAGE, job.model.driver)
+    if packaging:
+        found: dict[str, list[Call]] = packaging.packages(job)
+        return found
+    return {f"{component.name}.mlpackage": list(_calls(component)) for component in job.model.components}
 
 
-def _refusals(spec: DecoderSpec, slots: list[Slot], schemes: Schemes, options: CoreMLOptions) -> Iterator[str]:
+def _calls(component: Component) -> Iterator[Call]:
+    for entry in component.shipped:
+        inputs = tuple(Port(p.name, NARROW.get(p.dtype, p.dtype), p.shape, p.below, p.counts) for p in entry.inputs)  # type: ignore[arg-type]  # a key of Dtype
+        sizes: dict[str, Sizes] = {n: (a,) if a == b else (None, a, b) for n, (a, b) in entry.dimensions.items()}
+        function = entry.name if len(component.shipped) > 1 else "main"
+        yield Call(function, component, entry, inputs, partial(component.module, entry), sizes)
+
+
+def _most(sizes: Mapping[str, Sizes]) -> dict[str, int]:
+    return {name: max(n for n in found if n is not None) for name, found in sizes.items()}
+
+
+def _functions(packages: Mapping[str, Sequence[Call]], job: Job) -> Iterator[Function]:
+    for package, calls in packages.items():
+        by_entry = {(c.component.name, c.entry.name): c for c in calls}
+        for component in {c.component.name: c.component for c in calls}.values():
+            for entry in component.shipped:
+                # below iOS 18 one function serves every entry
+                call = by_entry.get((component.name, entry.name), calls[0])
+                yield Function(
+                    component=component.name,
+                    entry=entry.name,
+                    package=package,
+                    function=call.function,
+                    firsts=dict(call.firsts),
+                )
+
+
+def _narrowed(packages: Mapping[str, Sequence[Call]]) -> dict[tuple[str, str, str], Dimension]:
+    found = {}
+    for calls in packages.values():
+        for call in calls:
+            for name, sizes in call.sizes.items():
+                listed = tuple(n for n in sizes if n is not None) if sizes[0] is not None else ()
+                low, high = min(n for n in sizes if n is not None), max(n for n in sizes if n is not None)
+                if len(listed) < 2 and (low, high) == call.entry.dimensions[name]:
+                    continue
+                found[call.component.name, call.entry.name, name] = Dimension(low=low, high=high, sizes=listed)
+    return found
+
+
+def _features(packages: Mapping[str, Sequence[Call]]) -> dict[str, str]:
+    ports = [p for calls in packages.values() for c in calls for p in (*c.inputs, *c.entry.outputs)]
+    return {port.name: f"{port.dtype} {list(port.shape)}" for port in ports}
+
+
+def _calling(runtime: CoreMLRuntime, units: str) -> str:
+    rows = [f"| `{f.package}` | `{f.function}` | {f.component}: {f.entry} |" for f in runtime.functions]
+    states = "states of the model (`makeState()`)" if runtime.cache == "state" else "inputs and `new_` outputs"
+    return (
+        "## Calling it\n\n| package | function | entry |\n|---|---|---|\n" + "\n".join(rows) + "\n\n"
+        "Inputs and outputs go by the names that `edgewright.json` gives under `components`; what lasts from call to "
+        f"call are {states}. Needs {runtime.minimum.replace('iOS', 'iOS ')}; hint for compute units: `{units}`.\n\n"
+        "## What was run, and what was not\n\n"
+        "`edgewright validate` executes the programs on Linux, operation by operation, with an executor of its own, "
+        "and compares every output with PyTorch's. They were **not run by Core ML**, on no Mac and no phone; memory is "
+        "counted from the program, and speed is unknown."
+    )
+
+
+def _refusals(job: Job) -> Iterator[str]:
+    options: CoreMLOptions = job.options
     if options.cache == "state" and options.minimum == "iOS17":
         yield "coreml: states need iOS 18; for iOS 17 say cache: explicit"
-    if spec.head_dim % 2:
-        yield f"coreml: head size {spec.head_dim} is odd, which rotary positions cannot halve"
+    for component in job.model.components:
+        if component.attention and component.attention.head_dim % 2:
+            yield f"coreml: head size {component.attention.head_dim} is odd, which rotary positions cannot halve"
+        for entry in component.shipped:
+            if sum(1 for low, high in entry.dimensions.values() if low != high) > 1:
+                yield f"coreml: {component.name}.{entry.name} varies in more than one dimension"
     if options.minimum == "iOS17":
-        for slot in slots:
-            scheme = schemes.get(slot.name, HALF)
+        for slot in job.model.slots:
+            scheme = job.schemes.get(slot.name, HALF)
             if not _ios17_holds(scheme):
                 yield (
                     f"coreml: {slot.name} has {scheme.bits} bits in groups of {scheme.group or 'a row'}; iOS 17 has 8 "

@@ -6,10 +6,11 @@ conversion started from, the weights the same dequantized ones. Streams weights 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from compiler.models.decoder import DecoderSpec
 from compiler.slots import Schemes, Weights
+from compiler.targets.coreml.capture import Call, capture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,31 +37,18 @@ def program_values(program: ExportedProgram, inputs: tuple[Any, ...]) -> dict[st
     return found
 
 
-def decoder_values(
-    spec: DecoderSpec,
-    schemes: Schemes,
-    weights: Weights,
-    max_tokens: int,
-    ids: list[int],
-    *,
-    position: int = 0,
-    length: int | None = None,
-) -> dict[str, Tensor]:
-    """Every value of one call on `ids` that enter caches of zeros at `position`.
-
-    length: as the function was captured, None for a flexible one.
-    """
+def call_values(call: Call, schemes: Schemes, weights: Weights, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Every value of one call of a function from states of zeros."""
     import torch
 
     from compiler import dialect
-    from compiler.targets.coreml.capture import cache_names, capture
 
-    program = capture(spec, schemes, max_tokens, length=length, stateful=False)
-    shape = (1, spec.kv_heads, max_tokens, spec.head_dim)
-    caches = [torch.zeros(shape) for _ in cache_names(spec.layers)]
-    tokens = torch.tensor([ids], dtype=torch.int32)
+    program = capture(call, schemes, stateful=False)
+    given = [torch.from_numpy(inputs[port.name]) for port in call.inputs]
+    states = [torch.zeros(state.sized({})) for state in call.component.states]
     with dialect.weights(weights):
-        values = program_values(program, (tokens, torch.tensor([position], dtype=torch.int32), *caches))
+        values = program_values(program, (*given, *states))
     output = next(node for node in program.graph.nodes if node.op == "output")
-    values["logits"] = values.pop(output.args[0][0].name)  # the converter gives outputs the names of features
+    for port, node in zip(call.entry.outputs, output.args[0], strict=False):
+        values[port.name] = values.pop(node.name)  # the converter gives outputs the names of features
     return values

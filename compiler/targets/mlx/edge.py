@@ -5,17 +5,23 @@
 | linear | quantized_matmul for each slot; matmul at 16 bits |
 | embedding | dequantize of the rows looked up |
 | rms_norm, add_rms_norm | fast.rms_norm |
+| bias | addition |
+| convolution | dequantize of the whole weight, conv_general |
 | rotary, attention | fast.rope, slice_update into the caches, fast.scaled_dot_product_attention |
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+
+from compiler.targets.mlx.aten import conv
+from compiler.targets.mlx.sampling import channels_last
 
 Weights = Mapping[str, mx.array]
 
@@ -137,6 +143,36 @@ def attention(
     return out.transpose(0, 2, 1, 3).reshape(batch, length, heads * head_dim), keys, values
 
 
+def bias(weights: Weights, x: mx.array | Parts, slots: list[str], rows: list[int], axis: int) -> mx.array | Parts:
+    vectors = [weights[slot] for slot in slots]
+    if isinstance(x, Parts) and axis == -1 and [part.shape[-1] for part in x.arrays] == rows:
+        return Parts(tuple(part + vector for part, vector in zip(x.arrays, vectors, strict=True)))
+    whole = x.joined() if isinstance(x, Parts) else x
+    return whole + mx.concatenate(vectors).reshape(-1, *[1] * (whole.ndim - 1 - axis % whole.ndim))
+
+
+def convolution(
+    weights: Weights,
+    x: mx.array,
+    slot: str,
+    shape: list[int],
+    bits: int,
+    group: int,
+    symmetric: bool,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> mx.array:
+    if bits == 16:
+        matrix = weights[f"{slot}.weight"]
+    else:
+        affine = _affine(weights, slot)
+        matrix = mx.dequantize(*affine, group_size=_group(affine, math.prod(shape[1:])), bits=bits)
+    kernel = channels_last(matrix.reshape(shape))  # as in `conv_layout`, whose copy cannot be traced
+    return conv(x.joined() if isinstance(x, Parts) else x, kernel, None, stride, padding, dilation, groups)
+
+
 EDGE: dict[str, Callable[..., Any]] = {
     "edge.linear.default": linear,
     "edge.embedding.default": embedding,
@@ -144,4 +180,6 @@ EDGE: dict[str, Callable[..., Any]] = {
     "edge.add_rms_norm.default": add_rms_norm,
     "edge.rotary.default": rotary,
     "edge.attention.default": attention,
+    "edge.bias.default": bias,
+    "edge.convolution.default": convolution,
 }

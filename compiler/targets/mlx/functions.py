@@ -18,16 +18,18 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from artifacts import EdgewrightError
-from compiler.graph import Node, capture_decoder
+from compiler.graph import Node, capture
+from compiler.models.base import Component, Entry
 from compiler.targets.mlx.aten import ATEN, conv_layout
 from compiler.targets.mlx.edge import EDGE, Parts
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from compiler.targets.base import Job
+    from compiler.targets.base import BuildJob, Job
 
 Arrays = Mapping[str, mx.array]
+_TRACED_IN = (mx.float16, mx.float32)
 
 
 class GraphFunction:
@@ -143,33 +145,70 @@ def export_component(program: ExportedProgram, folder: Path, name: str, dtype: m
         exporter(*examples, **weights)
 
 
-def export_decoder(job: Job, package: Path, path: Path, prefill: int, prefix: str) -> None:
-    """Write prefill and decode of a decoder over a fixed cache into one file.
+def check(job: Job) -> None:
+    """Raises EdgewrightError naming the operators of any entry that the tables lack."""
+    for component in job.model.components:
+        for entry in component.shipped:
+            sizes = {name: low for name, (low, _) in entry.dimensions.items()}
+            GraphFunction(capture(component, entry, job.schemes, sizes))
 
-    Arguments: ids and positions int32 [1, n], n = `prefill` or 1, consecutive positions; then key and value cache
-    [1, kv_heads, max_tokens, head_dim] of every layer. Keyword arguments: the tensors of the package's safetensors.
-    Results: logits [1, n, vocab] and the caches. The weights are opened lazily and not read.
+
+def export_entry(
+    job: BuildJob, component: Component, entry: Entry, sizes: Sequence[Mapping[str, int]], package: Path, path: Path
+) -> None:
+    """Write the traces of an entry, in float16 and float32 at each of `sizes`, into one file.
+
+    Arguments: inputs and then states; keyword arguments: the tensors of the package's safetensors. Results: outputs and
+    then states.
     """
-    spec = job.spec
-    functions = {
-        length: GraphFunction(capture_decoder(spec, job.schemes, length=length, max_tokens=job.max_tokens))
-        for length in (prefill, 1)
-    }
+    weights = load_lazily(package)
+    graphs = [GraphFunction(capture(component, entry, job.schemes, size)) for size in sizes]
+    turn = iter([graph for graph in graphs for _ in _TRACED_IN])  # the order in which the exporter traces
+
+    def step(*inputs: mx.array, **given: mx.array) -> tuple[mx.array, ...]:
+        return next(turn)(*inputs, **given)
+
+    with mx.exporter(str(path), step) as exporter:
+        for size in sizes:
+            for dtype in _TRACED_IN:
+                ports = [*entry.inputs, *component.states]
+                zeros = [_cast(mx.zeros(p.sized(size), getattr(mx, p.dtype)), dtype) for p in ports]
+                exporter(*zeros, **{name: _cast(array, dtype) for name, array in weights.items()})
+
+
+def load_lazily(package: Path) -> dict[str, mx.array]:
+    """The tensors of a package by name, opened and not read."""
     weights: dict[str, mx.array] = {}
     for file in sorted(package.glob("model*.safetensors")):
         loaded = mx.load(str(file))
         assert isinstance(loaded, dict)
         weights |= loaded
-    cache = mx.zeros((1, spec.kv_heads, job.max_tokens, spec.head_dim), mx.float16)
+    return weights
+
+
+def export_decoder(job: BuildJob, package: Path, path: Path, prefill: int, prefix: str) -> None:
+    """Write prefill and decode of a text decoder over a fixed cache into one file.
+
+    Arguments: ids and positions int32 [1, n], n = `prefill` or 1, consecutive positions; then key and value cache
+    [1, kv_heads, max_tokens, head_dim] of every layer. Keyword arguments: the tensors of the package's safetensors.
+    Results: logits [1, n, vocab] and the caches.
+    """
+    component = job.model.component("decoder")
+    entry = component.entry("score")
+    functions = {
+        length: GraphFunction(capture(component, entry, job.schemes, {"tokens": length})) for length in (prefill, 1)
+    }
 
     def step(ids: mx.array, positions: mx.array, *caches: mx.array, **given: mx.array) -> tuple[mx.array, ...]:
         plain = {name.removeprefix(prefix): array for name, array in given.items()}
         return functions[ids.shape[1]](ids, positions, *caches, **plain)
 
+    caches = [mx.zeros(state.sized({}), mx.float16) for state in component.states]
+    weights = load_lazily(package)
     with mx.exporter(str(path), step) as exporter:
         for length in functions:
             example = mx.zeros((1, length), mx.int32)
-            exporter(example, example, *[cache] * (2 * spec.layers), **weights)
+            exporter(example, example, *caches, **weights)
 
 
 def _cast(array: mx.array, dtype: mx.Dtype) -> mx.array:

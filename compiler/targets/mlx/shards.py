@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,66 +23,50 @@ from compiler.codes import Float32, Int8
 from compiler.quantize.packed import PackedWeights
 from compiler.slots import Scheme, Slot
 from compiler.targets.mlx.geometry import stored
+from compiler.targets.tensors import Blocks, SlotReader, Tensor
 from compiler.tensors import from_float32, row_blocks, to_float32
 
 MAX_SHARD_BYTES = 5 << 30
-_ITEM_BYTES = {"U32": 4, "F16": 2}
+_DTYPES = {"uint32": "U32", "float16": "F16"}
 _ALIGN = 64
 
 Half = NDArray[np.float16]
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor to come: `blocks` gives its rows in order, each call from the start."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    blocks: Callable[[], Iterator[NDArray[Any]]]
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return int(np.prod(self.shape)) * _ITEM_BYTES[self.dtype]
-
-
 def package_tensors(slots: Sequence[Slot], weights: PackedWeights, prefix: str) -> list[Tensor]:
     """The tensors of a package in the order of the slots; `prefix` goes before every name."""
-    return [tensor for slot in slots for tensor in _slot_tensors(slot, weights, prefix + slot.name)]
+    reader = SlotReader(weights)
+    return [tensor for slot in slots for tensor in _slot_tensors(slot, reader, prefix)]
 
 
-def _slot_tensors(slot: Slot, weights: PackedWeights, name: str) -> list[Tensor]:
-    def blocks(read: Callable[[int, int], NDArray[Any]]) -> Callable[[], Iterator[NDArray[Any]]]:
-        return lambda: (read(start, stop) for start, stop in row_blocks(slot.rows, slot.columns))
+def _slot_tensors(slot: Slot, reader: SlotReader, prefix: str) -> list[Tensor]:
+    weights, scheme = reader.weights, reader.weights.scheme(slot.name)
 
-    scheme = weights.scheme(slot.name)
+    def half(blocks: Blocks) -> Blocks:
+        return lambda: (to_half(block, slot.name) for block in blocks())
+
     if scheme.bits == 16:
-        shape = (slot.columns,) if slot.kind == "norm" else (slot.rows, slot.columns)
-        if slot.kind == "norm":
-            return [Tensor(f"{name}.weight", "F16", shape, lambda: iter([to_half(weights.rows(slot.name), slot.name)]))]
-        return [
-            Tensor(
-                f"{name}.weight", "F16", shape, blocks(lambda a, b: to_half(weights.rows(slot.name, a, b), slot.name))
-            )
-        ]
+        shape = (slot.columns,) if slot.is_vector else (slot.rows, slot.columns)
+        return [Tensor(prefix + slot.key, "float16", shape, half(reader.values([slot])))]
     count = stored(scheme, slot.columns).groups(slot.columns)
     groups, repeated = (slot.rows, count), count // scheme.groups(slot.columns)
     words = (slot.rows, slot.columns * scheme.bits // 32)
 
-    def scales(start: int, stop: int) -> Half:
-        return np.repeat(to_half(weights.scales(slot.name, start, stop), slot.name), repeated, 1)
+    def scales() -> Iterator[NDArray[Any]]:
+        return (np.repeat(block, repeated, 1) for block in half(reader.scales([slot]))())
 
-    def biases(start: int, stop: int) -> Half:
-        zeros = weights.zeros(slot.name, start, stop)
-        exact = weights.scales(slot.name, start, stop) * -unsigned_zeros(zeros, scheme.bits)
-        return np.repeat(to_half(bfloat16(exact) if edges else exact, slot.name), repeated, 1)
+    def biases() -> Iterator[NDArray[Any]]:
+        for start, stop in row_blocks(slot.rows, slot.columns):
+            zeros = weights.zeros(slot.name, start, stop)
+            exact = weights.scales(slot.name, start, stop) * -unsigned_zeros(zeros, scheme.bits)
+            yield np.repeat(to_half(bfloat16(exact) if edges else exact, slot.name), repeated, 1)
 
     edges = not scheme.symmetric and is_edge_anchored(slot, weights)
+    name = prefix + slot.name
     return [
-        Tensor(f"{name}.weight", "U32", words, blocks(lambda a, b: weights.packed(slot.name, a, b))),
-        Tensor(f"{name}.scales", "F16", groups, blocks(scales)),
-        Tensor(f"{name}.biases", "F16", groups, blocks(biases)),
+        Tensor(f"{name}.weight", "uint32", words, reader.codes([slot])),
+        Tensor(f"{name}.scales", "float16", groups, scales),
+        Tensor(f"{name}.biases", "float16", groups, biases),
     ]
 
 
@@ -150,7 +133,7 @@ def write_shards(
     where: dict[str, str] = {}
     for at, shard in enumerate(shards, 1):
         name = f"model-{at:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
-        _write_shard(sorted(shard, key=lambda t: -_ITEM_BYTES[t.dtype]), folder / name, advance)
+        _write_shard(sorted(shard, key=lambda t: -np.dtype(t.dtype).itemsize), folder / name, advance)
         where |= {tensor.name: name for tensor in shard}
     total = sum(tensor.size for tensor in tensors)
     index = {
@@ -165,7 +148,7 @@ def _write_shard(tensors: Sequence[Tensor], path: Path, advance: Callable[[int],
     header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
     end = 0
     for tensor in tensors:
-        entry = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [end, end + tensor.size]}
+        entry = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [end, end + tensor.size]}
         header[tensor.name] = entry
         end += tensor.size
     text = json.dumps(header, separators=(",", ":")).encode()

@@ -23,5 +23,10 @@ class OnnxOptions(BaseModel):
         "channel", description="INT8 cache: a scale for each channel of each head, or one for each cache tensor"
     )
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether scales are measured on calibration text."""
+        return self.kv_bits == 8
+
 
 OPTIONS = OnnxOptions

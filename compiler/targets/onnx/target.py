@@ -2,76 +2,85 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from artifacts import Progress
-from compiler.models.decoder import DecoderSpec
-from compiler.slots import HALF, Schemes, Slot
-from compiler.targets.base import Estimate, Job, copy_tokenizer, shipped_files
-from compiler.targets.card import tokens_section, write_card
-from compiler.targets.onnx import readme
+from artifacts.formats import onnx as formats
+from compiler.models.base import Component
+from compiler.slots import HALF, Scheme, Slot
+from compiler.targets.base import BuildJob, Built, Estimate, Job, copy_tokenizer, shipped_files
+from compiler.targets.card import write_card
+from compiler.targets.onnx import generic
 from compiler.targets.onnx.geometry import BLOCKS, block_size, padded_head
-from compiler.targets.onnx.options import OnnxOptions
+from compiler.targets.onnx.packaging import Packaging
+from compiler.targets.packaging import packaging_of
 
+_PACKAGE = "compiler.targets.onnx"
 _PLATFORMS = ("android", "ios")
 
 
 class OnnxTarget:
-    """Lowers a decoder to MatMulNBits and GroupQueryAttention over memory-mapped weights."""
+    """Lowers every entry to ONNX Runtime's fused kernels over memory-mapped weights."""
 
+    tools: tuple[str, ...] = ("onnx", "onnxscript", "onnxruntime", "onnxruntime-genai")
     tolerances: Mapping[str, float] = {
         "exact_max_abs_logit": 2e-4,
         "shipped_mean_kl": 2e-3,
         "shipped_min_top1": 0.97,
     }
+    entry_tolerances = (2e-5, 5e-2)
 
-    def refusals(self, spec: DecoderSpec, slots: list[Slot], schemes: Schemes, options: OnnxOptions) -> list[str]:
-        """What of a recipe this target cannot express, one sentence each."""
+    def refusals(self, job: Job) -> list[str]:
+        """What of a job this target cannot express, one sentence each."""
         found = []
-        for slot in slots:
-            scheme = schemes.get(slot.name, HALF)
-            if scheme.bits != 16 and block_size(slot.columns, scheme.group) is None:
-                found.append(
-                    f"onnx: {slot.name} has {slot.columns} columns and one scale per row; MatMulNBits takes groups of "
-                    f"{', '.join(map(str, BLOCKS))}, of which none divides them; keep it at bits: 16"
+        for slot in job.model.slots:
+            scheme = job.schemes.get(slot.name, HALF)
+            multiplied = scheme.bits != 16 and slot.kind != "convolution"
+            if multiplied and block_size(slot.columns, scheme.group) is None:
+                wanted = (
+                    f"groups of {scheme.group}" if scheme.group else f"{slot.columns} columns and one scale per row"
                 )
-        return found
+                found.append(
+                    f"onnx: {slot.name} has {wanted}; MatMulNBits takes groups of {', '.join(map(str, BLOCKS))}, of "
+                    "which none divides them; keep it at bits: 16"
+                )
+        return found + _packaging(job).refusals(job)
 
-    def estimate(
-        self, spec: DecoderSpec, slots: list[Slot], schemes: Schemes, max_tokens: int, options: OnnxOptions
-    ) -> Estimate:
-        """Sizes in bytes; activations are those of the whole prompt in one call, in float32."""
-        weights, copied = 0, 0.0
-        for slot in slots:
-            scheme = schemes.get(slot.name, HALF)
-            if scheme.bits == 16:
-                weights += slot.rows * slot.columns * 4
-            else:
-                scheme = replace(scheme, group=block_size(slot.columns, scheme.group) or scheme.group)
-                weights += scheme.packed_bytes(slot.rows, slot.columns)
-            if slot.kind == "linear" or (slot.kind == "embedding" and spec.tied):
-                # as its kernels pack them: codes with a float32 scale and a float32 sum for each group
-                groups = slot.rows * scheme.groups(slot.columns) if scheme.bits != 16 else 0
-                copied += slot.rows * slot.columns * (4 if scheme.bits == 16 else scheme.bits / 8) + 8 * groups
-        head = padded_head(spec.head_dim)
-        tables = max_tokens * head * 4
-        kv = 2 * spec.layers * spec.kv_heads * head * max_tokens * options.kv_bits // 8
-        widest = max(2 * spec.intermediate, spec.qkv_width) + 4 * spec.hidden
-        rows = max_tokens if options.logits == "all" else 1
-        activations = (max_tokens * widest + rows * spec.vocab) * 4
+    def estimate(self, job: Job) -> list[Estimate]:
+        """Sizes in bytes; activations are those of the largest call, in float32."""
+        return [self._estimate(job, component) for component in job.model.components]
+
+    def _estimate(self, job: Job, component: Component) -> Estimate:
+        weights = sum(_weight_bytes(job, slot) for slot in component.slots)
+        copied = sum(_copied_bytes(job, s) for s in component.slots if s.kind == "linear" or s.name == component.head)
+        states, tables = component.state_values * 4, 0
+        if component.attention is not None:
+            have, head = component.attention.head_dim, padded_head(component.attention.head_dim)
+            states = states // have * head * job.options.kv_bits // 32
+            tables = max(state.sized({})[2] for state in component.states) * head * 4
+        live = max(component.live(entry, entry.largest()) for entry in _packaging(job).entries(job, component))
         app = dict.fromkeys(_PLATFORMS, weights + tables)
-        return Estimate(weights + tables, weights, kv, activations, app, int(copied))
+        return Estimate(component.name, weights + tables, weights, states, live * 4, app, copied)
 
-    def build(self, job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
-        """Write model.onnx, model.onnx.data, genai_config.json, README.md and the tokenizer files."""
+    def check(self, job: Job) -> None:
+        """Lower every graph of the package, without weights."""
+        from compiler.targets.onnx.layout import lower
+
+        for plan in _packaging(job).plans(job, None):
+            lower(job, plan)
+
+    def build(self, job: BuildJob, folder: Path, progress: Progress) -> Built:
+        """Write graphs, their external data, the tokenizer's files and what the model's ecosystem wants."""
         from compiler.targets.onnx.external import ExternalData
-        from compiler.targets.onnx.lower import Lowering, needs_positions, write_model
+        from compiler.targets.onnx.layout import lower
+        from compiler.targets.onnx.weights import bind, write_model
+        from compiler.targets.tensors import SlotReader
 
-        total = sum(s.rows * s.columns for s in job.slots if s.kind != "norm")
+        packaging = _packaging(job)
+        total = sum(slot.rows * slot.columns for slot in job.model.slots if not slot.is_vector)
         done = 0
 
         def advance(count: int) -> None:
@@ -81,76 +90,78 @@ class OnnxTarget:
 
         cache = None
         if job.options.kv_bits == 8:
-            from compiler.quantize import kv
-
             progress("measuring the cache", 0, 1)
-            cache = kv.measure(job.spec, job.schemes, job.weights, job.tokenizer, job.options.kv_scales)
+            cache = packaging.measured(job)
             progress("measuring the cache", 1, 1)
-        data = ExternalData(folder / "model.onnx.data")
-        model = Lowering(job, data, advance, cache).run()
-        data.close()
-        write_model(model, folder / "model.onnx")
-        positions = needs_positions(job)
-        config = json.dumps(genai_config(job, positions), indent=2)
-        (folder / "genai_config.json").write_text(config + "\n", encoding="utf-8")
-        copy_tokenizer(job.tokenizer, folder)
-        sections = [tokens_section(job), *readme.sections(job, positions=positions)]
-        write_card(job, folder, runtime="ONNX Runtime", library="onnxruntime-genai", tags=["onnx"], sections=sections)
-        spec = job.spec
-        runtime: dict[str, Any] = {
-            "model": "model.onnx",
-            "max_tokens": job.max_tokens,
-            "vocab_size": spec.vocab,
-            "layers": spec.layers,
-            "kv_heads": spec.kv_heads,
-            "head_dim": padded_head(spec.head_dim),
-            "kv_bits": job.options.kv_bits,
-            "logits": job.options.logits,
-            "position_ids": positions,
-            "eos": list(spec.eos),
-            "payload": dict.fromkeys(_PLATFORMS, shipped_files(folder)),
-            # no file of the package can make genai's tokenizer add a text's first token: the app has to ask for it
-            "genai_tokenizer_options": {"add_special_tokens": "true"},
-        }
+        reader = SlotReader(job.weights, advance)
+        data: dict[str, ExternalData] = {}
+        graphs = []
+        for plan in packaging.plans(job, cache):
+            lowered = lower(job, plan)
+            if plan.data not in data:
+                data[plan.data] = ExternalData(folder / plan.data)
+            bind(lowered.model.graph, lowered.weights, data[plan.data], reader, plan.inline)
+            write_model(lowered.model, folder / plan.file)
+            graphs.append(lowered.record)
+        for file in data.values():
+            file.close()
+        packaging.write(job, folder, graphs)
+        copy_tokenizer(job.source, folder)
+        error = None
         if cache is not None:
-            runtime["kv_error"] = {
-                "scales": job.options.kv_scales,
-                "worst_key_snr_db": round(min(c.key_snr_db for c in cache), 2),
-                "worst_value_snr_db": round(min(c.value_snr_db for c in cache), 2),
-            }
-        return runtime
+            error = formats.CacheError(
+                scales=job.options.kv_scales,
+                worst_key_snr_db=round(min(c.key_snr_db for c in cache), 2),
+                worst_value_snr_db=round(min(c.value_snr_db for c in cache), 2),
+            )
+        sections = packaging.sections(job, graphs)
+        write_card(
+            job,
+            folder,
+            runtime="ONNX Runtime",
+            library=packaging.LIBRARY,
+            tags=["onnx"],
+            sections=sections,
+            about=packaging.about(job),
+        )
+        runtime = formats.OnnxRuntime(
+            graphs=tuple(graphs),
+            payload=dict.fromkeys(_PLATFORMS, tuple(shipped_files(folder))),
+            genai_tokenizer_options=packaging.TOKENIZER_OPTIONS,
+            kv_error=error,
+        )
+        return Built(runtime.model_dump(mode="json"))
+
+    def traces(self, job: BuildJob) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+        """None: ONNX Runtime runs the graph as it is written."""
+        return iter(())
 
 
-def genai_config(job: Job, positions: bool) -> dict[str, Any]:
-    """onnxruntime-genai's description of the package (its `genai_config.json`, model type "mistral")."""
-    spec = job.spec
-    inputs = {"input_ids": "input_ids", "attention_mask": "attention_mask"}
-    if positions:
-        inputs["position_ids"] = "position_ids"
-    inputs |= {"past_key_names": "past_key_values.%d.key", "past_value_names": "past_key_values.%d.value"}
-    return {
-        "model": {
-            "type": "mistral",
-            "bos_token_id": spec.bos if spec.bos is not None else 0,
-            "eos_token_id": list(spec.eos),
-            "pad_token_id": spec.eos[0] if spec.eos else 0,
-            "vocab_size": spec.vocab,
-            "context_length": job.max_tokens,
-            "decoder": {
-                "filename": "model.onnx",
-                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
-                "head_size": padded_head(spec.head_dim),
-                "hidden_size": spec.hidden,
-                "num_attention_heads": spec.heads,
-                "num_key_value_heads": spec.kv_heads,
-                "num_hidden_layers": spec.layers,
-                "inputs": inputs,
-                "outputs": {
-                    "logits": "logits",
-                    "present_key_names": "present.%d.key",
-                    "present_value_names": "present.%d.value",
-                },
-            },
-        },
-        "search": {"do_sample": False, "max_length": job.max_tokens, "past_present_share_buffer": True},
-    }
+def _packaging(job: Job) -> Packaging:
+    found: Packaging = packaging_of(_PACKAGE, job.model.driver) or generic
+    return found
+
+
+def _weight_bytes(job: Job, slot: Slot) -> int:
+    """Of a slot in the package: values in float32, or codes, scales and zero points."""
+    scheme = job.schemes.get(slot.name, HALF)
+    if scheme.bits == 16:
+        return slot.rows * slot.columns * 4
+    if slot.kind == "convolution":  # DequantizeLinear wants zero points of symmetric codes too
+        zeros = -(-slot.rows * scheme.groups(slot.columns) * scheme.bits // 8)
+        return replace(scheme, symmetric=True).packed_bytes(slot.rows, slot.columns) + zeros
+    return _in_blocks(slot, scheme).packed_bytes(slot.rows, slot.columns)
+
+
+def _copied_bytes(job: Job, slot: Slot) -> int:
+    """Of a matrix as MatMulNBits packs it when a graph is loaded: codes, and a float32 scale and a float32 sum for each
+    block; at 16 bits float32 values."""
+    scheme = job.schemes.get(slot.name, HALF)
+    if scheme.bits == 16:
+        return slot.rows * slot.columns * 4
+    return slot.rows * (slot.columns * scheme.bits // 8 + 8 * _in_blocks(slot, scheme).groups(slot.columns))
+
+
+def _in_blocks(slot: Slot, scheme: Scheme) -> Scheme:
+    """The scheme with the kernel's blocks for groups."""
+    return replace(scheme, group=block_size(slot.columns, scheme.group) or scheme.group)

@@ -7,8 +7,6 @@ from typing import Any
 import tvm
 from tvm import relax, tirx
 
-DESCRIBE = "describe"
-
 
 def compile_module(module: Any, target: dict[str, Any], system_lib_prefix: str | None = None) -> Any:
     """Machine code for a TVM target, with memory planned ahead. The result exports itself as objects."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compiler.targets.base import Job
-
 BLOCK = 16
+
+
+def in_blocks(positions: int) -> int:
+    """Positions in whole blocks of keys."""
+    return -(-positions // BLOCK) * BLOCK
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,3 @@ class Heads:
     @property
     def value_shape(self) -> tuple[int, ...]:
         return (self.kv_heads, self.max_tokens, self.head_dim)
-
-
-def heads_of(job: Job) -> Heads:
-    """The attention of a job, its cache in whole blocks of keys."""
-    spec = job.spec
-    positions = -(-job.max_tokens // BLOCK) * BLOCK
-    return Heads(spec.heads, spec.kv_heads, spec.head_dim, positions, spec.head_dim**-0.5)

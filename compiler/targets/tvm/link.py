@@ -19,7 +19,8 @@ from compiler.targets.tvm.triples import Triple
 PAGE_BYTES = 16384
 _C_LIBRARIES = {"android": ("libc.so", "libm.so"), "linux": ("libc.so.6", "libm.so.6")}
 _MEMORY = ("memcpy", "memset", "memmove")
-_MATH = ("fmaf", "expf", "sqrtf")
+_ANGLES = ("acosf", "acoshf", "asinf", "asinhf", "atanf", "atan2f", "cosf", "coshf", "sinf", "sincosf", "sinhf", "tanf")
+_MATH = (*_ANGLES, "erff", "expf", "exp2f", "fmaf", "fmodf", "logf", "log10f", "log2f", "powf", "sqrtf", "tanhf")
 C_SYMBOLS = (*_MEMORY, *_MATH)
 """What the libraries may need of the C library."""
 

@@ -1,4 +1,4 @@
-"""From a captured decoder to a Relax module: upstream's importer with our converter table for the dialect.
+"""From a captured function to a Relax one: upstream's importer with our converter table for the dialect.
 
 | dialect | kernels |
 |---|---|
@@ -7,40 +7,41 @@
 | rms_norm, add_rms_norm | `pointwise.rms_norm` |
 | rotary | `pointwise.look_up` in tables of the parameter file |
 | attention | `attention.append`, in place, then `attention.attend` |
+| bias | an addition |
+| convolution | `pointwise.dequantize`, then TOPI's convolution of floats |
 | silu of one half times the other | `pointwise.gated_silu` |
 
-Other ops go through upstream's converters with `compat.py`'s corrections. A function takes (ids int64 [1, tokens],
-positions int64 [1, tokens], state), where `state` is a tuple of the caches and then of the parameters, in file order.
+Other ops go through upstream's converters with `compat.py`'s corrections. A function takes the inputs of its entry, its
+states that come and go, and one tuple: the caches of its component and then the parameters, in file order.
 Knows no triples and no files.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import tvm
 from tvm import relax
-from tvm.relax.frontend.torch import from_exported_program
+from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
+from artifacts import EdgewrightError
 from compiler.graph import Node
-from compiler.targets.base import Job
+from compiler.targets.tensors import Tensor
 from compiler.targets.tvm import compat, schedules
-from compiler.targets.tvm.captured import NAMED, Graph, PlainNode, last_slice, program, whole_slice
-from compiler.targets.tvm.geometry import heads_of
+from compiler.targets.tvm.aten import Converter, gated, halved, last_slice, named, refuse_unlowered, whole_slice
+from compiler.targets.tvm.captured import Graph, factors_of, frequencies_of, heads_of, program
 from compiler.targets.tvm.isa import Isa
 from compiler.targets.tvm.kernels import attention, dot, exact, pointwise
-from compiler.targets.tvm.params import Tensor
-from compiler.targets.tvm.weights import FACTORS, ROTARY, Matrix
+from compiler.targets.tvm.weights import Matrix, Tables
 
 Expr = Any
 Precision = Literal["int8", "exact"]
 
 
 @dataclass(frozen=True)
-class Entry:
+class Function:
     """A function of the library."""
 
     name: str
@@ -48,73 +49,83 @@ class Entry:
     graph: Graph
 
 
-ENTRIES = (
-    *(Entry(name, "int8", graph) for name, graph in NAMED.items()),
-    *(Entry(f"{name}_exact", "exact", graph) for name, graph in NAMED.items()),
-)
-
-
 class Kernels:
     """The PrimFuncs of one library, each made once however many functions call it."""
 
     def __init__(self) -> None:
         self._builder = relax.BlockBuilder()
-        self._made: dict[str, Expr] = {}
+        self._made: dict[Hashable, Expr] = {}
         self.functions: dict[Expr, Expr] = {}
 
-    def get(self, name: str, make: Callable[[str], Expr]) -> Expr:
-        if name not in self._made:
+    def get(self, name: str, make: Callable[[str], Expr], *about: Hashable) -> Expr:
+        """The kernel of this name; about: what else tells it from others of the name."""
+        if (name, about) not in self._made:
             function = make(name)
             variable = self._builder.add_func(function, name)
-            self._made[name] = variable
+            self._made[name, about] = variable
             self.functions[variable] = function
-        return self._made[name]
+        return self._made[name, about]
 
 
 class Lowering:
     """One function of the library: the converters, closed over its kernels, parameters and precision."""
 
-    def __init__(self, job: Job, isa: Isa, kernels: Kernels, parameters: list[Tensor], entry: Entry) -> None:
-        self.job, self.isa, self.kernels, self.entry = job, isa, kernels, entry
-        self.tokens = entry.graph.tokens
+    def __init__(
+        self, function: Function, isa: Isa, kernels: Kernels, parameters: list[Tensor], tables: Tables
+    ) -> None:
+        self.function, self.isa, self.kernels, self.tables = function, isa, kernels, tables
+        # kernels for any number of tokens, also where one of many is left
+        self.many = bool(function.graph.most)
         self.variables = {
             t.name: relax.Var(f"p{i}", relax.TensorType(t.shape, t.dtype)) for i, t in enumerate(parameters)
         }
-        self.heads = heads_of(job)
+        self._plain = {node.name: node for node in function.graph.nodes}
 
-    def run(self, nodes: list[PlainNode]) -> Expr:
-        """The Relax function (ids, positions, caches and parameters) -> logits float32 [1, tokens or 1, vocab]."""
-        count = self.tokens if self.tokens is not None else tvm.tirx.Var("tokens", "int64")
-        caches = [self.heads.key_shape, self.heads.value_shape] * self.job.spec.layers
-        found = program(nodes, [(1, count), (1, count), *caches])
-        module = from_exported_program(
-            found, custom_convert_map=self._table(), run_ep_decomposition=False, unwrap_unit_return_tuple=True
+    def run(self) -> Expr:
+        """The Relax function; see the module's docstring. Raises EdgewrightError naming the ops without a lowering."""
+        graph = self.function.graph
+        symbols: dict[Any, Expr] = {name: tvm.tirx.Var(name, "int64") for name in graph.most}
+        shapes = [tuple(symbols.get(d, d) for d in port.shape) for port in graph.ports]
+        importer = ExportedProgramImporter()
+        table = self._table(importer)
+        refuse_unlowered(graph.nodes, table)
+        module = importer.from_exported_program(
+            program(graph, [*shapes, *graph.caches]),
+            keep_params_as_input=False,
+            unwrap_unit_return_tuple=True,
+            no_bind_return_tuple=False,
+            custom_convert_map=table,
         )
         main = module["main"]
-        attributes: dict[str, Any] = {"num_input": 2, "global_symbol": self.entry.name}
-        if self.tokens is None:
-            attributes["tir_var_upper_bound"] = {"tokens": self.job.options.chunk}
+        attributes: dict[str, Any] = {"num_input": len(graph.ports), "global_symbol": self.function.name}
+        if graph.most:
+            attributes["tir_var_upper_bound"] = dict(graph.most)
         attrs = tvm.ir.make_node("ir.DictAttrs", **attributes)
         return relax.Function([*main.params, *self.variables.values()], main.body, main.ret_ty, attrs=attrs)
 
-    def _table(self) -> dict[str, Callable[[Node, Any], Expr]]:
+    def _table(self, importer: Any) -> dict[str, Converter]:
+        """A converter for every op, by the name that the importer looks up."""
+        upstream: dict[str, Converter] = {name: named(convert) for name, convert in importer.convert_map.items()}
+        self._upstream = upstream | {name: named(convert, True) for name, convert in compat.CONVERTERS.items()}
         return {
-            **compat.CONVERTERS,
-            "linear.default": self.linear,
-            "embedding.default": self.embedding,
-            "rms_norm.default": self.rms_norm,
-            "add_rms_norm.default": self.add_rms_norm,
-            "rotary.default": self.rotary,
-            "attention.default": self.attention,
+            **self._upstream,
+            "edge.linear.default": self.linear,
+            "edge.embedding.default": self.embedding,
+            "edge.rms_norm.default": self.rms_norm,
+            "edge.add_rms_norm.default": self.add_rms_norm,
+            "edge.rotary.default": self.rotary,
+            "edge.attention.default": self.attention,
+            "edge.bias.default": self.bias,
+            "edge.convolution.default": self.convolution,
             "mul.Tensor": self.mul,
             "slice.Tensor": self.slice,
         }
 
     # -- emitting ---------------------------------------------------------------------------------------------
 
-    @property
-    def _suffix(self) -> str:
-        return "gemv" if self.tokens == 1 else "gemm"
+    def _tokens(self, count: Expr) -> int | None:
+        """What a kernel is made for: one token, or any number."""
+        return 1 if not self.many and isinstance(count, tvm.tirx.IntImm) and int(count) == 1 else None
 
     def _call(self, importer: Any, kernel: Expr, arguments: list[Expr], *outs: tuple[tuple[Expr, ...], str]) -> Expr:
         types = [relax.TensorType(shape, dtype) for shape, dtype in outs]
@@ -129,18 +140,45 @@ class Lowering:
             return [found]
         return [importer.block_builder.emit(relax.TupleGetItem(found, i)) for i in range(len(outs))]
 
+    def _rows(self, importer: Any, x: Expr, last: int = 1) -> Expr:
+        """x with all dimensions but the last ones as [1, tokens]."""
+        shape = list(x.ty.shape)
+        if len(shape) == 2 + last and _is(shape[0], 1):
+            return x
+        count = 1
+        for size in shape[: len(shape) - last]:
+            count = count * size
+        return importer.block_builder.emit(relax.op.reshape(x, [1, count, *shape[len(shape) - last :]]))
+
+    def _shaped(self, importer: Any, y: Expr, like: Expr, last: int = 1) -> Expr:
+        """y [1, tokens, columns] with the leading dimensions of `like`."""
+        lead = list(like.ty.shape)[: len(like.ty.shape) - last]
+        if len(lead) == 2 and _is(lead[0], 1):
+            return y
+        return importer.block_builder.emit(relax.op.reshape(y, [*lead, y.ty.shape[2]]))
+
     # -- the dialect ------------------------------------------------------------------------------------------
 
-    def linear(self, node: Node, importer: Any) -> Expr:
-        x, slots, rows, columns, bits, group, _ = importer.retrieve_args(node)
-        matrix = Matrix("+".join(slots), sum(rows), columns, bits, group or columns)
+    def _weights(self, matrix: Matrix) -> tuple[list[Expr], str]:
+        """The variables of a matrix, and the dtype of its scales or values."""
         weights = [self.variables[name] for name in matrix.tensors]
-        kind = str(weights[-1].ty.dtype).replace("uint16", "bfloat16")
-        count, tokens = x.ty.shape[1], self.tokens
+        return weights, str(weights[-1].ty.dtype).replace("uint16", "bfloat16")
+
+    def linear(self, node: Node, importer: Any) -> Expr:
+        given, slots, rows, columns, bits, group, _ = importer.retrieve_args(node)
+        matrix = Matrix("+".join(slots), sum(rows), columns, bits, group or columns)
+        x = self._rows(importer, given)
+        return self._shaped(importer, self._linear(importer, matrix, x), given)
+
+    def _linear(self, importer: Any, matrix: Matrix, x: Expr) -> Expr:
+        weights, kind = self._weights(matrix)
+        columns, bits = matrix.columns, matrix.bits
+        count = x.ty.shape[1]
+        tokens = self._tokens(count)
         out = ((1, count, matrix.rows), "float32")
         paired = self.isa.matrix and tokens is None and matrix.rows % 2 == 0
         layout = None
-        if self.entry.precision == "int8" and bits != 16 and self.isa.dot:
+        if self.function.precision == "int8" and bits != 16 and self.isa.dot:
             layout = dot.layout(columns, bits, matrix.group, self.isa, paired)
         if layout is None:
             return self._exact(importer, matrix, weights, kind, x, out)
@@ -153,7 +191,7 @@ class Lowering:
         ]
         if layout.starts:
             outs.append(((rows_out, layout.units, layout.starts * width), "int32"))
-        name = f"quantize_{columns}_{bits}_{matrix.group}_{'pairs' if paired else self._suffix}"
+        name = f"quantize_{columns}_{bits}_{matrix.group}_{'pairs' if paired else _suffix(tokens)}"
         quantize = self.kernels.get(name, lambda n: dot.quantize(n, tokens, layout))
         parts = self._several(importer, quantize, [x], *outs)
 
@@ -164,15 +202,16 @@ class Lowering:
                 return dot.matmul_pairs(name, matrix.rows, layout, tile, kind)
             return dot.matmul(name, tokens, matrix.rows, layout, self.isa, tile, kind)
 
-        name = f"dot_{matrix.rows}_{columns}_{bits}_{matrix.group}_{self._suffix}"
+        name = f"dot_{matrix.rows}_{columns}_{bits}_{matrix.group}_{_suffix(tokens)}"
         return self._call(importer, self.kernels.get(name, make), [*weights, *parts], out)
 
     def _exact(self, importer: Any, matrix: Matrix, weights: list[Expr], kind: str, x: Expr, out: Any) -> Expr:
-        tokens, columns, bits = self.tokens, matrix.columns, matrix.bits
+        columns, bits = matrix.columns, matrix.bits
+        tokens = self._tokens(x.ty.shape[1])
         lanes = exact.float_lanes(columns, bits, matrix.group, self.isa.float_lanes)
         if bits == 4:
             arrange = self.kernels.get(
-                f"arrange_{columns}_{lanes}_{self._suffix}", lambda n: exact.arrange(n, tokens, columns, lanes)
+                f"arrange_{columns}_{lanes}_{_suffix(tokens)}", lambda n: exact.arrange(n, tokens, columns, lanes)
             )
             x = self._call(importer, arrange, [x], ((x.ty.shape[1], columns), "float32"))
 
@@ -181,19 +220,22 @@ class Lowering:
             tile = schedules.fitting(tile, matrix.rows)
             return exact.matmul(name, tokens, matrix.rows, columns, bits, matrix.group, lanes, tile, kind)
 
-        name = f"exact_{matrix.rows}_{columns}_{bits}_{matrix.group}_{kind}_{self._suffix}"
+        name = f"exact_{matrix.rows}_{columns}_{bits}_{matrix.group}_{kind}_{_suffix(tokens)}"
         return self._call(importer, self.kernels.get(name, make), [*weights, x], out)
 
     def embedding(self, node: Node, importer: Any) -> Expr:
-        ids, slot, rows, columns, bits, group, _ = importer.retrieve_args(node)
+        given, slot, rows, columns, bits, group, _ = importer.retrieve_args(node)
         matrix = Matrix(slot, rows, columns, bits, group or columns)
-        weights = [self.variables[name] for name in matrix.tensors]
-        kind = str(weights[-1].ty.dtype).replace("uint16", "bfloat16")
+        weights, kind = self._weights(matrix)
+        ids = self._rows(importer, given, 0)
+        tokens = self._tokens(ids.ty.shape[1])
         kernel = self.kernels.get(
-            f"embedding_{self._suffix}",
-            lambda n: pointwise.embedding(n, self.tokens, rows, columns, bits, matrix.group, kind),
+            f"embedding_{_suffix(tokens)}",
+            lambda n: pointwise.embedding(n, tokens, rows, columns, bits, matrix.group, kind),
+            *(rows, columns, bits, matrix.group, kind),
         )
-        return self._call(importer, kernel, [ids, *weights], ((1, ids.ty.shape[1], columns), "float32"))
+        found = self._call(importer, kernel, [ids, *weights], ((1, ids.ty.shape[1], columns), "float32"))
+        return self._shaped(importer, found, given, 0)
 
     def rms_norm(self, node: Node, importer: Any) -> Expr:
         x, slot, columns, eps = importer.retrieve_args(node)
@@ -203,81 +245,115 @@ class Lowering:
         x, residual, slot, columns, eps = importer.retrieve_args(node)
         return self._norm(importer, [x, residual], slot, columns, eps)
 
-    def _norm(self, importer: Any, inputs: list[Expr], slot: str, columns: int, eps: float) -> list[Expr]:
+    def _norm(self, importer: Any, given: list[Expr], slot: str, columns: int, eps: float) -> list[Expr]:
+        inputs = [self._rows(importer, x) for x in given]
         add = len(inputs) == 2
         count = inputs[0].ty.shape[1]
         # the last norm may see one token in a function of many
-        tokens = 1 if isinstance(count, tvm.tirx.IntImm) else None
+        tokens = 1 if _is(count, 1) else None
         kernel = self.kernels.get(
             f"{'add_' if add else ''}norm_{columns}_{'gemv' if tokens else 'gemm'}",
             lambda n: pointwise.rms_norm(n, tokens, columns, eps, add),
+            eps,
         )
         out = ((1, count, columns), "float32")
-        return self._several(importer, kernel, [*inputs, self.variables[slot]], *([out] * len(inputs)))
+        found = self._several(importer, kernel, [*inputs, self.variables[slot]], *([out] * len(inputs)))
+        return [self._shaped(importer, y, given[0]) for y in found]
 
     def rotary(self, node: Node, importer: Any) -> list[Expr]:
-        positions = importer.retrieve_args(node)[0]
-        half = self.job.spec.head_dim // 2
+        given, table = importer.retrieve_args(node)[0], frequencies_of(self._plain[node.name])
+        at = self._rows(importer, given, 0)
+        tokens, half, positions = self._tokens(at.ty.shape[1]), len(table[0]), table[2]
         kernel = self.kernels.get(
-            f"rotary_{self._suffix}",
-            lambda n: pointwise.look_up(n, self.tokens, self.heads.max_tokens, half),
+            f"rotary_{_suffix(tokens)}",
+            lambda n: pointwise.look_up(n, tokens, positions, half),
+            *(positions, half),
         )
-        out = ((1, positions.ty.shape[1], half), "float32")
-        return self._several(importer, kernel, [positions, *(self.variables[t] for t in ROTARY)], out, out)
+        out = ((1, at.ty.shape[1], half), "float32")
+        values = [self.variables[name] for name in self.tables.rotary_names(table)]
+        found = self._several(importer, kernel, [at, *values], out, out)
+        return [self._shaped(importer, y, given, 0) for y in found]
 
     def attention(self, node: Node, importer: Any) -> tuple[Expr, Expr, Expr]:
         qkv, cos, sin, positions, keys, values = importer.retrieve_args(node)[:6]
-        tokens, at, builder = self.tokens, self.heads, importer.block_builder
-        factors = [self.variables[FACTORS]] if FACTORS in self.variables else []
-        append = self.kernels.get(f"append_{self._suffix}", lambda n: attention.append(n, tokens, at))
+        if len(qkv.ty.shape) != 3 or not _is(qkv.ty.shape[0], 1):
+            raise EdgewrightError("tvm: no lowering for edge.attention of more than one sequence")
+        plain, builder, tokens = self._plain[node.name], importer.block_builder, self._tokens(qkv.ty.shape[1])
+        at, scaling = heads_of(plain), factors_of(plain)
+        factors = [self.variables[self.tables.factors_name(scaling)]] if scaling else []
+        suffix = _suffix(tokens)
+        append = self.kernels.get(f"append_{suffix}", lambda n: attention.append(n, tokens, at), at)
         written = builder.emit(
             relax.op.call_tir_inplace(
                 append, relax.Tuple([qkv, cos, sin, positions, keys, values]), [4, 5], [keys.ty, values.ty]
             )
         )
         keys, values = (builder.emit(relax.TupleGetItem(written, i)) for i in range(2))
+        scaled = bool(factors)
         attend = self.kernels.get(
-            f"attend_{self._suffix}", lambda n: attention.attend(n, tokens, at, bool(factors), self.isa)
+            f"attend_{suffix}", lambda n: attention.attend(n, tokens, at, scaled, self.isa), at, scaled
         )
         out = ((1, qkv.ty.shape[1], at.heads * at.head_dim), "float32")
         return self._call(importer, attend, [qkv, cos, sin, positions, *factors, keys, values], out), keys, values
+
+    def bias(self, node: Node, importer: Any) -> Expr:
+        x, slots, rows, axis = importer.retrieve_args(node)
+        emit, rank = importer.block_builder.emit, len(x.ty.shape)
+        vectors = [self.variables[slot] for slot in slots]
+        vector = vectors[0] if len(vectors) == 1 else emit(relax.op.concat(vectors, 0))
+        shape = [sum(rows), *[1] * (rank - 1 - axis % rank)]
+        return emit(relax.op.add(x, emit(relax.op.reshape(vector, shape)) if len(shape) > 1 else vector))
+
+    def convolution(self, node: Node, importer: Any) -> Expr:
+        x, slot, shape, bits, group, _, stride, padding, dilation, groups = importer.retrieve_args(node)
+        rows, columns = shape[0], 1
+        for size in shape[1:]:
+            columns *= size
+        matrix = Matrix(slot, rows, columns, bits, group or columns)
+        weights, kind = self._weights(matrix)
+        kernel = self.kernels.get(
+            f"dequantize_{rows}_{columns}_{bits}_{matrix.group}_{kind}",
+            lambda n: pointwise.dequantize(n, rows, columns, bits, matrix.group, kind),
+        )
+        flat = self._call(importer, kernel, weights, ((rows, columns), "float32"))
+        emit = importer.block_builder.emit
+        convolve = {1: relax.op.nn.conv1d, 2: relax.op.nn.conv2d, 3: relax.op.nn.conv3d}[len(stride)]
+        weight = emit(relax.op.reshape(flat, shape))
+        return emit(convolve(x, weight, strides=stride, padding=padding, dilation=dilation, groups=groups))
 
     # -- what the dialect leaves to aten ------------------------------------------------------------------------
 
     def mul(self, node: Node, importer: Any) -> Expr:
         """silu(gate) * up over one fused projection in one kernel; any other product as it is."""
-        split = _gated(node)
-        if split is None or 2 * split.args[1] != int(importer.env[split.args[0]].ty.shape[2]):
-            return importer.block_builder.emit(relax.op.multiply(*importer.retrieve_args(node)))
-        x, columns = importer.env[split.args[0]], split.args[1]
-        count = x.ty.shape[1]
+        split = gated(node)
+        if split is None or not halved(split, importer.env[split.args[0]]):
+            return self._upstream["mul.Tensor"](node, importer)
+        given, columns = importer.env[split.args[0]], split.args[1]
+        x = self._rows(importer, given)
+        count, tokens = x.ty.shape[1], self._tokens(x.ty.shape[1])
         kernel = self.kernels.get(
-            f"gated_silu_{columns}_{self._suffix}",
-            lambda n: pointwise.gated_silu(n, self.tokens, columns),
+            f"gated_silu_{columns}_{_suffix(tokens)}", lambda n: pointwise.gated_silu(n, tokens, columns)
         )
-        return self._call(importer, kernel, [x], ((1, count, columns), "float32"))
+        return self._shaped(importer, self._call(importer, kernel, [x], ((1, count, columns), "float32")), given)
 
     def slice(self, node: Node, importer: Any) -> Expr:
-        """A full slice, or the last token."""
+        """A full slice, or the last token, of which the number need not be known; any other as upstream has it."""
         x = importer.retrieve_args(node)[0]
         if whole_slice(node.args):
             return x
-        assert last_slice(node.args), "refused when captured"
-        if self.tokens == 1:
+        one = len(x.ty.shape) == 3 and _is(x.ty.shape[0], 1) and str(x.ty.dtype) == "float32"
+        if not one or not last_slice(node.args):
+            return self._upstream["slice.Tensor"](node, importer)
+        if _is(x.ty.shape[1], 1):
             return x
         columns = int(x.ty.shape[2])
-        kernel = self.kernels.get("last_token", lambda n: pointwise.last_token(n, None, columns))
+        kernel = self.kernels.get("last_token", lambda n: pointwise.last_token(n, None, columns), columns)
         return self._call(importer, kernel, [x], ((1, 1, columns), "float32"))
 
 
-def _gated(node: Node) -> Node | None:
-    """The split of a fused gate-and-up projection whose two parts `node` multiplies, or None."""
-    silu, up = node.args
-    if str(silu.target) != "aten.silu.default":
-        return None
-    parts = (silu.args[0], up)
-    if any(part.target is not operator.getitem for part in parts):
-        return None
-    (left, first), (right, second) = (part.args for part in parts)
-    fits = left is right and (first, second) == (0, 1) and str(left.target) == "aten.split.Tensor"
-    return left if fits else None
+def _suffix(tokens: int | None) -> str:
+    return "gemv" if tokens == 1 else "gemm"
+
+
+def _is(size: Expr, value: int) -> bool:
+    return isinstance(size, (int, tvm.tirx.IntImm)) and int(size) == value

@@ -1,32 +1,33 @@
-"""One library: all functions of a decoder for one instruction set, as a Relax module. Knows no files and triples."""
+"""One library: all functions of a model for one instruction set, as a Relax module. Knows no files and triples."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import tvm
 from tvm import relax
 
-from compiler.targets.base import Job
-from compiler.targets.tvm.captured import Graph, PlainNode
-from compiler.targets.tvm.compilation import DESCRIBE
+from artifacts.formats import tvm as formats
+from compiler.targets.tensors import Tensor
+from compiler.targets.tvm.captured import Captured
 from compiler.targets.tvm.isa import Isa
-from compiler.targets.tvm.lower import ENTRIES, Kernels, Lowering
-from compiler.targets.tvm.params import Tensor
+from compiler.targets.tvm.lower import Function, Kernels, Lowering
+from compiler.targets.tvm.weights import tables_of
 
 
-def decoder_module(
-    job: Job, isa: Isa, captured: Mapping[Graph, list[PlainNode]], parameters: list[Tensor], description: str
+def library_module(
+    functions: Sequence[formats.Function], isa: Isa, captured: Captured, parameters: list[Tensor], description: str
 ) -> Any:
-    """The IRModule with every entry of `ENTRIES` and `describe() -> description` (JSON), kernels shared.
-
-    captured: what `captured.capture` gives for each of `GRAPHS`.
-    """
-    kernels = Kernels()
-    functions = {e.name: Lowering(job, isa, kernels, parameters, e).run(captured[e.graph]) for e in ENTRIES}
-    module = tvm.IRModule({**{tvm.ir.GlobalVar(name): f for name, f in functions.items()}, **kernels.functions})
+    """The IRModule with every function in both precisions and `describe() -> description` (JSON), kernels shared."""
+    kernels, tables = Kernels(), tables_of(captured)
+    wanted = [
+        *(Function(f.name, "int8", captured.graphs[f.name]) for f in functions),
+        *(Function(f.exact, "exact", captured.graphs[f.name]) for f in functions),
+    ]
+    made = {f.name: Lowering(f, isa, kernels, parameters, tables).run() for f in wanted}
+    module = tvm.IRModule({**{tvm.ir.GlobalVar(name): f for name, f in made.items()}, **kernels.functions})
     text = relax.Function([], relax.SeqExpr([], tvm.ir.StringImm(description)), relax.ObjectType())
-    module[DESCRIBE] = text.with_attr("global_symbol", DESCRIBE)
-    # caches and parameters come as one tuple, so that a call passes three arguments, not hundreds
+    module[formats.DESCRIBE] = text.with_attr("global_symbol", formats.DESCRIBE)
+    # caches and parameters come as one tuple, so that a call passes few arguments, not hundreds
     return relax.transform.BundleModelParams()(module)

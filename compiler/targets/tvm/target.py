@@ -2,82 +2,108 @@
 
 params.bin                     every parameter, mapped as it is by all libraries
 <triple>/libmodel-<variant>.so one library for each CPU variant (iOS: one archive libmodel.a of all)
-include/, src/, example/       the C API, its implementation over TVM's runtime, and a program that uses it
-CMakeLists.txt, README.md      how to build them with TVM's runtime from its pinned source
+
+The packaging of a model's driver adds what its apps call it by; without one the libraries are called as TVM calls them.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from artifacts import Progress, scratch_folder
-from compiler.models.decoder import DecoderSpec
-from compiler.slots import HALF, Schemes, Slot
-from compiler.targets.base import Estimate, Job, copy_tokenizer, shipped_files
-from compiler.targets.card import tokens_section, write_card
-from compiler.targets.tvm import link, params, triples, weights, workers
-from compiler.targets.tvm.geometry import heads_of
-from compiler.targets.tvm.options import TvmOptions
-from compiler.targets.tvm.params import Tensor
+from artifacts.formats.tvm import Library, TvmRuntime
+from compiler.models.base import Component
+from compiler.slots import HALF
+from compiler.targets.base import BuildJob, Built, Estimate, Job, copy_tokenizer, shipped_files
+from compiler.targets.card import write_card
+from compiler.targets.packaging import packaging_of
+from compiler.targets.tensors import Tensor
+from compiler.targets.tvm import generic, link, params, triples, weights, workers
+from compiler.targets.tvm.captured import Captured
+from compiler.targets.tvm.geometry import in_blocks
+from compiler.targets.tvm.packaging import Packaging
 from compiler.targets.tvm.triples import Triple
 
 PARAMETERS = "params.bin"
+_PACKAGE = "compiler.targets.tvm"
 _LIBRARY_BYTES = 1_500_000
-_NATIVE = Path(__file__).parent / "native"
+_PLATFORMS = ("android", "ios")
 
 
 class TvmTarget:
-    """Lowers a decoder to scheduled kernels over one mapped parameter file, for each triple and CPU variant."""
+    """Lowers every entry to scheduled kernels over one mapped parameter file, for each triple and CPU variant."""
 
+    tools: tuple[str, ...] = ("apache-tvm", "ziglang")
     tolerances: Mapping[str, float] = {
         "exact_max_abs_logit": 1e-4,
         "shipped_mean_kl": 2e-3,
         "shipped_min_top1": 0.97,
     }
+    entry_tolerances = (2e-5, 5e-2)
 
-    def refusals(self, spec: DecoderSpec, slots: list[Slot], schemes: Schemes, options: TvmOptions) -> list[str]:
-        """What of a recipe this target cannot build, one sentence each."""
+    def refusals(self, job: Job) -> list[str]:
+        """What of a job this target cannot build, one sentence each."""
         found = []
-        for name in options.triples:
+        for name in job.options.triples:
             try:
-                triples.parse(name, options.features)
+                triples.parse(name, job.options.features)
             except ValueError as error:
                 found.append(f"tvm: {error}")
-        for slot in slots:
-            scheme = schemes.get(slot.name, HALF)
+        for slot in job.model.slots:
+            scheme = job.schemes.get(slot.name, HALF)
             if scheme.bits != 16 and not scheme.symmetric:
                 found.append(f"tvm: {slot.name} has zero points; the kernels take symmetric codes only")
         return found
 
-    def estimate(
-        self, spec: DecoderSpec, slots: list[Slot], schemes: Schemes, max_tokens: int, options: TvmOptions
-    ) -> Estimate:
-        """Sizes in bytes; activations are those of one chunk of a prompt, in float32."""
-        scale_bytes = 2 if options.scales == "float16" else 4
-        weights = 0
-        for slot in slots:
-            scheme = schemes.get(slot.name, HALF)
-            if slot.kind == "norm":
-                weights += slot.columns * 4
-            else:
-                weights += scheme.packed_bytes(slot.rows, slot.columns, scale_bytes)
-        tables = max_tokens * (spec.head_dim + 1) * 4
-        libraries = (2 + len(options.triples) * len(options.features)) * _LIBRARY_BYTES
-        kv = 2 * spec.layers * spec.kv_width * -(-max_tokens // 16) * 16 * 4
-        wide = 2 * spec.intermediate + spec.qkv_width + 4 * spec.hidden
-        activations = (options.chunk * wide + spec.vocab) * 4
-        app = weights + tables + len(options.features) * _LIBRARY_BYTES
-        platforms = [name for name in ("android", "ios") if any(name in triple for triple in options.triples)]
-        return Estimate(weights + tables + libraries, weights + tables, kv, activations, dict.fromkeys(platforms, app))
+    def estimate(self, job: Job) -> list[Estimate]:
+        """Sizes in bytes; activations are those of the largest call, in float32, and of convolutions the weights of the
+        largest, which is decoded in every call."""
+        return [self._estimate(job, component) for component in job.model.components]
 
-    def build(self, job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
-        """Write params.bin, the libraries, the C API and the files that build it; see the module's docstring."""
-        total = sum(s.rows * s.columns for s in job.slots if s.kind != "norm")
+    def _estimate(self, job: Job, component: Component) -> Estimate:
+        options, scale_bytes = job.options, 2 if job.options.scales == "float16" else 4
+        found = 0
+        for slot in component.slots:
+            scheme = job.schemes.get(slot.name, HALF)
+            found += slot.columns * 4 if slot.is_vector else scheme.packed_bytes(slot.rows, slot.columns, scale_bytes)
+        states, tables = component.state_values * 4, 0
+        if component.attention is not None:
+            positions = max(state.sized({})[2] for state in component.states if len(state.shape) == 4)
+            states = states // positions * in_blocks(positions)
+            tables = in_blocks(positions) * (component.attention.head_dim + 1) * 4
+        narrowed = _packaging(job).narrowed(job)
+        live = 0
+        for entry in component.shipped:
+            sizes = entry.largest()
+            sizes |= {d: narrowed[key].high for d in sizes if (key := (component.name, entry.name, d)) in narrowed}
+            live = max(live, component.live(entry, sizes))
+        live += max((s.rows * s.columns for s in component.slots if s.kind == "convolution"), default=0)
+        libraries = (2 + len(options.triples) * len(options.features)) * _LIBRARY_BYTES
+        app = found + tables + len(options.features) * _LIBRARY_BYTES
+        platforms = [name for name in _PLATFORMS if any(name in triple for triple in options.triples)]
+        return Estimate(
+            component.name,
+            file_bytes=found + tables + libraries,
+            weight_bytes=found + tables,
+            state_bytes=states,
+            activation_bytes=live * 4,
+            app_bytes=dict.fromkeys(platforms, app),
+        )
+
+    def check(self, job: Job) -> None:
+        """Capture every function and lower it, in processes of their own, for the best variant of this machine."""
+        packaging = _packaging(job)
+        functions = packaging.functions(job)
+        captured = workers.capture_graphs(job, functions, packaging.narrowed(job))
+        workers.check_lowering(functions, captured, job, triples.host().variants[0].isa)
+
+    def build(self, job: BuildJob, folder: Path, progress: Progress) -> Built:
+        """Write params.bin, the libraries, tokenizer files, and what the packaging adds; see the module's docstring."""
+        total = sum(s.rows * s.columns for s in job.model.slots if not s.is_vector)
         done = 0
 
         def advance(count: int) -> None:
@@ -85,45 +111,51 @@ class TvmTarget:
             done += count
             progress("writing weights", done, total)
 
-        # first, since it may find an op that is not lowered
-        captured = workers.capture_graphs(job)
-        heads = heads_of(job)
-        tensors = weights.tensors(job, heads.max_tokens, captured.frequencies, job.options.scales, advance)
+        packaging = _packaging(job)
+        functions, narrowed = packaging.functions(job), packaging.narrowed(job)
+        # first, since it may find what is not lowered
+        captured = workers.capture_graphs(job, functions, narrowed)
+        tensors = weights.tensors(job, weights.tables_of(captured), advance)
         digest = params.write(folder / PARAMETERS, tensors)
-        runtime: dict[str, Any] = {
-            "params": PARAMETERS,
-            "params_digest": digest,
-            "max_tokens": job.max_tokens,
-            "vocab_size": job.spec.vocab,
-            "layers": job.spec.layers,
-            "kv_heads": job.spec.kv_heads,
-            "head_dim": job.spec.head_dim,
-            "key_shape": list(heads.key_shape),
-            "value_shape": list(heads.value_shape),
-            "chunk": job.options.chunk,
-        }
         machines = [triples.host(), *(triples.parse(name, job.options.features) for name in job.options.triples)]
-        description = json.dumps(runtime, sort_keys=True)
+        description = {**packaging.described(job, captured), "params_digest": digest}
         libraries = self._libraries(job, captured, tensors, machines, description, folder, progress)
-        _copy_native(folder, job, machines, version("apache-tvm"))
-        found = {"libraries": libraries, "tvm": version("apache-tvm"), "eos": list(job.spec.eos)}
-        return {**runtime, **found, "payload": _payload(folder, machines)}
+        packaging.write(job, folder, machines)
+        copy_tokenizer(job.source, folder)
+        runtime = TvmRuntime(
+            params=PARAMETERS,
+            params_digest=digest,
+            libraries=tuple(libraries),
+            functions=tuple(functions),
+            states=captured.states,
+            tvm=version("apache-tvm"),
+            payload=_payload(folder, packaging, machines),
+        )
+        sections = packaging.sections(job, machines, runtime)
+        about = packaging.about(job)
+        write_card(job, folder, runtime="TVM", library="tvm", tags=["tvm"], sections=sections, about=about)
+        return Built(runtime.model_dump(mode="json"), narrowed)
+
+    def traces(self, job: BuildJob) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+        """None: no converter's program lies between the graph and the machine code."""
+        return iter(())
 
     def _libraries(
         self,
         job: Job,
-        captured: workers.Captured,
+        captured: Captured,
         tensors: list[Tensor],
         machines: list[Triple],
-        description: str,
+        description: Mapping[str, Any],
         folder: Path,
         progress: Progress,
-    ) -> list[dict[str, Any]]:
+    ) -> list[Library]:
         """Compile and link every variant of every machine."""
         total, done = sum(len(m.variants) for m in machines), 0
         built = []
         with scratch_folder() as scratch:
-            arguments = job, captured, tensors, machines, description, scratch
+            text = json.dumps(description, sort_keys=True)
+            arguments = _packaging(job).functions(job), captured, tensors, machines, text, scratch
             objects = workers.compile_variants(*arguments, progress)
             progress("compiling kernels", total, total)
             for machine in machines:
@@ -137,12 +169,7 @@ class TvmTarget:
                         path = f"{machine.name}/libmodel-{variant.name}.so"
                         link.shared_library(folder / path, objects[machine.name, variant.name], machine)
                     built.append(
-                        {
-                            "triple": machine.name,
-                            "variant": variant.name,
-                            "path": path,
-                            "features": list(variant.features),
-                        }
+                        Library(triple=machine.name, variant=variant.name, path=path, features=variant.features)
                     )
                     done += 1
                     progress("linking", done, total)
@@ -151,29 +178,15 @@ class TvmTarget:
         return built
 
 
-def _payload(folder: Path, machines: list[Triple]) -> dict[str, list[str]]:
+def _packaging(job: Job) -> Packaging:
+    found: Packaging = packaging_of(_PACKAGE, job.model.driver) or generic
+    return found
+
+
+def _payload(folder: Path, packaging: Packaging, machines: list[Triple]) -> dict[str, tuple[str, ...]]:
     """What an app ships on each platform: parameters, tokenizer and the platform's own libraries."""
     found = {}
     for system in {machine.system for machine in machines} - {"linux"}:
         others = [machine.name for machine in machines if machine.system != system]
-        found[system] = shipped_files(folder, "CMakeLists.txt", "include", "src", "example", *others)
+        found[system] = tuple(shipped_files(folder, *packaging.SOURCES, *others))
     return dict(sorted(found.items()))
-
-
-def _copy_native(folder: Path, job: Job, machines: list[Triple], version: str) -> None:
-    """The sources that an app builds, and what they need."""
-    for name, to in (("edgewright.h", "include"), ("edgewright.cc", "src"), ("example.cc", "example")):
-        (folder / to).mkdir(exist_ok=True)
-        shutil.copyfile(_NATIVE / name, folder / to / name)
-    values = {"NAME": job.name, "TVM_VERSION": version, "TRIPLES": ", ".join(m.name for m in machines)}
-
-    def filled(name: str) -> str:
-        text = (_NATIVE / name).read_text(encoding="utf-8")
-        for key, value in values.items():
-            text = text.replace(f"@{key}@", value)
-        return text.rstrip() + "\n"
-
-    (folder / "CMakeLists.txt").write_text(filled("CMakeLists.txt"), encoding="utf-8")
-    copy_tokenizer(job.tokenizer, folder)
-    sections = [tokens_section(job), filled("README.md").rstrip()]
-    write_card(job, folder, runtime="TVM", library="tvm", tags=["tvm"], sections=sections)

@@ -1,6 +1,6 @@
 """What is built for which machine: triples, CPU variants, and TVM's description of each. Imports no framework.
 
-A variant is one library. The loader (`native/edgewright.cc` on a phone, the runner here) takes the first whose CPU
+A variant is one library. The loader (`native/edgewright.cc` on a phone, the session here) takes the first whose CPU
 features are all there; `features` uses the names of Linux's /proc/cpuinfo.
 """
 

@@ -12,73 +12,82 @@ import ctypes
 import dataclasses
 import gc
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from artifacts import Progress, silent
+from artifacts.formats.interface import Dimension
+from artifacts.formats.tvm import Function
 from compiler.apart import apart
 from compiler.targets.base import Job, bare
-from compiler.targets.tvm.captured import GRAPHS, Graph, PlainNode, capture
-from compiler.targets.tvm.params import Tensor
+from compiler.targets.tensors import Tensor
+from compiler.targets.tvm.captured import Captured, capture_functions
+from compiler.targets.tvm.isa import Isa
 from compiler.targets.tvm.triples import Triple, Variant
+from compiler.targets.tvm.weights import nothing, tables_of, tensors
 
 Objects = dict[tuple[str, str], list[Path]]
+Narrowed = Mapping[tuple[str, str, str], Dimension]
 
 
-@dataclass(frozen=True)
-class Captured:
-    """What PyTorch knows of a job. frequencies: `decoder.rotary_frequencies`."""
-
-    graphs: dict[Graph, list[PlainNode]]
-    frequencies: tuple[list[float], float]
-
-
-def capture_graphs(job: Job) -> Captured:
-    """The job's graphs. Raises EdgewrightError for an op that the target does not lower."""
-    found: Captured = apart(_capture, bare(job), progress=silent)
+def capture_graphs(job: Job, functions: Sequence[Function], narrowed: Narrowed) -> Captured:
+    """The graphs of the job's functions."""
+    found: Captured = apart(_capture, bare(job), functions, dict(narrowed), progress=silent)
     return found
 
 
+def check_lowering(functions: Sequence[Function], captured: Captured, job: Job, isa: Isa) -> None:
+    """Lower the functions without compiling them. Raises EdgewrightError naming the ops that the target lacks."""
+    shapes = _shapes(tensors(bare(job), tables_of(captured)))
+    apart(_lower, functions, captured, shapes, isa, progress=silent)
+
+
 def compile_variants(
-    job: Job,
+    functions: Sequence[Function],
     captured: Captured,
-    tensors: list[Tensor],
+    parameters: list[Tensor],
     machines: list[Triple],
     description: str,
     scratch: Path,
     progress: Progress,
 ) -> Objects:
     """The object files of every variant, by triple and variant name, under `scratch`."""
-    shapes = [dataclasses.replace(t, blocks=tuple) for t in tensors]
-    arguments = bare(job), captured.graphs, shapes, machines, description, scratch
+    arguments = functions, captured, _shapes(parameters), machines, description, scratch
     objects: Objects = apart(_compile, *arguments, progress=progress)
     return objects
 
 
-def _capture(job: Job, _: Progress) -> Captured:
-    from compiler.models import decoder
+def _shapes(parameters: list[Tensor]) -> list[Tensor]:
+    return [dataclasses.replace(t, blocks=nothing) for t in parameters]
 
-    return Captured({graph: capture(job, graph) for graph in GRAPHS}, decoder.rotary_frequencies(job.spec))
+
+def _capture(job: Job, functions: Sequence[Function], narrowed: Narrowed, _: Progress) -> Captured:
+    return capture_functions(job.model, job.schemes, functions, narrowed)
+
+
+def _lower(functions: Sequence[Function], captured: Captured, parameters: list[Tensor], isa: Isa, _: Progress) -> None:
+    from compiler.targets.tvm.module import library_module
+
+    library_module(functions, isa, captured, parameters, "{}")
 
 
 def _compile(
-    job: Job,
-    graphs: dict[Graph, list[PlainNode]],
-    tensors: list[Tensor],
+    functions: Sequence[Function],
+    captured: Captured,
+    parameters: list[Tensor],
     machines: list[Triple],
     description: str,
     scratch: Path,
     progress: Progress,
 ) -> Objects:
-    import compiler.dialect  # noqa: F401  its ops have to be known before graphs of them are made
     from compiler.targets.tvm.compilation import compile_module
-    from compiler.targets.tvm.module import decoder_module
+    from compiler.targets.tvm.module import library_module
 
     found: Objects = {}
     total = sum(len(m.variants) for m in machines)
     for isa in dict.fromkeys(v.isa for m in machines for v in m.variants):
-        module = decoder_module(job, isa, graphs, tensors, description)
+        module = library_module(functions, isa, captured, parameters, description)
         _give_back()
         for machine in machines:
             for variant in machine.variants:

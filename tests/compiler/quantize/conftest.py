@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from artifacts import silent
 from compiler.checkpoint import Checkpoint
-from compiler.models import decoder
+from compiler.drivers import driver_of
+from compiler.models.base import read_model
 from compiler.quantize import runner
 from compiler.quantize.evidence import QuantizationEvidence
 from compiler.quantize.methods import method_options
@@ -23,6 +23,7 @@ from compiler.quantize.rules import assign
 from compiler.targets import target_options
 from recipes.schema import Calibration, Rule, recipe_model
 from tests.bench.synthetic import ROOT
+from tests.compiler import conftest
 from tests.compiler.conftest import MINISTRAL3, random_tensors
 
 TINY = ROOT / "recipes" / "checkpoints" / "tiny-ministral3"
@@ -31,9 +32,7 @@ CONFIG = MINISTRAL3 | {"vocab_size": 4096}  # that of the shipped tokenizer
 
 def save(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any] = CONFIG) -> Path:
     """A checkpoint folder with the shipped checkpoint's tokenizer."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    conftest.save(folder, config, tensors)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(TINY / name, folder / name)
     return folder
@@ -69,23 +68,16 @@ def quantize(tmp_path: Path) -> Quantize:
         source: Path, *entries: dict[str, Any], tokens: int = 256, work: Path | None = None, progress: Any = silent
     ) -> tuple[PackedWeights, QuantizationEvidence]:
         checkpoint = Checkpoint(source)
-        spec = decoder.read_spec(checkpoint.config)
-        slots = decoder.slots(spec, list(checkpoint.tensors.names()))
-        assignment = assign(rules(*entries), slots)
+        model = read_model(checkpoint.config, checkpoint.names(), 64)
+        assignment = assign(rules(*entries), model.slots)
         out = tmp_path / f"quantized-{len(list(tmp_path.iterdir()))}"
         out.mkdir()
-        found = runner.run(
-            checkpoint,
-            spec,
-            slots,
-            assignment,
-            Calibration(tokens=tokens),
-            None,
-            out,
-            work or tmp_path / f"work-{out.name}",
-            checkpoint.config,
-            progress,
-        )
-        return PackedWeights(out, slots), found
+        calibration, samples = Calibration(tokens=tokens), None
+        if runner.calibrates(assignment):
+            looked_at = driver_of(model).looked_at(calibration, None, model, source)
+            samples = partial(driver_of(model).samples, model, looked_at=looked_at)
+        work = work or tmp_path / f"work-{out.name}"
+        found = runner.run(checkpoint, model, assignment, calibration, samples, out, work, progress)
+        return PackedWeights(out), found
 
     return run

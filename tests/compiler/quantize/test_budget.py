@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from artifacts import EdgewrightError, silent
 from compiler import pipeline
 from compiler.checkpoint import Checkpoint
-from compiler.models import decoder
+from compiler.models.base import read_model
 from compiler.quantize import budget
 from compiler.quantize.knapsack import Item, solve, solve_for_cost
 from compiler.quantize.methods import method_options
@@ -68,8 +68,8 @@ def test_large_problems_stay_within_the_limit_and_near_the_bound() -> None:
 
 
 def test_fused_projections_are_one_item_and_a_tied_table_is_another() -> None:
-    spec = decoder.read_spec(CONFIG)
-    names = [tuple(s.name for s in members) for members in budget.units(spec, decoder.slots(spec))]
+    model = read_model(CONFIG, None, 64)
+    names = [tuple(s.name for s in members) for members in budget.units(model, model.slots)]
     assert names[0] == ("model.embed_tokens",)
     assert ("model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj") in names
     assert (
@@ -101,12 +101,12 @@ def test_a_budget_becomes_rules_that_repeat_it(small: Path, tmp_path: Path) -> N
     limited = recipe(small, {"size": "250kB"})
     found = pipeline.quantize(limited, checkpoint, "small", None, tmp_path / "a" / "quantized", silent)
     size = sum(
-        found.assignment.schemes[s.name].packed_bytes(s.rows, s.columns) if s.kind != "norm" else s.columns * 2
-        for s in found.slots
+        found.assignment.schemes[s.name].packed_bytes(s.rows, s.columns) if not s.is_vector else s.columns * 2
+        for s in found.model.slots
     )
     assert 230_000 < size <= 250_000
     schemes = found.assignment.schemes
-    for names in decoder.fused_projections(found.spec):
+    for names in found.model.component("decoder").fused:
         assert len({schemes[n] for n in names}) == 1
     assert schemes["model.layers.0.self_attn.o_proj"].bits == 16
     written = yaml.safe_load((tmp_path / "a" / "quantized" / "rules.yaml").read_text())

@@ -10,36 +10,23 @@ import pytest
 import torch
 
 from artifacts import EdgewrightError
-from compiler import dialect
 from compiler.checkpoint import Checkpoint
+from compiler.drivers import text
 from compiler.models import decoder
-from compiler.pipeline import OriginalWeights
-from compiler.quantize.calibrated import text
-from compiler.quantize.calibration import calibration_tokens
 from compiler.quantize.metrics import divergence
 from recipes.schema import Calibration
-from tests.compiler.conftest import random_tensors
+from tests.compiler.conftest import original, random_tensors, reference_logits
 
 from .conftest import CONFIG, TINY, Quantize, save
 
 KEEP = {"match": "model.embed_tokens", "bits": 16}
 
 
-def logits(weights: Any, spec: decoder.DecoderSpec, tokens: np.ndarray[Any, Any]) -> torch.Tensor:
-    positions = torch.arange(tokens.shape[1]).expand(tokens.shape)
-    with torch.no_grad(), dialect.weights(weights):
-        caches = decoder.empty_caches(spec, tokens.shape[1], len(tokens))
-        out: torch.Tensor = decoder.build(spec, {})(torch.from_numpy(tokens).long(), positions, caches)[0]
-    return out
-
-
 def mean_kl(source: Path, weights: Any, count: int = 4) -> float:
-    checkpoint = Checkpoint(source)
-    spec = decoder.read_spec(checkpoint.config)
-    slots = decoder.slots(spec, list(checkpoint.tensors.names()))
-    tokens = calibration_tokens(Calibration(tokens=128 * count, seed=7), None, source, spec).reshape(count, 128)
-    original = logits(OriginalWeights(checkpoint, slots), spec, tokens)
-    return float(divergence(original, logits(weights, spec, tokens)).mean())
+    model, unquantized = original(source)
+    tokens = text.looked_at(Calibration(tokens=128 * count, seed=7), None, model, source).reshape(count, 128)
+    expected, found = (torch.from_numpy(reference_logits(model, table, tokens)) for table in (unquantized, weights))
+    return float(divergence(expected, found).mean())
 
 
 @pytest.fixture
@@ -101,10 +88,10 @@ def test_methods_mix_and_every_slot_is_written(small: Path, quantize: Quantize) 
     )
     checkpoint = Checkpoint(small)
     slots = decoder.slots(decoder.read_spec(checkpoint.config))
-    assert {t.slot for t in evidence.tensors} == {s.name for s in slots if s.kind != "norm" and "o_proj" not in s.name}
+    assert {t.slot for t in evidence.tensors} == {s.name for s in slots if not s.is_vector and "o_proj" not in s.name}
     for slot in slots:
         ours, theirs = packed.rows(slot.name), checkpoint.rows(slot.tensor)
-        exact = slot.kind == "norm" or slot.name.endswith("o_proj")
+        exact = slot.is_vector or slot.name.endswith("o_proj")
         assert np.array_equal(ours, theirs) if exact else 0 < np.abs(ours - theirs).max() < 0.3, slot.name
 
 
@@ -120,15 +107,12 @@ def test_an_untied_head_is_calibrated_too(tmp_path: Path, quantize: Quantize) ->
 @pytest.mark.parametrize("size", [1.0, 100.0])
 def test_uncertainty_is_that_of_the_softmax(small: Path, monkeypatch: pytest.MonkeyPatch, size: float) -> None:
     """Also where one token takes nearly everything, and with a head read in many blocks."""
-    monkeypatch.setattr(text, "BLOCK_BYTES", 1 << 14)
-    checkpoint = Checkpoint(small)
-    spec = decoder.read_spec(checkpoint.config)
-    slots = decoder.slots(spec, checkpoint.names())
-    table = OriginalWeights(checkpoint, slots)
-    states = size * torch.randn(3, 20, spec.hidden, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(text, "_WEIGHED_BYTES", 1 << 14)
+    model, table = original(small)
+    states = size * torch.randn(3, 20, CONFIG["hidden_size"], generator=torch.Generator().manual_seed(0))
     logits = states.double() @ torch.from_numpy(table.rows("model.embed_tokens")).double().t()
     expected = 1 - logits.softmax(-1).square().sum(-1)
-    found = torch.stack(text.uncertainty(table, slots[0])(states.__getitem__, 3))
+    found = torch.stack(text.uncertainty(table, model.slots[0])(states.__getitem__, 3))
     assert found.min() >= 0
     assert torch.allclose(found.double(), expected, atol=1e-5)
 

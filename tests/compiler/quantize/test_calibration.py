@@ -10,27 +10,28 @@ import pytest
 from tokenizers import Tokenizer
 
 from artifacts import EdgewrightError
-from compiler.models import decoder
-from compiler.quantize.calibration import calibration_file, calibration_tokens
+from compiler.drivers.text import looked_at
+from compiler.models.base import read_model
+from compiler.text import calibration_file
 from recipes.schema import Calibration
 
 from .conftest import CONFIG
 
-SPEC = decoder.read_spec(CONFIG)
+MODEL = read_model(CONFIG, None, 64)
 
 
 def tokens(
     folder: Path, file: Path | None = None, count: int = 512, seed: int = 0
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
     text = "stdlib-python" if file is None else str(file)
-    return calibration_tokens(Calibration(text=text, tokens=count, seed=seed), file, folder, SPEC)
+    return looked_at(Calibration(text=text, tokens=count, seed=seed), file, MODEL, folder)
 
 
 def test_the_seed_decides(small: Path) -> None:
     assert np.array_equal(tokens(small), tokens(small))
     assert not np.array_equal(tokens(small), tokens(small, seed=1))
     assert tokens(small).shape == (2, 256)  # the checkpoint has 256 positions
-    assert tokens(small)[0, 0] == SPEC.bos
+    assert tokens(small)[0, 0] == CONFIG["bos_token_id"]
 
 
 def test_a_text_file(small: Path, tmp_path: Path) -> None:
@@ -74,6 +75,6 @@ def test_a_missing_file_and_a_foreign_tokenizer(small: Path, tmp_path: Path) -> 
     with pytest.raises(EdgewrightError, match="no such file"):
         calibration_file(Calibration(text="missing.txt"), tmp_path / "missing.txt")
     assert calibration_file(Calibration(), tmp_path) is None
-    tiny = decoder.read_spec({**CONFIG, "vocab_size": 32})
+    tiny = read_model({**CONFIG, "vocab_size": 32}, None, 64)
     with pytest.raises(EdgewrightError, match="the model knows 32 tokens"):
-        calibration_tokens(Calibration(tokens=64), None, small, tiny)
+        looked_at(Calibration(tokens=64), None, tiny, small)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from artifacts import EdgewrightError
-from compiler.graph import capture, op_name
-from compiler.models import decoder
-from compiler.quantize.calibrated import text
+from compiler.drivers import text
+from compiler.graph import op_name, operations
+from compiler.models.base import read_model
 from compiler.quantize.calibrated.folding import place_of
 from compiler.quantize.calibrated.segments import Program
 from tests.compiler.conftest import MINISTRAL3
@@ -201,12 +201,12 @@ def test_what_does_not_fit_the_graph_is_named(tmp_path: Path, change: dict[str, 
 
 def test_of_a_decoder_one_state_crosses_a_cut_and_little_else_is_kept() -> None:
     """Angles, masks and empty caches are computed again, and so is a norm from its state."""
-    spec = decoder.read_spec(MINISTRAL3)
-    slots = {s.name: s for s in decoder.slots(spec)}
+    model = read_model(MINISTRAL3, None, 64)
     ids = torch.zeros((1, 12), dtype=torch.int64).numpy()
-    task = text.task(spec, slots, None, {}, {}, ids)  # type: ignore[arg-type]  # nothing is read
-    captured = capture(task.module, task.samples[0])
-    program = Program(captured, task.cuts, {name for name, slot in slots.items() if slot.kind != "norm"})
+    (found,) = text.samples(model, None, ids)  # type: ignore[arg-type]  # nothing is read
+    captured = operations(found.module, found.inputs[0])
+    matrices = {slot.name for slot in model.slots if not slot.is_vector}
+    program = Program(captured, found.component.cuts, matrices)
     assert [len(segment.points) for segment in program.segments] == [1, 4, 4, 0]
     for segment in program.segments[1:3]:
         start, qkv, o, both, down, end = ([op_name(n) or "part" for n in nodes] for nodes in segment.kept)
@@ -292,7 +292,7 @@ def attended_and_cached(x: torch.Tensor) -> torch.Tensor:
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_where_factors_can_go(forward: Any, slot: str | None, rows: list[int] | None) -> None:
-    captured = capture(module(forward), SAMPLES[0])
+    captured = operations(module(forward), SAMPLES[0])
     program = Program(captured, (), ["out"])
     (point,) = program.segments[0].points
     found = place_of(point.value, point.ops)

@@ -74,7 +74,7 @@ def test_a_package_carries_its_evidence_and_the_command_prints_it(
     package = tmp_path / "onnx"
     package.mkdir()
     draft = pipeline.build(made, "onnx", quantized, checkpoint, package, silent)
-    pipeline.write_golden(made, "onnx", quantized, checkpoint, package, silent)
+    pipeline.write_vectors(draft, quantized, checkpoint, package, silent)
     write_manifest(package, draft)
     found = evidence.report(package)
     ratios = [t.snr_db for t in found.tensors]

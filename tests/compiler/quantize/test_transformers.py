@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from compiler import dialect
-from compiler.checkpoint import Checkpoint
-from compiler.models import decoder
+from tests.compiler.conftest import original, reference_logits
 
 from .conftest import Quantize
 
@@ -40,11 +38,8 @@ def loaded_logits(folder: Path, ids: np.ndarray[Any, Any]) -> torch.Tensor:
 @pytest.mark.parametrize("name", LOADED)
 def test_logits_are_those_of_the_reference(small: Path, quantize: Quantize, name: str) -> None:
     packed, _ = quantize(small, *LOADED[name])
-    spec = decoder.read_spec(Checkpoint(small).config)
     ids = np.random.default_rng(0).integers(16, 4000, (2, 24))
-    positions = torch.arange(24).expand(2, 24)
-    with torch.no_grad(), dialect.weights(packed):
-        expected = decoder.build(spec, {})(torch.from_numpy(ids), positions, decoder.empty_caches(spec, 24, 2))[0]
+    expected = torch.from_numpy(reference_logits(original(small)[0], packed, ids))
     torch.testing.assert_close(loaded_logits(packed.path, ids), expected, atol=1e-4, rtol=1e-4)
 
 

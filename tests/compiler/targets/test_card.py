@@ -10,8 +10,7 @@ import pytest
 from artifacts import silent
 from compiler.slots import Scheme
 from compiler.targets import load_target, target_options
-from compiler.targets.base import Job
-from tests.compiler.conftest import Quantizer
+from tests.compiler.conftest import Jobs
 
 CALLS = {
     "onnx": ('update_options(add_special_tokens="true")', "past_key_values.0.key", "com.microsoft"),
@@ -22,13 +21,12 @@ CALLS = {
 
 
 @pytest.mark.parametrize("target", sorted(CALLS))
-def test_an_app_can_start_from_the_readme(ministral: Path, quantized: Quantizer, tmp_path: Path, target: str) -> None:
-    spec, slots, schemes, weights = quantized(ministral, Scheme(4, 32))
+def test_an_app_can_start_from_the_readme(ministral: Path, jobs: Jobs, tmp_path: Path, target: str) -> None:
     (ministral / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     options = target_options()[target](**({"triples": []} if target == "tvm" else {}))
     folder = tmp_path / target
     folder.mkdir()
-    load_target(target).build(Job("small", spec, slots, schemes, 64, weights, ministral, options), folder, silent)
+    load_target(target).build(jobs(ministral, options, Scheme(4, 32)), folder, silent)
     page = (folder / "README.md").read_text(encoding="utf-8")
     assert page.startswith("---\nlicense: apache-2.0\n") and f"library_name: {target}"[:14] in page
     table = page.partition("## Files")[2].partition("\n## ")[0]
@@ -42,8 +40,8 @@ def test_an_app_can_start_from_the_readme(ministral: Path, quantized: Quantizer,
         assert call in page
 
 
-def test_a_checkpoint_without_a_licence_is_said_so(ministral: Path, quantized: Quantizer, tmp_path: Path) -> None:
-    spec, slots, schemes, weights = quantized(ministral, Scheme(4, 32))
-    job = Job("small", spec, slots, schemes, 64, weights, ministral, target_options()["onnx"]())
-    load_target("onnx").build(job, tmp_path, silent)
-    assert "set `license` before publishing" in (tmp_path / "README.md").read_text()
+def test_a_checkpoint_without_a_licence_is_said_so(ministral: Path, jobs: Jobs, tmp_path: Path) -> None:
+    folder = tmp_path / "onnx"
+    folder.mkdir()
+    load_target("onnx").build(jobs(ministral, target_options()["onnx"](), Scheme(4, 32)), folder, silent)
+    assert "set `license` before publishing" in (folder / "README.md").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artifacts import EdgewrightError, silent
-from compiler.checkpoint import Checkpoint
-from compiler.models import decoder
+from artifacts import EdgewrightError
+from compiler.models.base import read_model
 from compiler.quantize.methods import mlx_affine
-from compiler.quantize.packed import PackedWeights
-from compiler.quantize.stream import quantize_checkpoint
 from compiler.slots import HALF, Scheme
 from compiler.targets import load_target, target_options
-from compiler.targets.base import Job
+from compiler.targets.base import BuildJob, Job
 from compiler.targets.mlx import shards
 from compiler.targets.mlx.options import MlxOptions
 from compiler.tensors import read_header
-from tests.compiler.conftest import MINISTRAL3, Quantizer, random_tensors, save
+from tests.compiler.conftest import MINISTRAL3, Jobs, packed, random_tensors, save
 
 TABLE = "model.embed_tokens"
 TARGET = load_target("mlx")
@@ -37,11 +35,16 @@ WRAPPED = {
 }
 
 
-def build(folder: Path, source: Path, parts: Any, **options: Any) -> Path:
-    spec, slots, schemes, weights = parts
-    folder.mkdir()
-    TARGET.build(Job("t", spec, slots, schemes, 256, weights, source, MlxOptions(**options)), folder, silent)
+def build(folder: Path, job: BuildJob) -> Path:
+    packed(job, "mlx", folder)
     return folder
+
+
+def plan(config: dict[str, Any], scheme: Scheme = HALF, columns: int = 0, **options: Any) -> Job:
+    """A job without weights: all slots of a scheme, or those of so many columns and the others at 16 bits."""
+    model = read_model({**MINISTRAL3, **config}, None, 256)
+    schemes = {s.name: scheme for s in model.slots if not s.is_vector and columns in (0, s.columns)}
+    return Job("t", model, schemes, MlxOptions(**options))
 
 
 def converted(source: Path, folder: Path, bits: int | None = None, group: int = 32) -> Path:
@@ -76,36 +79,33 @@ def dequantized(found: Mapping[str, mx.array], name: str, scheme: Scheme) -> np.
 @pytest.mark.parametrize(
     "scheme", [Scheme(4, 32), Scheme(4, 64), Scheme(4, 0), Scheme(8, 0), Scheme(8, 32), HALF], ids=str
 )
-def test_mlx_dequantizes_to_the_shared_weights(
-    ministral: Path, quantized: Quantizer, tmp_path: Path, scheme: Scheme
-) -> None:
+def test_mlx_dequantizes_to_the_shared_weights(ministral: Path, jobs: Jobs, tmp_path: Path, scheme: Scheme) -> None:
     """Exactly: scales are float16 values already and 8 or 128 times one is another. One scale per row is repeated."""
     others = {f"model.layers.{i}.mlp.down_proj": Scheme(scheme.bits, 32) for i in (0, 1) if scheme.bits != 16}
-    parts = quantized(ministral, scheme, others)
-    folder = build(tmp_path / "mlx", ministral, parts)
-    found = tensors(folder)
-    spec, slots, schemes, weights = parts
-    for slot in slots:
-        if slot.kind == "norm":
+    job = jobs(ministral, MlxOptions(), scheme, others, max_tokens=256)
+    found = tensors(build(tmp_path / "mlx", job))
+    weights = job.weights
+    for slot in job.model.slots:
+        if slot.is_vector:
             np.testing.assert_array_equal(np.array(found[f"{slot.name}.weight"]), weights.rows(slot.name))
         else:
-            own = dequantized(found, slot.name, schemes[slot.name])
+            own = dequantized(found, slot.name, job.schemes[slot.name])
             np.testing.assert_array_equal(own, weights.rows(slot.name).astype(np.float16 if scheme.bits == 16 else "f"))
     assert {a.dtype for n, a in found.items() if not n.endswith(".weight")} <= {mx.float16}
-    estimate = TARGET.estimate(spec, slots, schemes, 256, MlxOptions())
+    (estimate,) = TARGET.estimate(job)
     assert estimate.file_bytes == sum(array.nbytes for array in found.values())
     assert estimate.app_bytes == {"ios": estimate.file_bytes}, "MLX has no runtime for Android"
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_asymmetric_weights_differ_by_the_rounding_of_a_float16_bias(
-    ministral: Path, quantized: Quantizer, tmp_path: Path, bits: int
+    ministral: Path, jobs: Jobs, tmp_path: Path, bits: int
 ) -> None:
-    parts = quantized(ministral, Scheme(bits, 32, symmetric=False))
-    found = tensors(build(tmp_path / "mlx", ministral, parts))
-    for slot in parts[1]:
-        if slot.kind != "norm":
-            own, shared = dequantized(found, slot.name, Scheme(bits, 32)), parts[3].rows(slot.name)
+    job = jobs(ministral, MlxOptions(), Scheme(bits, 32, symmetric=False), max_tokens=256)
+    found = tensors(build(tmp_path / "mlx", job))
+    for slot in job.model.slots:
+        if not slot.is_vector:
+            own, shared = dequantized(found, slot.name, Scheme(bits, 32)), job.weights.rows(slot.name)
             largest = np.abs(shared).reshape(len(shared), -1, 32).max(-1).repeat(32, -1)
             assert (np.abs(own - shared) <= largest * 2.0**-10).all()
 
@@ -113,14 +113,14 @@ def test_asymmetric_weights_differ_by_the_rounding_of_a_float16_bias(
 @pytest.mark.parametrize("config", [MINISTRAL3, WRAPPED], ids=["plain", "wrapped"])
 @pytest.mark.parametrize("bits", [None, 4])
 def test_the_layout_is_that_of_mlx_lm_convert(
-    tmp_path: Path, quantized: Quantizer, config: dict[str, Any], bits: int | None
+    tmp_path: Path, jobs: Jobs, config: dict[str, Any], bits: int | None
 ) -> None:
     weights = random_tensors(MINISTRAL3)
     if config is WRAPPED:
         weights = {f"language_model.{name}": tensor for name, tensor in weights.items()}
     source = save(tmp_path / "source", config, weights)
-    parts = quantized(source, HALF if bits is None else Scheme(bits, 32))
-    ours, theirs = build(tmp_path / "mlx", source, parts), converted(source, tmp_path / "theirs", bits)
+    job = jobs(source, MlxOptions(), HALF if bits is None else Scheme(bits, 32), max_tokens=256)
+    ours, theirs = build(tmp_path / "mlx", job), converted(source, tmp_path / "theirs", bits)
     for reader in (lambda f: {n: (a.shape, a.dtype) for n, a in tensors(f).items()}, _index):
         assert reader(ours) == reader(theirs)
     own, other = (json.loads((folder / "config.json").read_text()) for folder in (ours, theirs))
@@ -134,23 +134,16 @@ def _index(folder: Path) -> Any:
 
 
 @pytest.fixture
-def anchored(ministral: Path, tmp_path: Path) -> Any:
+def anchored(ministral: Path, jobs: Jobs) -> BuildJob:
     """The checkpoint quantized by MLX's own rule at 4 bits."""
-    checkpoint = Checkpoint(ministral)
-    spec = decoder.read_spec(checkpoint.config)
-    slots = decoder.slots(spec, list(checkpoint.tensors.names()))
-    schemes = {s.name: Scheme(4, 32, symmetric=False) for s in slots if s.kind != "norm"}
-    folder = tmp_path / "anchored"
-    folder.mkdir()
-    rounders = dict.fromkeys(schemes, mlx_affine.quantize)
-    quantize_checkpoint(checkpoint, slots, schemes, rounders, folder, checkpoint.config, silent)
-    return spec, slots, schemes, PackedWeights(folder)
+    scheme = Scheme(4, 32, symmetric=False)
+    return jobs(ministral, MlxOptions(), scheme, max_tokens=256, quantize=mlx_affine.quantize)
 
 
 def test_edge_anchored_weights_equal_those_of_mlx_lm_convert_bit_by_bit(
-    ministral: Path, tmp_path: Path, anchored: Any
+    ministral: Path, tmp_path: Path, anchored: BuildJob
 ) -> None:
-    ours = tensors(build(tmp_path / "mlx", ministral, anchored))
+    ours = tensors(build(tmp_path / "mlx", anchored))
     theirs = tensors(converted(ministral, tmp_path / "theirs", 4))
     assert ours.keys() == theirs.keys()
     for name, array in theirs.items():
@@ -208,11 +201,10 @@ def test_edge_anchoring_refuses_symmetric_rules() -> None:
 
 
 def test_shards_hold_the_same_and_are_aligned(
-    ministral: Path, quantized: Quantizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ministral: Path, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = quantized(ministral, Scheme(4, 32))
-    whole = tensors(build(tmp_path / "whole", ministral, parts))
-    _, slots, _, weights = parts
+    job = jobs(ministral, MlxOptions(), Scheme(4, 32), max_tokens=256)
+    whole = tensors(build(tmp_path / "whole", job))
     folder = tmp_path / "shards"
     folder.mkdir()
     written = 0
@@ -221,7 +213,7 @@ def test_shards_hold_the_same_and_are_aligned(
         nonlocal written
         written += count
 
-    shards.write_shards(shards.package_tensors(slots, weights, ""), folder, 1, advance, limit=20_000)
+    shards.write_shards(shards.package_tensors(job.model.slots, job.weights, ""), folder, 1, advance, limit=20_000)
     files = sorted(folder.glob("model-*-of-*.safetensors"))
     assert len(files) > 2 and all(f.stat().st_size < 24_000 for f in files)
     assert written == sum(a.nbytes for a in whole.values())
@@ -235,12 +227,12 @@ def test_shards_hold_the_same_and_are_aligned(
 
 
 def test_a_scale_beyond_float16_names_the_tensor(
-    ministral: Path, quantized: Quantizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ministral: Path, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = quantized(ministral, Scheme(8, 32))
-    monkeypatch.setattr(parts[3], "scales", lambda name, a, b: np.full((b - a, 2), 600, np.float32))
+    job = jobs(ministral, MlxOptions(), Scheme(8, 32), max_tokens=256)
+    monkeypatch.setattr(job.weights, "scales", lambda name, a, b: np.full((b - a, 2), 600, np.float32))
     with pytest.raises(EdgewrightError, match=r"mlx: model\.embed_tokens needs 76800, float16 ends at 65504"):
-        build(tmp_path / "mlx", ministral, parts)
+        build(tmp_path / "mlx", job)
 
 
 @pytest.mark.parametrize(
@@ -254,29 +246,25 @@ def test_a_scale_beyond_float16_names_the_tensor(
     ],
 )
 def test_what_mlx_has_not_is_refused_with_the_nearest_choice(scheme: Scheme, columns: int, message: str) -> None:
-    spec = decoder.read_spec({**MINISTRAL3, "hidden_size": columns})
-    slots = [s for s in decoder.slots(spec) if s.columns == columns]
-    schemes = {s.name: scheme for s in slots if s.kind != "norm"}
-    (found,) = TARGET.refusals(spec, slots, schemes, MlxOptions())
-    names = [s.name for s in slots if s.kind != "norm"]
+    job = plan({"hidden_size": columns}, scheme, columns)
+    (found,) = TARGET.refusals(job)
+    names = list(job.schemes)
     assert found == f"mlx: {', '.join(names[:3])} and {len(names) - 3} more: {message}"
 
 
 def test_a_quantized_cache_needs_a_head_that_divides() -> None:
-    spec = decoder.read_spec({**MINISTRAL3, "head_dim": 48})
-    (found,) = TARGET.refusals(spec, [], {}, MlxOptions(kv_bits=8))
+    (found,) = TARGET.refusals(plan({"head_dim": 48}, kv_bits=8))
     assert found == "mlx: kv_bits 8 needs a head_dim that 32 divides, this model's is 48; use kv_bits: 16"
 
 
 def test_the_estimate_counts_a_quantized_cache() -> None:
-    spec = decoder.read_spec(MINISTRAL3)
-    full, quarter = (TARGET.estimate(spec, [], {}, 256, MlxOptions(kv_bits=b)).kv_bytes for b in (16, 4))
+    full, quarter = (TARGET.estimate(plan({}, kv_bits=bits))[0].state_bytes for bits in (16, 4))
     assert full == 2 * 2 * 2 * 32 * 256 * 2 and quarter == full // 4 + full // 2 // 32 * 4
 
 
-def test_the_card_says_what_each_loader_needs(ministral: Path, quantized: Quantizer, tmp_path: Path) -> None:
-    parts = quantized(ministral, Scheme(4, 32), {TABLE: Scheme(8, 32)})
-    plain = (build(tmp_path / "plain", ministral, parts) / "README.md").read_text()
+def test_the_card_says_what_each_loader_needs(ministral: Path, jobs: Jobs, tmp_path: Path) -> None:
+    job = jobs(ministral, MlxOptions(), Scheme(4, 32), {TABLE: Scheme(8, 32)}, max_tokens=256)
+    plain = (build(tmp_path / "plain", job) / "README.md").read_text()
     assert "license: unknown\nlibrary_name: mlx\npipeline_tag: text-generation\n" in plain
     assert "tags:\n- mlx\n- edgewright\n- 4-bit\n- 8-bit\n" in plain and "base_model" not in plain
     assert "mlx-swift-lm does not load this package as it is" in plain and 'registerModelType("ministral3")' in plain
@@ -286,7 +274,7 @@ def test_the_card_says_what_each_loader_needs(ministral: Path, quantized: Quanti
     source.mkdir()
     (source / "config.json").write_text(json.dumps(WRAPPED))
     manifest = {
-        "schema_version": 1,
+        "schema_version": 2,
         "created_by": {},
         "recipe": {"name": "t", "digest": "0" * 64},
         "target": "checkpoint",
@@ -298,8 +286,8 @@ def test_the_card_says_what_each_loader_needs(ministral: Path, quantized: Quanti
         "figures": [],
         "weights_digest": "0" * 64,
     }
-    (parts[3].path / "edgewright.json").write_text(json.dumps(manifest))
-    published = (build(tmp_path / "published", source, parts) / "README.md").read_text()
+    (job.weights.path / "edgewright.json").write_text(json.dumps(manifest))
+    published = (build(tmp_path / "published", replace(job, source=source)) / "README.md").read_text()
     assert "base_model: mistralai/Ministral-3-3B-Instruct-2512-BF16\nbase_model_relation: quantized\n" in published
     assert f"at commit `{'a' * 40}`" in published
     assert "`Mistral3TextModel`" in published and "does not load" not in published

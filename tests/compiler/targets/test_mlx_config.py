@@ -17,13 +17,13 @@ import torch
 from mlx_lm.utils import load_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from artifacts import silent
 from compiler.models import decoder
+from compiler.models.base import read_model
 from compiler.slots import HALF
 from compiler.targets import load_target
-from compiler.targets.base import Job
+from compiler.targets.base import BuildJob, Job
 from compiler.targets.mlx.options import MlxOptions
-from tests.compiler.conftest import MINISTRAL3, YARN, Quantizer, random_tensors, reference_logits, save
+from tests.compiler.conftest import MINISTRAL3, YARN, Jobs, job_logits, packed, random_tensors, save
 
 LLAMA = {**MINISTRAL3, "model_type": "llama", "architectures": ["LlamaForCausalLM"], "rope_parameters": None}
 LLAMA["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0}
@@ -79,15 +79,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 IDS = np.random.default_rng(2).integers(0, 160, (1, 96))
 
 
-def package(folder: Path, config: dict[str, Any], quantized: Quantizer) -> tuple[Path, Path, Any]:
+def package(folder: Path, config: dict[str, Any], jobs: Jobs) -> tuple[Path, Path]:
     """A checkpoint of this config with random weights, and its 16-bit package."""
     source = save(folder / "source", config, random_tensors(config))
-    spec, slots, schemes, weights = quantized(source, HALF)
-    target = folder / "mlx"
-    target.mkdir()
-    job = Job("t", spec, slots, schemes, 256, weights, source, MlxOptions())
-    load_target("mlx").build(job, target, silent)
-    return source, target, (spec, weights)
+    packed(jobs(source, MlxOptions(), HALF, max_tokens=256), "mlx", folder / "mlx")
+    return source, folder / "mlx"
 
 
 def transformers_logits(folder: Path, config: dict[str, Any]) -> np.ndarray[Any, Any]:
@@ -108,9 +104,9 @@ def mlx_logits(folder: Path) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_all_readers_see_the_same_model(tmp_path: Path, quantized: Quantizer, name: str) -> None:
+def test_all_readers_see_the_same_model(tmp_path: Path, jobs: Jobs, name: str) -> None:
     config, plain = CASES[name]
-    source, folder, _ = package(tmp_path, config, quantized)
+    source, folder = package(tmp_path, config, jobs)
     expected = transformers_logits(source, config)
     largest = np.ptp(expected)
     np.testing.assert_allclose(transformers_logits(folder, config), expected, atol=1e-6 * largest)
@@ -124,19 +120,18 @@ def test_all_readers_see_the_same_model(tmp_path: Path, quantized: Quantizer, na
 
 
 @pytest.mark.parametrize("text", ["ministral3", "mistral, yarn", "untied"])
-def test_a_wrapped_decoder_reads_the_same(tmp_path: Path, quantized: Quantizer, text: str) -> None:
+def test_a_wrapped_decoder_reads_the_same(tmp_path: Path, jobs: Jobs, text: str) -> None:
     """As Ministral 3 is published: mistral3 around its text decoder; the package keeps the form."""
     config = CASES[text][0]
     tied = {"tie_word_embeddings": config["tie_word_embeddings"]}
     wrapped = {"model_type": "mistral3", "text_config": config, "vision_config": {"model_type": "pixtral"}, **tied}
     weights = {f"language_model.{name}": tensor for name, tensor in random_tensors(config).items()}
     source = save(tmp_path / "source", wrapped, weights)
-    spec, slots, schemes, packed = quantized(source, HALF)
+    job: BuildJob = jobs(source, MlxOptions(), HALF, max_tokens=256)
     folder = tmp_path / "mlx"
-    folder.mkdir()
-    job = Job("t", spec, slots, schemes, 256, packed, source, MlxOptions())
-    load_target("mlx").build(job, folder, silent)
-    expected = reference_logits(spec, packed, IDS)
+    packed(job, "mlx", folder)
+    spec = decoder.read_spec(wrapped)
+    expected = job_logits(job, IDS)
     np.testing.assert_allclose(mlx_logits(folder), expected, atol=1e-5 * np.ptp(expected))
     read = AutoConfig.from_pretrained(folder).text_config
     assert read.rope_parameters["rope_theta"] == spec.rope["rope_theta"]
@@ -147,7 +142,7 @@ def test_what_no_config_can_say_is_refused() -> None:
     target = load_target("mlx")
 
     def refused(config: dict[str, Any]) -> list[str]:
-        return target.refusals(decoder.read_spec(config), [], {}, MlxOptions())
+        return target.refusals(Job("t", read_model(config, None, 256), {}, MlxOptions()))
 
     assert refused(MINISTRAL3) == []
     assert refused(rope(MINISTRAL3, truncate=False)) == [

@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from artifacts import EdgewrightError, silent
+from artifacts import EdgewrightError
 from compiler.slots import Scheme
-from compiler.targets import load_target
-from compiler.targets.base import Job
+from compiler.targets.base import BuildJob
 from compiler.targets.mlx.functions import GraphFunction, export_component
 from compiler.targets.mlx.options import MlxOptions
-from tests.compiler.conftest import Quantizer, reference_logits
+from tests.compiler.conftest import Jobs, job_logits, packed
 from tests.compiler.targets.mlx_probes import probe
 
 TABLE = "model.embed_tokens"
@@ -68,17 +67,18 @@ def test_an_operator_without_a_lowering_is_refused_by_name() -> None:
 
 
 @pytest.fixture
-def package(ministral: Path, quantized: Quantizer, tmp_path: Path) -> tuple[Path, Any]:
+def package(ministral: Path, jobs: Jobs, tmp_path: Path) -> tuple[Path, BuildJob]:
     """Mixed bits, so that q, k and v are multiplied apart in one layer and fused in the other."""
-    parts = quantized(
-        ministral, Scheme(4, 32), {TABLE: Scheme(8, 64), "model.layers.1.self_attn.v_proj": Scheme(8, 32)}
-    )
-    spec, slots, schemes, weights = parts
-    folder = tmp_path / "mlx"
-    folder.mkdir()
-    job = Job("t", spec, slots, schemes, CACHE, weights, ministral, MlxOptions(mlxfn_prefill=PREFILL))
-    assert load_target("mlx").build(job, folder, silent)["functions"] == {"file": "decoder.mlxfn", "prefill_tokens": 16}
-    return folder, parts
+    others = {TABLE: Scheme(8, 64), "model.layers.1.self_attn.v_proj": Scheme(8, 32)}
+    job = jobs(ministral, MlxOptions(mlxfn_prefill=PREFILL), Scheme(4, 32), others, max_tokens=CACHE)
+    runtime: Any = packed(job, "mlx", tmp_path / "mlx").runtime
+    assert runtime["exported"] == {"file": "decoder.mlxfn", "prefill_tokens": 16}
+    assert "decoder.mlxfn" in runtime["payload"]["ios"]
+    return tmp_path / "mlx", job
+
+
+def layers(job: BuildJob) -> int:
+    return len(job.model.component("decoder").states) // 2
 
 
 def run(folder: Path, ids: np.ndarray[Any, Any], layers: int, weights: dict[str, mx.array]) -> np.ndarray[Any, Any]:
@@ -97,18 +97,18 @@ def run(folder: Path, ids: np.ndarray[Any, Any], layers: int, weights: dict[str,
     return np.concatenate(rows)
 
 
-def test_prefill_and_decode_over_one_cache_equal_the_reference(package: tuple[Path, Any]) -> None:
-    folder, (spec, _, _, packed) = package
+def test_prefill_and_decode_over_one_cache_equal_the_reference(package: tuple[Path, BuildJob]) -> None:
+    folder, job = package
     weights = mx.load(str(folder / "model.safetensors"))
     ids = np.random.default_rng(3).integers(0, 160, 40)
-    expected = reference_logits(spec, packed, ids[None])[0]
-    found = run(folder, ids, spec.layers, weights)
+    expected = job_logits(job, ids[None])[0]
+    found = run(folder, ids, layers(job), weights)
     np.testing.assert_allclose(found, expected, atol=5e-3 * np.ptp(expected))  # float16 kernels
     assert (found.argmax(-1) == expected.argmax(-1)).mean() > 0.9
     words = np.array(weights["model.layers.0.mlp.down_proj.weight"])
     words[3, 5] ^= 0x80000000
     weights["model.layers.0.mlp.down_proj.weight"] = mx.array(words)
-    assert np.abs(run(folder, ids, spec.layers, weights) - found).max() > 2e-2, "weights are arguments, not constants"
+    assert np.abs(run(folder, ids, layers(job), weights) - found).max() > 2e-2, "weights are arguments, not constants"
 
 
 CPP = r"""
@@ -132,11 +132,11 @@ int main(int, char** argv) {
 """
 
 
-def test_a_cpp_program_loads_the_same_file(package: tuple[Path, Any], tmp_path: Path) -> None:
+def test_a_cpp_program_loads_the_same_file(package: tuple[Path, BuildJob], tmp_path: Path) -> None:
     """Headers and library come with MLX's own wheel."""
     compiler = shutil.which("g++") or shutil.which("clang++")
     assert compiler, "this test compiles a C++ program: install g++ or clang++"
-    folder, (spec, *_) = package
+    folder, job = package
     root = Path(mx.__file__).parent
     (tmp_path / "main.cpp").write_text(CPP)
     binary = tmp_path / "main"
@@ -144,13 +144,13 @@ def test_a_cpp_program_loads_the_same_file(package: tuple[Path, Any], tmp_path: 
     command += [f"-L{root / 'lib'}", "-lmlx", f"-Wl,-rpath,{root / 'lib'}", "-D_GLIBCXX_USE_CXX11_ABI=1"]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr[-2000:]
-    command = [str(binary), str(folder / "decoder.mlxfn"), str(folder / "model.safetensors"), "16", str(spec.layers)]
+    command = [str(binary), str(folder / "decoder.mlxfn"), str(folder / "model.safetensors"), "16", str(layers(job))]
     ran = subprocess.run(command, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-2000:]
     *top, largest = ran.stdout.split()
     step = mx.import_function(str(folder / "decoder.mlxfn"))
     ids = mx.arange(16, dtype=mx.int32)[None]
-    caches = [mx.zeros((1, 2, CACHE, 32), mx.float16) for _ in range(2 * spec.layers)]
+    caches = [mx.zeros((1, 2, CACHE, 32), mx.float16) for _ in range(2 * layers(job))]
     logits = step(ids, ids, *caches, **mx.load(str(folder / "model.safetensors")))[0][0].astype(mx.float32)
     assert [int(t) for t in top] == mx.argmax(logits, -1).tolist()
     assert float(largest) == pytest.approx(float(logits.max()), rel=1e-4)

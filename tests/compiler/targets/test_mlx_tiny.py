@@ -13,49 +13,45 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from artifacts import silent
+from artifacts import Manifest
 from compiler.checkpoint import Checkpoint
-from compiler.models import decoder
 from compiler.quantize.methods import mlx_affine, rtn
-from compiler.quantize.packed import PackedWeights
-from compiler.quantize.stream import quantize_checkpoint
 from compiler.slots import HALF, Scheme
-from compiler.targets import load_target
-from compiler.targets.base import Job
+from compiler.targets.base import BuildJob
 from compiler.targets.mlx.options import MlxOptions
 from recipes.corpus import stdlib_texts
-from runtime_tests.runners import greedy
-from runtime_tests.runners.mlx import MlxRunner
-from tests.compiler.conftest import reference_logits
+from runtime_tests.drivers.text import Decoder
+from runtime_tests.sessions.mlx import MlxSession
+from tests.compiler.conftest import job_logits, packed, quantized_job
 
 TINY = Path(__file__).parents[3] / "recipes" / "checkpoints" / "tiny-ministral3"
 TOKENS, PROMPT, CONTINUED = 320, 40, 64
 ANCHORED = Scheme(4, 32, symmetric=False)
+CONTEXT = 1024
+Package = tuple[Path, BuildJob, Manifest]
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Scheme], tuple[Path, Any, dict[str, Any]]]:
-    """package(scheme): the folder, the packed weights and what its runner needs; each scheme made once."""
-    made: dict[Scheme, tuple[Path, Any, dict[str, Any]]] = {}
+def package(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Scheme], Package]:
+    """package(scheme): the folder, the job and the manifest; each scheme made once."""
+    made: dict[Scheme, Package] = {}
 
-    def make(scheme: Scheme) -> tuple[Path, Any, dict[str, Any]]:
+    def make(scheme: Scheme) -> Package:
         if scheme not in made:
             folder = tmp_path_factory.mktemp("tiny")
-            checkpoint = Checkpoint(TINY)
-            spec = decoder.read_spec(checkpoint.config)
-            slots = decoder.slots(spec, list(checkpoint.tensors.names()))
-            schemes = {s.name: scheme for s in slots if s.kind != "norm"}
-            for name in ("packed", "mlx"):
-                (folder / name).mkdir()
-            rounders = dict.fromkeys(schemes, mlx_affine.quantize if scheme == ANCHORED else rtn.quantize)
-            quantize_checkpoint(checkpoint, slots, schemes, rounders, folder / "packed", checkpoint.config, silent)
-            weights = PackedWeights(folder / "packed")
-            job = Job("tiny", spec, slots, schemes, 1024, weights, TINY, MlxOptions())
-            runtime = load_target("mlx").build(job, folder / "mlx", silent)
-            made[scheme] = folder / "mlx", weights, runtime
+            rule = mlx_affine.quantize if scheme == ANCHORED else rtn.quantize
+            job = quantized_job(folder / "packed", TINY, MlxOptions(), scheme, max_tokens=CONTEXT, quantize=rule)
+            made[scheme] = folder / "mlx", job, packed(job, "mlx", folder / "mlx")
         return made[scheme]
 
     return make
+
+
+def decoder(package: Package, *, exact: bool) -> Decoder:
+    folder, _, manifest = package
+    session = MlxSession(folder, manifest)
+    session.load(exact=exact)
+    return Decoder(session, manifest.components[0], CONTEXT)
 
 
 @pytest.fixture(scope="module")
@@ -69,49 +65,43 @@ def ids() -> np.ndarray[Any, Any]:
 
 
 def test_16_bits_equal_transformers(package: Any, ids: np.ndarray[Any, Any]) -> None:
-    folder, _, runtime = package(HALF)
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
     with torch.no_grad():
         expected = model(torch.from_numpy(ids)).logits[0].numpy()
-    runner = MlxRunner(folder, runtime)
-    runner.load(exact=True)
-    assert np.abs(runner.logits(ids[0]) - expected).max() <= 1e-5 * np.ptp(expected)
+    found = decoder(package(HALF), exact=True).logits(ids[0])
+    assert np.abs(found - expected).max() <= 1e-5 * np.ptp(expected)
 
 
 @pytest.mark.parametrize("scheme", [Scheme(4, 32), Scheme(8, 32), Scheme(4, 64), ANCHORED], ids=str)
 def test_quantized_weights_equal_the_reference_that_holds_them(
     package: Any, ids: np.ndarray[Any, Any], scheme: Scheme
 ) -> None:
-    folder, weights, runtime = package(scheme)
-    expected = reference_logits(decoder.read_spec(weights.config), weights, ids)[0]
-    runner = MlxRunner(folder, runtime)
-    runner.load(exact=True)
-    assert np.abs(runner.logits(ids[0]) - expected).max() <= 1e-5 * np.ptp(expected)
-    runner.load()
-    shipped = np.abs(runner.logits(ids[0]) - expected).max() / np.ptp(expected)
+    made = package(scheme)
+    expected = job_logits(made[1], ids)[0]
+    assert np.abs(decoder(made, exact=True).logits(ids[0]) - expected).max() <= 1e-5 * np.ptp(expected)
+    shipped = np.abs(decoder(made, exact=False).logits(ids[0]) - expected).max() / np.ptp(expected)
     assert 1e-5 < shipped < 5e-3, "float16, and an asymmetric group's bias rounded to it"
 
 
 @pytest.mark.parametrize("scheme", [Scheme(4, 32), pytest.param(Scheme(8, 32), marks=pytest.mark.nightly)], ids=str)
 def test_mlx_lm_generates_our_greedy_text(package: Any, ids: np.ndarray[Any, Any], scheme: Scheme) -> None:
-    """mlx_lm.load and generate without arguments, against the runner and against PyTorch, token for token."""
-    folder, weights, runtime = package(scheme)
+    """mlx_lm.load and generate without arguments, against the session and against PyTorch, token for token."""
+    folder, job, manifest = package(scheme)
     prompt = ids[0, :PROMPT]
     model, tokenizer = mlx_lm.load(str(folder))
     said = [r.token for r in mlx_lm.stream_generate(model, tokenizer, prompt.tolist(), max_tokens=CONTINUED)]
-    runner = MlxRunner(folder, runtime)
-    runner.load()
-    ours = greedy(runner, prompt, CONTINUED)
-    assert len(said) == CONTINUED or said[-1] in runtime["eos"]
+    ours = decoder((folder, job, manifest), exact=False).greedy(prompt, CONTINUED)
+    eos: Any = job.model.constants["eos"]
+    assert len(said) == CONTINUED or said[-1] in eos
     assert said == ours[: len(said)]
     whole = np.concatenate([prompt, said[:-1]])[None]
-    expected = reference_logits(decoder.read_spec(weights.config), weights, whole)[0]
+    expected = job_logits(job, whole)[0]
     assert said == expected[PROMPT - 1 :].argmax(-1).tolist()
 
 
 def test_edge_anchored_weights_are_those_of_mlx_lm_convert(package: Any, tmp_path: Path) -> None:
     """The whole command, bit by bit, with the plain symmetric rounding's error beside its own."""
-    folder, weights, _ = package(ANCHORED)
+    folder, job, _ = package(ANCHORED)
     target = tmp_path / "convert"
     mlx_lm.convert(str(TINY), str(target), quantize=True, q_bits=4, q_group_size=32, dtype="float16")
     ours, theirs = (mx.load(str(f / "model.safetensors")) for f in (folder, target))
@@ -122,7 +112,7 @@ def test_edge_anchored_weights_are_those_of_mlx_lm_convert(package: Any, tmp_pat
 
     checkpoint, symmetric = Checkpoint(TINY), package(Scheme(4, 32))[1]
     errors = []
-    for table in (weights, symmetric):
+    for table in (job.weights, symmetric.weights):
         wrong = total = 0.0
         for name in table.schemes:
             original = checkpoint.rows(f"{name}.weight")

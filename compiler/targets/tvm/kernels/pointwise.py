@@ -1,4 +1,5 @@
-"""The small kernels between matmuls: norms, the embedding, look-ups by position, the gated activation, the last row.
+"""The small kernels between matmuls: norms, the embedding, a matrix as floats, look-ups by position, the gated
+activation, the last row.
 
 One token is worked on by one thread, several in parallel. Shapes carry a batch dimension of 1.
 """
@@ -75,36 +76,59 @@ def rms_norm(name: str, tokens: Expr, columns: int, eps: float, add: bool) -> Ex
 
 def embedding(name: str, tokens: Expr, rows: int, columns: int, bits: int, group: int, kind: str) -> Expr:
     """ids int64 [1, tokens] and a table as `exact.matmul` takes it → its rows, float32 [1, tokens, columns]."""
-    lanes = float_lanes(columns, bits, group, _LANES)
 
     def body() -> None:
         count = tokens if tokens is not None else T.int64()
         ids = argument("ids", (1, count), "int64")
-        if bits == 16:
-            table = argument("table", (rows, columns), "uint16" if kind == "bfloat16" else kind)
-        else:
-            table = argument("table", (rows, columns * bits // 8), "uint8")
-            scales = argument("scales", (rows, columns // group), kind)
+        table = _Table(rows, columns, bits, group, kind)
         out = argument("out", (1, count, columns), "float32")
-        width = 2 if bits == 4 else 1
-        chunk = lanes * width
 
         def token(s: Expr) -> None:
-            row = bind(ids[0, s])
-            with T.serial(0, columns // chunk) as c:
-                stored = bind(table[row, span(c * lanes, lanes)])
-                if bits == 16:
-                    value = widened(stored, lanes, kind)
-                else:
-                    parts = decoded(stored, lanes, bits)
-                    mixed = [i // 2 + lanes * (i % 2) for i in range(chunk)]
-                    value = parts[0] if bits == 8 else T.Shuffle([bind(p) for p in parts], mixed)
-                    value = value * splat(T.cast(scales[row, T.floordiv(c * chunk, group)], "float32"), chunk)
-                store(out, (0, s, span(c * chunk, chunk)), value)
+            table.read(bind(ids[0, s]), lambda at, value: store(out, (0, s, at), value))
 
         each_token(tokens, count, token)
 
     return prim_func(name, body)
+
+
+def dequantize(name: str, rows: int, columns: int, bits: int, group: int, kind: str) -> Expr:
+    """A table as `exact.matmul` takes it → all of it, float32 [rows, columns]."""
+
+    def body() -> None:
+        table = _Table(rows, columns, bits, group, kind)
+        out = argument("out", (rows, columns), "float32")
+        with T.parallel(0, rows) as r:
+            table.read(r, lambda at, value: store(out, (r, at), value))
+
+    return prim_func(name, body)
+
+
+class _Table:
+    """The arguments of a kernel that are a weight matrix, and its rows as vectors of float32."""
+
+    def __init__(self, rows: int, columns: int, bits: int, group: int, kind: str) -> None:
+        self._columns, self._bits, self._group, self._kind = columns, bits, group, kind
+        if bits == 16:
+            self._table = argument("table", (rows, columns), "uint16" if kind == "bfloat16" else kind)
+        else:
+            self._table = argument("table", (rows, columns * bits // 8), "uint8")
+            self._scales = argument("scales", (rows, columns // group), kind)
+
+    def read(self, row: Expr, put: Callable[[Expr, Expr], None]) -> None:
+        """Call put(columns, their values) all along a row."""
+        bits, lanes = self._bits, float_lanes(self._columns, self._bits, self._group, _LANES)
+        chunk = lanes * (2 if bits == 4 else 1)
+        with T.serial(0, self._columns // chunk) as c:
+            stored = bind(self._table[row, span(c * lanes, lanes)])
+            if bits == 16:
+                value = widened(stored, lanes, self._kind)
+            else:
+                parts = decoded(stored, lanes, bits)
+                mixed = [i // 2 + lanes * (i % 2) for i in range(chunk)]
+                value = parts[0] if bits == 8 else T.Shuffle([bind(p) for p in parts], mixed)
+                scale = T.cast(self._scales[row, T.floordiv(c * chunk, self._group)], "float32")
+                value = value * splat(scale, chunk)
+            put(span(c * chunk, chunk), value)
 
 
 def look_up(name: str, tokens: Expr, positions: int, columns: int) -> Expr:

@@ -1,5 +1,5 @@
 // edgewright.h over TVM's runtime, through its C ABI alone: no C++ type or exception crosses a library. The layout of the parameter file is described in Edgewright's
-// compiler/targets/tvm/params.py; describe() of a library says what shapes and which parameters it wants.
+// artifacts/formats/tvm.py; describe() of a library says what shapes and which parameters it wants.
 #include "edgewright.h"
 
 #include <fcntl.h>

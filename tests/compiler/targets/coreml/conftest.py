@@ -12,20 +12,15 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from artifacts import silent
-from compiler import dialect
-from compiler.checkpoint import Checkpoint
-from compiler.models import decoder
-from compiler.quantize.methods import rtn
-from compiler.quantize.packed import PackedWeights
-from compiler.quantize.stream import quantize_checkpoint
+from artifacts import Manifest
+from compiler.models.decoder import DecoderSpec, read_spec
 from compiler.slots import Scheme
-from compiler.targets import load_target
-from compiler.targets.base import Job
+from compiler.targets.base import BuildJob
 from compiler.targets.coreml.options import CoreMLOptions
 from recipes.corpus import stdlib_texts
-from runtime_tests.runners.coreml import CoreMLRunner
-from tests.compiler.conftest import MINISTRAL3, random_tensors, save
+from runtime_tests.drivers.text import Decoder
+from runtime_tests.sessions.coreml import CoreMLSession
+from tests.compiler.conftest import MINISTRAL3, job_logits, packed, quantized_job, random_tensors, save
 
 torch.set_num_threads(1)  # small matrices: a second thread only waits
 TINY = Path(__file__).parents[4] / "recipes" / "checkpoints" / "tiny-ministral3"
@@ -37,13 +32,26 @@ class Built:
     """A package with all that it was made from."""
 
     folder: Path
-    job: Job
-    runtime: dict[str, Any]
+    job: BuildJob
+    manifest: Manifest
 
-    def runner(self, *, exact: bool = False) -> CoreMLRunner:
-        runner = CoreMLRunner(self.folder, self.runtime)
-        runner.load(exact=exact, threads=1)
-        return runner
+    @property
+    def spec(self) -> DecoderSpec:
+        return read_spec(self.job.model.config)
+
+    @property
+    def max_tokens(self) -> int:
+        found = self.job.model.constants["max_tokens"]
+        assert isinstance(found, int)
+        return found
+
+    def session(self, *, exact: bool = False) -> CoreMLSession:
+        session = CoreMLSession(self.folder, self.manifest)
+        session.load(exact=exact, threads=1)
+        return session
+
+    def decoder(self, *, exact: bool = False) -> Decoder:
+        return Decoder(self.session(exact=exact), self.manifest.components[0], self.max_tokens)
 
 
 Builder = Callable[..., Built]
@@ -76,48 +84,26 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Builder:
     ) -> Built:
         key = repr((source, scheme, max_tokens, sorted((others or {}).items()), sorted(options.items())))
         if key not in made:
-            made[key] = _make(tmp_path_factory.mktemp("coreml"), source, scheme, max_tokens, others or {}, options)
+            folder = tmp_path_factory.mktemp("coreml")
+            taken = CoreMLOptions(**options)
+            job = quantized_job(
+                folder / "quantized", source, taken, scheme, others, max_tokens=max_tokens, name=source.name
+            )
+            made[key] = Built(folder / "coreml", job, packed(job, "coreml", folder / "coreml"))
         return made[key]
 
     return make
 
 
-def _make(
-    folder: Path, source: Path, scheme: Scheme, max_tokens: int, others: Mapping[str, Scheme], options: dict[str, Any]
-) -> Built:
-    checkpoint = Checkpoint(source)
-    spec = decoder.read_spec(checkpoint.config)
-    slots = decoder.slots(spec, list(checkpoint.tensors.names()))
-    schemes = {s.name: scheme for s in slots if s.kind != "norm"} | dict(others)
-    quantized = folder / "quantized"
-    quantized.mkdir()
-    rounders = dict.fromkeys(schemes, rtn.quantize)
-    quantize_checkpoint(checkpoint, slots, schemes, rounders, quantized, checkpoint.config, silent)
-    job = Job(source.name, spec, slots, schemes, max_tokens, PackedWeights(quantized), source, CoreMLOptions(**options))
-    target = load_target("coreml")
-    assert target.refusals(spec, slots, schemes, job.options) == []
-    package = folder / "coreml"
-    package.mkdir()
-    return Built(package, job, target.build(job, package, silent))
-
-
-def reference(job: Job, ids: np.ndarray[Any, Any]) -> torch.Tensor:
+def reference(job: BuildJob, ids: np.ndarray[Any, Any]) -> torch.Tensor:
     """Logits [length, vocab] of the dialect's reference with the same dequantized weights; computed once."""
     key = (job.weights.path, ids.tobytes())
     if key not in _REFERENCES:
-        _REFERENCES[key] = _reference(job, ids)
+        _REFERENCES[key] = torch.from_numpy(job_logits(job, ids[None])[0])
     return _REFERENCES[key]
 
 
 _REFERENCES: dict[tuple[Path, bytes], torch.Tensor] = {}
-
-
-def _reference(job: Job, ids: np.ndarray[Any, Any]) -> torch.Tensor:
-    tokens = torch.from_numpy(ids[None])
-    positions = torch.arange(len(ids))[None]
-    with torch.no_grad(), dialect.weights(job.weights):
-        logits, _ = decoder.build(job.spec, job.schemes)(tokens, positions, decoder.empty_caches(job.spec, len(ids)))
-    return logits[0]
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,9 @@ import numpy as np
 
 from compiler.codes import unpack
 from compiler.quantize.packed import PackedWeights
-from compiler.slots import Schemes
+from compiler.targets.base import BuildJob, Job
 from compiler.targets.coreml.capture import capture
+from compiler.targets.coreml.packaging.text import PACKAGE, packages
 from compiler.tensors import row_blocks
 from runtime_tests.mil.bisect import plain_name
 from runtime_tests.mil.package import Package
@@ -22,9 +23,9 @@ from runtime_tests.mil.values import decode
 Slots = tuple[str, ...]
 
 
-def slots_of(spec: Any, schemes: Schemes, max_tokens: int) -> dict[str, Slots]:
+def slots_of(job: Job) -> dict[str, Slots]:
     """Which slots each operation of the program reads, by its name."""
-    nodes = capture(spec, schemes, max_tokens, length=1, stateful=True).graph.nodes
+    nodes = capture(packages(job)[PACKAGE][-1], job.schemes, stateful=True).graph.nodes
     readers = [n for n in nodes if str(n.target) in ("edge.linear.default", "edge.embedding.default")]
     found = {n.name: (n.args[1],) if isinstance(n.args[1], str) else tuple(n.args[1]) for n in readers}
     found["logits"] = found.pop(readers[-1].name)  # outputs have the names of features
@@ -50,22 +51,22 @@ def _values(constant: Any) -> dict[str, Any]:
     return {key: argument.arguments[0].value for key, argument in constant.inputs.items()}
 
 
-def entries(package: Package, spec: Any, schemes: Schemes, max_tokens: int) -> dict[Slots, tuple[int, int]]:
+def entries(package: Package, job: Job) -> dict[Slots, tuple[int, int]]:
     """Offsets of the codes and the scales of every weight in the weight file."""
-    found = readers(package, package.functions[0], slots_of(spec, schemes, max_tokens))
+    found = readers(package, package.functions[0], slots_of(job))
     return {
         slots: (_values(constant)["data"].blobFileValue.offset, _values(constant)["scale"].blobFileValue.offset)
         for slots, constant in found
     }
 
 
-def verify(package: Package, spec: Any, schemes: Schemes, weights: PackedWeights, max_tokens: int) -> int:
+def verify(package: Package, job: BuildJob) -> int:
     """Compare codes and scales of every weight in every function; the number of payloads compared."""
-    slots = slots_of(spec, schemes, max_tokens)
+    slots = slots_of(job)
     seen: dict[int, Slots] = {}
     for name in package.functions:
         for read, constant in readers(package, name, slots):
-            _compare(package, constant, read, weights, seen)
+            _compare(package, constant, read, job.weights, seen)
     return len(seen)
 
 
@@ -91,4 +92,4 @@ def _compare(package: Package, constant: Any, slots: Slots, weights: PackedWeigh
 
 
 def open_package(folder: Path) -> Package:
-    return Package(folder / "model.mlpackage")
+    return Package(folder / PACKAGE)

@@ -11,31 +11,35 @@ import numpy as np
 import pytest
 
 from artifacts import EdgewrightError
-from compiler.checkpoint import Checkpoint
-from compiler.models import decoder
-from compiler.quantize.methods import rtn
 from compiler.quantize.packed import PackedWeights
-from compiler.slots import Scheme
+from compiler.slots import HALF, Scheme
+from compiler.targets.base import BuildJob
 from compiler.targets.coreml import convert as conversion
 from compiler.targets.coreml import placeholders
 from compiler.targets.coreml.bind import Converted, bind, file_values
 from compiler.targets.coreml.options import CoreMLOptions
+from compiler.targets.coreml.packaging.text import PACKAGE, packages
 from compiler.targets.coreml.placeholders import FIRST_MARKER
-from tests.compiler.conftest import MINISTRAL3, Quantizer, random_tensors, save
+from tests.compiler.conftest import MINISTRAL3, Jobs, random_tensors, save
+
+
+def decode(job: BuildJob, scratch: contextlib.ExitStack) -> Converted:
+    """The decode function of a job, in this process."""
+    return conversion.convert(job, packages(job)[PACKAGE][-1], job.weights, scratch)
 
 
 @pytest.fixture
-def convert(ministral: Path, quantized: Quantizer) -> Any:
+def convert(ministral: Path, jobs: Jobs) -> Any:
     """convert(): the decode function of a two-layer model, not yet bound, in this process."""
 
     def make() -> tuple[Converted, PackedWeights]:
-        spec, _, schemes, weights = quantized(ministral, Scheme(4, 32))
+        job = jobs(ministral, CoreMLOptions(), Scheme(4, 32), max_tokens=32)
         with contextlib.ExitStack() as scratch:
-            found = conversion.convert(spec, schemes, 32, CoreMLOptions(), weights, True, scratch)
+            found = decode(job, scratch)
             content = found.weight_file.read_bytes()
         kept = ministral / "small.bin"
         kept.write_bytes(content)
-        return Converted(found.spec, found.placeholders, kept), weights
+        return Converted(found.spec, found.placeholders, kept), job.weights
 
     return make
 
@@ -100,18 +104,18 @@ def test_without_frozen_values_placeholders_would_be_computed_with(
     assert inferences > 0 or len(markers(found)) < EXPECTED or peak > 2 * guarded
 
 
-def test_norms_of_one_and_others_both_survive(tmp_path: Path, quantized: Quantizer) -> None:
+def test_norms_of_one_and_others_both_survive(tmp_path: Path, jobs: Jobs) -> None:
     """A multiplication by ones may go; any other gain must be in the program, each layer's its own."""
     config = MINISTRAL3 | {"tie_word_embeddings": True}
     tensors = random_tensors(config)
     tensors["model.norm.weight"][:] = 1
-    spec, slots, schemes, weights = quantized(save(tmp_path / "ones", config, tensors), Scheme(4, 32))
+    job = jobs(save(tmp_path / "ones", config, tensors), CoreMLOptions(), Scheme(4, 32), max_tokens=32)
     with contextlib.ExitStack() as scratch:
-        found = conversion.convert(spec, schemes, 32, CoreMLOptions(), weights, True, scratch)
+        found = decode(job, scratch)
         content = found.weight_file.read_bytes()
-    gains = [s for s in slots if s.kind == "norm" and s.name != "model.norm"]
+    gains = [s for s in job.model.slots if s.is_vector and s.name != "model.norm"]
     for slot in gains:
-        assert weights.rows(slot.name).astype(np.float32).tobytes() in content, slot.name
+        assert job.weights.rows(slot.name).astype(np.float32).tobytes() in content, slot.name
 
 
 def test_equal_small_constants_of_functions_are_stored_once(convert: Any, tmp_path: Path) -> None:
@@ -126,21 +130,12 @@ def test_equal_small_constants_of_functions_are_stored_once(convert: Any, tmp_pa
     assert offsets[0] == offsets[1]
 
 
-def test_a_weight_beyond_half_precision_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_weight_beyond_half_precision_is_refused_by_name(tmp_path: Path, jobs: Jobs) -> None:
     config = dict(MINISTRAL3)
     tensors = random_tensors(config)
     tensors["model.layers.1.self_attn.o_proj.weight"][3, 4] = 1e30
-    checkpoint = Checkpoint(save(tmp_path / "huge", config, tensors))
-    from artifacts import silent
-    from compiler.quantize.stream import quantize_checkpoint
-
-    spec = decoder.read_spec(checkpoint.config)
-    slots = decoder.slots(spec)
-    folder = tmp_path / "quantized"
-    folder.mkdir()
-    quantize_checkpoint(checkpoint, slots, {}, dict.fromkeys((), rtn.quantize), folder, checkpoint.config, silent)
-    weights = PackedWeights(folder)
+    job = jobs(save(tmp_path / "huge", config, tensors), CoreMLOptions(), HALF, max_tokens=32)
     with contextlib.ExitStack() as scratch:
-        found = conversion.convert(spec, {}, 32, CoreMLOptions(), weights, True, scratch)
+        found = decode(job, scratch)
         with pytest.raises(EdgewrightError, match=r"layers\.1\.self_attn\.o_proj.*beyond float16"):
-            bind({"main": found}, weights, tmp_path / "weight.bin", lambda _: None)
+            bind({"main": found}, job.weights, tmp_path / "weight.bin", lambda _: None)

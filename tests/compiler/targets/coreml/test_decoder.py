@@ -14,6 +14,7 @@ import torch
 
 from compiler.slots import Scheme
 from compiler.targets import load_target
+from runtime_tests.drivers.text import calls
 from runtime_tests.mil.bisect import compare, plain_name
 from runtime_tests.mil.program import Function
 from tests.compiler.conftest import MINISTRAL3
@@ -26,8 +27,8 @@ PROMPT = 100
 
 def decoded(built: Built, ids: Ids, *, exact: bool, prompt: int = PROMPT) -> torch.Tensor:
     """Logits after the prompt and after every further token, through the cache."""
-    runner = built.runner(exact=exact)
-    rows = [runner.prefill(ids[:prompt]), *(runner.decode(int(token)) for token in ids[prompt:])]
+    decoder = built.decoder(exact=exact)
+    rows = [decoder.prefill(ids[:prompt]), *(decoder.decode(int(token)) for token in ids[prompt:])]
     return torch.from_numpy(np.stack(rows))
 
 
@@ -39,8 +40,8 @@ def decoded_by_core_ml(built: Built, ids: Ids, prompt: int = PROMPT) -> torch.Te
     prefill, decode = (ct.models.MLModel(path, function_name=name) for name in ("prefill", "decode"))
     state = prefill.make_state()
     rows = []
-    calls = [*built.runner()._calls(prompt), *((i, i + 1) for i in range(prompt, len(ids)))]
-    for begin, stop in calls:
+    taken = built.manifest.components[0].entry("prefill").dimensions["tokens"]
+    for begin, stop in [*calls(prompt, taken), *((i, i + 1) for i in range(prompt, len(ids)))]:
         inputs = {"input_ids": ids[None, begin:stop].astype(np.int32), "position": np.asarray([begin], np.int32)}
         answer = (decode if stop - begin == 1 else prefill).predict(inputs, state)
         if stop >= prompt:
@@ -81,9 +82,9 @@ def test_the_same_steps_in_single_precision_agree_to_1e_4(tiny: Built, text: Ids
 def test_one_flipped_high_nibble_of_a_used_row_is_seen(tiny: Built, text: Ids, tmp_path: Path) -> None:
     """A row of the embedding that the prompt uses; the flip is found through the program's own offsets."""
     table = ("model.embed_tokens",)
-    offset = entries(open_package(tiny.folder), tiny.job.spec, tiny.job.schemes, tiny.job.max_tokens)[table][0]
+    offset = entries(open_package(tiny.folder), tiny.job)[table][0]
     file = "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
-    row = int(text[PROMPT]) * tiny.job.spec.hidden * tiny.job.schemes[table[0]].bits // 8
+    row = int(text[PROMPT]) * tiny.spec.hidden * tiny.job.schemes[table[0]].bits // 8
     shutil.copytree(tiny.folder, tmp_path / "coreml")
     copy = replace(tiny, folder=tmp_path / "coreml")
     with (copy.folder / file).open("r+b") as weights:
@@ -98,16 +99,14 @@ def test_one_flipped_high_nibble_of_a_used_row_is_seen(tiny: Built, text: Ids, t
 
 
 def test_all_positions_of_a_prompt_at_once(tiny: Built, text: Ids) -> None:
-    found = torch.from_numpy(tiny.runner(exact=True).logits(text))
+    found = torch.from_numpy(tiny.decoder(exact=True).logits(text))
     assert (found - reference(tiny.job, text)).abs().max() <= 1e-4
 
 
 def test_every_payload_is_the_packed_one_and_the_size_is_theirs(tiny: Built) -> None:
     job = tiny.job
-    assert verify(open_package(tiny.folder), job.spec, job.schemes, job.weights, job.max_tokens) == 2 * (
-        4 * job.spec.layers + 1
-    )
-    matrices = [s for s in job.slots if s.kind != "norm"]
+    assert verify(open_package(tiny.folder), job) == 2 * (4 * tiny.spec.layers + 1)
+    matrices = [s for s in job.model.slots if not s.is_vector]
     packed = sum(job.schemes[s.name].packed_bytes(s.rows, s.columns, scale_bytes=2) for s in matrices)
     size = (tiny.folder / "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin").stat().st_size
     assert packed < size <= 1.02 * packed
@@ -118,7 +117,7 @@ def damaged(built: Built, folder: Path, slots: tuple[str, ...], part: int, conte
     copy = replace(built, folder=folder)
     shutil.copytree(built.folder, folder)
     package = open_package(folder)
-    offset = entries(package, built.job.spec, built.job.schemes, built.job.max_tokens)[slots][part]
+    offset = entries(package, built.job)[slots][part]
     with (folder / "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin").open("r+b") as file:
         file.seek(offset + 64)
         file.write(content)
@@ -132,26 +131,26 @@ def test_the_first_operation_that_differs_is_named(damage: bool, build: Builder,
     slots = ("model.layers.2.mlp.down_proj",)
     if damage:
         built = damaged(built, tmp_path / "coreml", slots, 1, np.full(8, 3, np.float16).tobytes())
-    for name, inputs, values in load_target("coreml").traces(built.job):  # type: ignore[attr-defined]
+    for name, inputs, values in load_target("coreml").traces(built.job):
         function = Function(open_package(built.folder), name, exact=True)
         found = compare(function, inputs, values, 1e-3)
         if not damage:
             assert found.divergence is None
-            assert found.compared >= 9 * built.job.spec.layers
+            assert found.compared >= 9 * built.spec.layers
             continue
         assert found.divergence is not None
         assert (found.divergence.operation, plain_name(found.divergence.name)) == ("linear", "linear_11")
-        assert slots_of(built.job.spec, built.job.schemes, built.job.max_tokens)["linear_11"] == slots
+        assert slots_of(built.job)["linear_11"] == slots
 
 
 def test_memory_is_modelled_from_the_program_with_a_band(build: Builder) -> None:
     built = build(TINY, INT4, 512)
-    figures = {figure.name: figure for figure in built.runner().model_memory()}
-    spec = built.job.spec
+    figures = {figure.name: figure for figure in built.session().footprint()}
+    spec = built.spec
     states = 2 * spec.layers * spec.kv_width * 512 * 2
     weights = built.folder / "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
     assert figures["weights_clean_mapped"].value == weights.stat().st_size
-    decode, prefill = figures["modelled_footprint_decode_1"], figures["modelled_footprint_prefill_256"]
+    decode, prefill = figures["modelled_footprint_decoder_decode"], figures["modelled_footprint_decoder_prefill_256"]
     for figure in (decode, prefill):
         assert figure.obtained == "modelled" and figure.band is not None
         assert states < figure.band[0] < float(figure.value) < figure.band[1]
@@ -198,7 +197,7 @@ def test_a_context_of_two_tokens(decoder_folder: Path, build: Builder, options: 
     ids = np.asarray([7, 159])
     expected = reference(built.job, ids)
     assert (decoded(built, ids, exact=True, prompt=1) - expected).abs().max() <= 1e-4
-    assert (torch.from_numpy(built.runner(exact=True).logits(ids)) - expected).abs().max() <= 1e-4
+    assert (torch.from_numpy(built.decoder(exact=True).logits(ids)) - expected).abs().max() <= 1e-4
 
 
 def test_the_same_input_gives_the_same_bytes(decoder_folder: Path, tmp_path: Path, build: Builder) -> None:

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from artifacts import EdgewrightError, ManifestDraft, read_manifest, verify, write_manifest
-from artifacts.manifest import CheckpointEntry, RecipeEntry
-from edgewright.conversion import first_divergence
+from artifacts import EdgewrightError, verify
+from runtime_tests.drivers.text import calls
 from runtime_tests.mil.program import Function
-from runtime_tests.runners.coreml import CoreMLRunner
+from runtime_tests.sessions.coreml import CoreMLSession
 from tests.compiler.targets.coreml.conftest import INT4, Builder, Built
 from tests.compiler.targets.coreml.payloads import entries, open_package
 
 WEIGHTS = "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
+FUNCTION = {"component": "decoder", "entry": "prefill", "package": "model.mlpackage", "function": "prefill"}
 SLOTS = ("model.layers.1.self_attn.o_proj",)
 
 
@@ -30,20 +30,8 @@ def built(decoder_folder: Path, build: Builder) -> Built:
 
 @pytest.fixture
 def artifact(built: Built, tmp_path: Path) -> Built:
-    """A copy with a manifest."""
-    folder = tmp_path / "coreml"
-    shutil.copytree(built.folder, folder)
-    draft = ManifestDraft(
-        created_by={},
-        recipe=RecipeEntry(name="a-test", digest="0" * 64),
-        target="coreml",
-        family="decoder",
-        checkpoint=CheckpointEntry(source="a test"),
-        runtime=built.runtime,
-        weights_digest="0" * 64,
-    )
-    write_manifest(folder, draft)
-    return replace(built, folder=folder)
+    """A copy to damage."""
+    return replace(built, folder=shutil.copytree(built.folder, tmp_path / "coreml"))
 
 
 def test_apples_package_library_takes_it(built: Built) -> None:
@@ -93,9 +81,8 @@ def test_a_truncated_weight_file_is_seen_by_verify_and_never_run(artifact: Built
     with (artifact.folder / WEIGHTS).open("r+b") as file:
         file.truncate(file.seek(0, 2) // 2)
     assert [(p.path, p.kind) for p in verify(artifact.folder)] == [(WEIGHTS, "size")]
-    runner = CoreMLRunner(artifact.folder, read_manifest(artifact.folder).runtime)
     with pytest.raises(EdgewrightError, match="cut short"):
-        runner.load()
+        artifact.session()
 
 
 def test_an_edited_offset_is_seen_by_verify_and_by_the_executor(artifact: Built) -> None:
@@ -107,48 +94,49 @@ def test_an_edited_offset_is_seen_by_verify_and_by_the_executor(artifact: Built)
     package.model_file.write_bytes(package.spec.SerializeToString())
     assert [p.kind for p in verify(artifact.folder)] == ["digest"]
     with pytest.raises(EdgewrightError, match="does not begin with a record"):
-        CoreMLRunner(artifact.folder, artifact.runtime).load()
+        artifact.session()
 
 
 @pytest.mark.parametrize(
     ("runtime", "message"),
     [
-        ({"model": "../elsewhere"}, "leave the artifact"),
-        ({"model": "nothing.mlpackage"}, "no folder of the artifact"),
+        ({"functions": [{**FUNCTION, "package": "../elsewhere"}]}, "leave the artifact"),
+        ({"functions": [{**FUNCTION, "package": "nothing.mlpackage"}]}, "no folder of the artifact"),
         ({"functions": []}, "functions"),
         ({"cache": "somewhere"}, "cache"),
     ],
 )
 def test_a_manifest_that_lies_is_refused(built: Built, runtime: dict[str, Any], message: str) -> None:
     with pytest.raises(EdgewrightError, match=message):
-        CoreMLRunner(built.folder, built.runtime | runtime)
+        CoreMLSession(built.folder, built.manifest.model_copy(update={"runtime": built.manifest.runtime | runtime}))
 
 
 def test_prompts_are_cut_into_calls_that_the_package_takes(built: Built) -> None:
-    runner = built.runner()
-    assert list(runner._calls(37)) == [(0, 16), (16, 32), (21, 37)]
-    assert list(runner._calls(16)) == [(0, 16)]
-    assert list(runner._calls(3)) == [(0, 1), (1, 2), (2, 3)]
-    assert list(runner._calls(18)) == [(0, 16), (14, 18)]
-    with pytest.raises(EdgewrightError, match="do not fit the context"):
-        runner.prefill(np.zeros(81, np.int64))
+    taken = built.manifest.components[0].entry("prefill").dimensions["tokens"]
+    assert list(calls(37, taken)) == [(0, 16), (16, 32), (21, 37)]
+    assert list(calls(16, taken)) == [(0, 16)]
+    assert list(calls(3, taken)) == [(0, 1), (1, 2), (2, 3)]
+    assert list(calls(18, taken)) == [(0, 16), (14, 18)]
+    with pytest.raises(EdgewrightError, match="does not fit the context"):
+        built.decoder().prefill(np.zeros(81, np.int64))
 
 
 def test_a_search_for_the_wrong_operation_names_it(artifact: Built) -> None:
     from edgewright.api import recipe_type
+    from edgewright.conversion import first_divergence
 
     job = artifact.job
     recipe = recipe_type().model_validate(
         {
             "name": "a-test",
-            "checkpoint": {"path": str(job.tokenizer)},
+            "checkpoint": {"path": str(job.source)},
             "quantize": {"rules": [{"match": "*", "bits": 4}]},
-            "context": {"max_tokens": job.max_tokens},
+            "context": {"max_tokens": artifact.max_tokens},
             "targets": {"coreml": job.options.model_dump(mode="json")},
         }
     )
     assert first_divergence(recipe, "coreml", job.weights.path, artifact.folder) is None
-    offset = entries(open_package(artifact.folder), job.spec, job.schemes, job.max_tokens)[SLOTS][1]
+    offset = entries(open_package(artifact.folder), job)[SLOTS][1]
     with (artifact.folder / WEIGHTS).open("r+b") as file:
         file.seek(offset + 64)
         file.write(np.full(8, 3, np.float16).tobytes())

@@ -10,20 +10,22 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from compiler.models import decoder
+from compiler.models.base import read_model
 from compiler.slots import Scheme
 from compiler.targets import load_target, target_options
+from compiler.targets.base import Job
 from compiler.targets.coreml.options import CoreMLOptions
+from runtime_tests.mil.program import Function
+from runtime_tests.mil.values import tensor_type
 from tests.compiler.conftest import MINISTRAL3
 from tests.compiler.targets.coreml.conftest import INT4, TINY, Builder, Built
 from tests.compiler.targets.coreml.payloads import open_package
 
 
 def refusals(scheme: Scheme, **options: Any) -> list[str]:
-    spec = decoder.read_spec(MINISTRAL3)
-    slots = decoder.slots(spec)
-    schemes = {s.name: scheme for s in slots if s.kind != "norm"}
-    return load_target("coreml").refusals(spec, slots, schemes, CoreMLOptions(**options))
+    model = read_model(MINISTRAL3, None, 80)
+    schemes = {s.name: scheme for s in model.slots if not s.is_vector}
+    return load_target("coreml").refusals(Job("a-test", model, schemes, CoreMLOptions(**options)))
 
 
 @pytest.mark.parametrize(
@@ -82,13 +84,22 @@ def test_features_are_described_and_metadata_set(tiny: Built) -> None:
     for function in description.functions:
         assert [f.name for f in function.input] == ["input_ids", "position"]
         assert [f.name for f in function.output] == ["logits"]
-        assert len(function.state) == 2 * tiny.job.spec.layers
+        assert len(function.state) == 2 * tiny.spec.layers
         assert all(f.shortDescription for f in (*function.input, *function.output, *function.state))
     metadata = description.metadata
     assert metadata.shortDescription and metadata.license and metadata.versionString == "1"
     assert metadata.userDefined["com.edgewright.compute_units"] == "cpu_and_gpu"
     shapes = description.functions[0].input[0].type.multiArrayType.enumeratedShapes.shapes
     assert [list(s.shape) for s in shapes] == [[1, 16], [1, 64], [1, 256]]
+
+
+def test_angles_leave_single_precision_before_they_meet_the_heads(tiny: Built) -> None:
+    """Tables are made in float32, which a name keeps to; what is made of them for all heads is float16."""
+    operations = Function(open_package(tiny.folder), "decode").block.operations
+    kinds = {output.name: tensor_type(output.type)[0] for o in operations for output in o.outputs}
+    for table in ("cos", "sin"):
+        assert kinds[f"float32_rotary_{table}"] == "fp32"
+        assert kinds[f"{table}_of_heads_cast_fp16"] == "fp16"
 
 
 def test_the_swift_snippet_names_what_the_package_has(tiny: Built) -> None:
@@ -99,9 +110,9 @@ def test_the_swift_snippet_names_what_the_package_has(tiny: Built) -> None:
     quoted = set(re.findall(r'"([a-z_]+)"', swift))
     assert names <= quoted
     assert quoted - names == {"prefill", "decode"} == set(package.functions)
-    assert f"static let maxTokens = {tiny.job.max_tokens}" in swift
+    assert f"static let maxTokens = {tiny.max_tokens}" in swift
     assert "let lengths = [1, 16, 64, 256]" in swift
-    assert f"[1, 1, {tiny.job.spec.vocab}], Float16" in swift
+    assert f"[1, 1, {tiny.spec.vocab}], Float16" in swift
     assert "computeUnits = .cpuAndGPU" in swift
     assert swift.count("{") == swift.count("}") and swift.count("(") == swift.count(")")
     assert "$" not in re.sub(r"\$0", "", page)
@@ -125,8 +136,9 @@ def test_the_tokenizer_lies_beside_the_package(tiny: Built) -> None:
 
 
 def test_an_app_ships_the_package_and_the_tokenizer(tiny: Built) -> None:
-    (names,) = tiny.runtime["payload"].values()
-    assert list(tiny.runtime["payload"]) == ["ios"] and "README.md" not in names
+    payload: Any = tiny.manifest.runtime["payload"]
+    (names,) = payload.values()
+    assert list(payload) == ["ios"] and "README.md" not in names
     inside = [
         p.relative_to(tiny.folder).as_posix() for p in (tiny.folder / "model.mlpackage").rglob("*") if p.is_file()
     ]
@@ -134,10 +146,9 @@ def test_an_app_ships_the_package_and_the_tokenizer(tiny: Built) -> None:
 
 
 def test_the_estimate_is_near_the_package(tiny: Built) -> None:
-    job = tiny.job
-    estimate = load_target("coreml").estimate(job.spec, job.slots, job.schemes, job.max_tokens, job.options)
+    (estimate,) = load_target("coreml").estimate(tiny.job)
     size = sum(p.stat().st_size for p in (tiny.folder / "model.mlpackage").rglob("*") if p.is_file())
     assert abs(estimate.file_bytes / size - 1) < 0.1
-    states = 2 * job.spec.layers * job.spec.kv_width * job.max_tokens * 2
-    assert estimate.kv_bytes == states
+    states = 2 * tiny.spec.layers * tiny.spec.kv_width * tiny.max_tokens * 2
+    assert estimate.state_bytes == states
     assert estimate.app_bytes == {"ios": estimate.file_bytes}

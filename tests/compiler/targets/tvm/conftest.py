@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,20 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from artifacts import silent
+from artifacts import Manifest, read_manifest, silent
+from artifacts.formats.tvm import TvmRuntime
 from compiler.checkpoint import Checkpoint
-from compiler.models import decoder
+from compiler.models.base import read_model
 from compiler.quantize.methods import rtn
 from compiler.quantize.packed import PackedWeights
 from compiler.quantize.stream import quantize_checkpoint
 from compiler.slots import Scheme
-from compiler.targets import load_target
-from compiler.targets.base import Job
+from compiler.targets.base import BuildJob
 from compiler.targets.tvm import triples
 from compiler.targets.tvm.options import TvmOptions
 from compiler.targets.tvm.triples import Variant
-from runtime_tests.runners.tvm import cpu_features
-from tests.compiler.conftest import MINISTRAL3, random_tensors, save
+from runtime_tests.sessions.tvm import cpu_features
+from tests.compiler.conftest import MINISTRAL3, packed, random_tensors, save
 
 TABLE = "model.embed_tokens"
 # few distinct shapes, so that eleven libraries of it compile in half the time; odd shapes are test_geometries.py's. The
@@ -59,29 +58,39 @@ class Artifact:
     """A built artifact with what it was built from."""
 
     folder: Path
-    runtime: dict[str, Any]
-    job: Job
+    manifest: Manifest
+    job: BuildJob
+
+    @property
+    def runtime(self) -> TvmRuntime:
+        return TvmRuntime.model_validate(self.manifest.runtime)
 
 
-def small_job(folder: Path, source: Path, others: dict[str, Scheme], scheme: Scheme, **options: Any) -> Job:
+def small_job(folder: Path, source: Path, others: dict[str, Scheme], scheme: Scheme, **options: Any) -> BuildJob:
     """The job of a checkpoint, rounded to nearest into `folder` the first time."""
     checkpoint = Checkpoint(source)
-    spec = decoder.read_spec(checkpoint.config)
-    slots = decoder.slots(spec, list(checkpoint.tensors.names()))
-    schemes = {s.name: others.get(s.name, scheme) for s in slots if s.kind != "norm"}
+    model = read_model(checkpoint.config, checkpoint.names(), 96)
+    schemes = {s.name: others.get(s.name, scheme) for s in model.slots if not s.is_vector}
     quantized = folder / "quantized"
     if not quantized.exists():
         quantized.mkdir(parents=True)
         rounders = dict.fromkeys(schemes, rtn.quantize)
-        quantize_checkpoint(checkpoint, slots, schemes, rounders, quantized, checkpoint.config, silent)
-    return Job("small", spec, slots, schemes, 96, PackedWeights(quantized), source, TvmOptions(**options))
+        quantize_checkpoint(checkpoint, model.slots, schemes, rounders, quantized, checkpoint.config, silent)
+    return BuildJob("small", model, schemes, TvmOptions(**options), PackedWeights(quantized), source)
 
 
-def build(folder: Path, source: Path, others: dict[str, Scheme], scheme: Scheme, **options: Any) -> Artifact:
-    """Quantize a checkpoint and build it for this machine and the triples of `options`."""
-    job = small_job(folder, source, others, scheme, **options)
-    (folder / "artifact").mkdir()
-    return Artifact(folder / "artifact", load_target("tvm").build(job, folder / "artifact", silent), job)
+def reference_logits(job: BuildJob, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Logits [seq, vocab] of the dialect's reference, for one prefill."""
+    import torch
+
+    from compiler import dialect
+
+    (decoder,) = job.model.components
+    module = decoder.module(decoder.entry("score"), job.schemes)
+    caches = [torch.zeros(state.sized({})) for state in decoder.states]
+    given = torch.from_numpy(np.asarray(ids, np.int64))[None]
+    with torch.no_grad(), dialect.weights(job.weights):
+        return np.asarray(module(given, torch.arange(given.shape[1])[None], *caches)[0])[0]
 
 
 @contextmanager
@@ -98,14 +107,15 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterat
 @pytest.fixture(scope="session")
 def everywhere(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """INT4 with an INT8 table, for every triple and variant; chunks of 16 tokens."""
+    schemes, options = ({TABLE: Scheme(8, 32)}, Scheme(4, 32)), {"triples": EVERYWHERE, "chunk": 16}
     with shared_folder(tmp_path_factory, "tvm-everywhere") as folder:
-        done = folder / "runtime.json"
-        if not done.exists():
-            source = save(folder / "checkpoint", SQUARE, random_tensors(SQUARE))
-            made = build(folder, source, {TABLE: Scheme(8, 32)}, Scheme(4, 32), triples=EVERYWHERE, chunk=16)
-            done.write_text(json.dumps(made.runtime))
-    job = small_job(folder, folder / "checkpoint", {TABLE: Scheme(8, 32)}, Scheme(4, 32), triples=EVERYWHERE, chunk=16)
-    return Artifact(folder / "artifact", json.loads(done.read_text()), job)
+        source = folder / "checkpoint"
+        if not source.exists():
+            save(source, SQUARE, random_tensors(SQUARE))
+        job = small_job(folder, source, *schemes, **options)
+        if not (folder / "artifact").exists():
+            packed(job, "tvm", folder / "artifact")
+    return Artifact(folder / "artifact", read_manifest(folder / "artifact"), job)
 
 
 def tensor(array: np.ndarray[Any, Any]) -> Any:

@@ -10,7 +10,7 @@ import pytest
 
 from compiler.targets.tvm import link
 from compiler.targets.tvm.target import TvmTarget
-from runtime_tests.runners.tvm import map_parameters
+from runtime_tests.sessions.tvm import map_parameters
 from tests.compiler.targets.tvm import elf, macho
 from tests.compiler.targets.tvm.conftest import EVERYWHERE, TABLE, Artifact
 
@@ -18,20 +18,20 @@ ANDROID = "aarch64-linux-android24"
 
 
 def test_manifest_lists_every_library_best_first(everywhere: Artifact) -> None:
-    listed = [(entry["triple"], entry["variant"]) for entry in everywhere.runtime["libraries"]]
+    listed = [(entry.triple, entry.variant) for entry in everywhere.runtime.libraries]
     for triple in EVERYWHERE:
         assert [variant for name, variant in listed if name == triple] == ["i8mm", "dotprod", "neon"]
-    assert all((everywhere.folder / entry["path"]).is_file() for entry in everywhere.runtime["libraries"])
+    assert all((everywhere.folder / entry.path).is_file() for entry in everywhere.runtime.libraries)
 
 
 def test_an_app_ships_parameters_and_its_own_platforms_libraries(everywhere: Artifact) -> None:
     """No library of the host or of Linux, none of the other platform, no sources and no example."""
-    payload = everywhere.runtime["payload"]
+    payload = everywhere.runtime.payload
     assert list(payload) == ["android", "ios"]
     for platform, names in payload.items():
         assert all((everywhere.folder / name).is_file() for name in names)
         libraries = [name for name in names if "libmodel" in name]
-        own = {entry["path"] for entry in everywhere.runtime["libraries"] if platform in entry["triple"]}
+        own = {entry.path for entry in everywhere.runtime.libraries if platform in entry.triple}
         assert libraries == sorted(own)
         assert [name for name in names if name not in libraries and "token" not in name] == ["params.bin"]
     assert len(payload["android"]) - len(payload["ios"]) == 2, "three libraries against one archive of three"
@@ -78,7 +78,7 @@ def test_ios_archive_holds_every_variant_as_a_system_library(everywhere: Artifac
 def test_parameters_are_the_packed_bytes(everywhere: Artifact) -> None:
     job, path = everywhere.job, everywhere.folder / "params.bin"
     data = path.read_bytes()
-    digest = everywhere.runtime["params_digest"]
+    digest = everywhere.runtime.params_digest
     assert hashlib.sha256(data[64:]).hexdigest() == digest == data[16:48].hex()
     arrays = map_parameters(path, digest)
     names = data[64 + 64 * len(arrays) :].split(b"\0")[: len(arrays)]
@@ -94,19 +94,26 @@ def test_parameters_are_the_packed_bytes(everywhere: Artifact) -> None:
 
 def test_estimate_is_close_to_what_was_built(everywhere: Artifact) -> None:
     job = everywhere.job
-    estimate = TvmTarget().estimate(job.spec, job.slots, job.schemes, job.max_tokens, job.options)
+    (estimate,) = TvmTarget().estimate(job)
     size = (everywhere.folder / "params.bin").stat().st_size
     assert 0 <= size - estimate.weight_bytes < 2 * 16384 + 64 * 64
-    assert estimate.kv_bytes == 2 * 2 * 2 * 32 * 96 * 4
+    assert estimate.state_bytes == 2 * 2 * 2 * 32 * 96 * 4
     assert set(estimate.app_bytes) == {"android", "ios"}
     assert all(estimate.weight_bytes < size < estimate.file_bytes for size in estimate.app_bytes.values())
 
 
+def test_a_prompt_goes_in_chunks(everywhere: Artifact) -> None:
+    """What the manifest says of prefill is what its library's memory was planned for."""
+    (component,) = everywhere.manifest.components
+    assert component.entry("prefill").dimensions["tokens"].high == 16
+    assert component.entry("decode").dimensions["tokens"].high == 1
+
+
 def test_readme_names_the_runtime_and_what_was_not_run(everywhere: Artifact) -> None:
     text = (everywhere.folder / "README.md").read_text()
-    assert everywhere.runtime["tvm"] in text and "TVMBackendParallelLaunch" in text
+    assert everywhere.runtime.tvm in text and "TVMBackendParallelLaunch" in text
     assert "**were not run on a phone**" in text and "@" not in text
-    assert f'set(TVM_VERSION "{everywhere.runtime["tvm"]}")' in (everywhere.folder / "CMakeLists.txt").read_text()
+    assert f'set(TVM_VERSION "{everywhere.runtime.tvm}")' in (everywhere.folder / "CMakeLists.txt").read_text()
 
 
 def test_an_undefined_symbol_fails_the_link(everywhere: Artifact, tmp_path) -> None:  # type: ignore[no-untyped-def]

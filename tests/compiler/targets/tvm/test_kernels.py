@@ -120,8 +120,13 @@ def test_embedding_gives_the_rows_bit_for_bit(compiled: Compiler, bits: int, col
     function = pointwise.embedding("embedding", None, 20, columns, bits, group, "float16")
     ids = np.array([[3, 0, 19]], np.int64)
     out = tensor(np.empty((1, 3, columns), np.float32))
-    compiled(host_variants()[0], {"embedding": function})["embedding"](tensor(ids), tensor(table), tensor(scales), out)
+    whole = pointwise.dequantize("whole", 20, columns, bits, group, "float16")
+    module = compiled(host_variants()[0], {"embedding": function, "whole": whole})
+    module["embedding"](tensor(ids), tensor(table), tensor(scales), out)
     np.testing.assert_array_equal(out.numpy()[0], values[ids[0]])
+    every = tensor(np.empty((20, columns), np.float32))
+    module["whole"](tensor(table), tensor(scales), every)
+    np.testing.assert_array_equal(every.numpy(), values)
 
 
 @pytest.mark.parametrize("columns", [64, 48, 20, 7])

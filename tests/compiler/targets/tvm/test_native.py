@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from compiler.targets.tvm.link import zig
 from device_farm import arm64
-from tests.compiler.conftest import reference_logits
-from tests.compiler.targets.tvm.conftest import Artifact, host_variants, shared_folder
+from tests.compiler.targets.tvm.conftest import Artifact, host_variants, reference_logits, shared_folder
 
 PROMPT = [int(t) for t in np.random.default_rng(0).integers(0, 160, 37)]
 MADE = 24
@@ -102,7 +101,7 @@ def scores(everywhere: Artifact, programs: Programs, tmp_path: Path) -> Scores:
 
 
 def expected(artifact: Artifact) -> Floats:
-    return np.asarray(reference_logits(artifact.job.spec, artifact.job.weights, np.array([PROMPT]))[0], np.float32)
+    return np.asarray(reference_logits(artifact.job, np.array(PROMPT)), np.float32)
 
 
 def unexplained(made: list[int], exact: Floats, shipped: Floats) -> list[int]:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from compiler.models import decoder
+from compiler.models.base import read_model
 from compiler.slots import Scheme
+from compiler.targets.base import Job
 from compiler.targets.tvm.options import TvmOptions
 from compiler.targets.tvm.target import TvmTarget
 from tests.compiler.conftest import MINISTRAL3
@@ -16,10 +17,9 @@ INT4 = Scheme(4, 32)
 
 
 def refusals(scheme: Scheme = INT4, options: dict[str, Any] | None = None, **geometry: int) -> list[str]:
-    spec = decoder.read_spec({**MINISTRAL3, **geometry})
-    slots = decoder.slots(spec)
-    schemes = {s.name: scheme for s in slots if s.kind != "norm"}
-    return TvmTarget().refusals(spec, slots, schemes, TvmOptions(**(options or {})))
+    model = read_model({**MINISTRAL3, **geometry}, None, 64)
+    schemes = {s.name: scheme for s in model.slots if not s.is_vector}
+    return TvmTarget().refusals(Job("small", model, schemes, TvmOptions(**(options or {}))))
 
 
 @pytest.mark.parametrize("scheme", [Scheme(4, 32), Scheme(8, 16), Scheme(8, 512), Scheme(4, 0), Scheme(16, 0)])

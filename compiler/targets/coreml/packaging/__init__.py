@@ -1,0 +1,1 @@
+"""How an app is meant to call Core ML packages, a file for each driver."""

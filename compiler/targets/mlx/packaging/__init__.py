@@ -1,0 +1,1 @@
+"""What loaders of the MLX ecosystem demand, a file for each driver."""

@@ -1,0 +1,30 @@
+"""What a child process is told to do: written by the parent, read by `child.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from runtime_tests.quality import QualityLimits
+
+
+class Job(BaseModel):
+    """What to do with an artifact whose digests the parent has checked.
+
+    steps: how often the driver goes on after its first call: tokens to decode, rounds. prompt_tokens: of text in a
+    "memory" job; None: as many as leave room for the steps in the context. limits: of a "quality" job. prompt (tokens)
+    and text, which they were encoded from if there is a tokenizer: of a "genai" job.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["quality", "memory", "genai", "model_memory"]
+    artifact: Path
+    threads: int = Field(2, gt=0)
+    prompt_tokens: int | None = Field(512, gt=0)
+    steps: int = Field(32, gt=0)
+    limits: QualityLimits = QualityLimits()
+    prompt: tuple[int, ...] = ()
+    text: str | None = None

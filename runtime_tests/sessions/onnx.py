@@ -1,0 +1,281 @@
+"""ONNX packages in plain onnxruntime: IO binding, and states that stay in their buffers from call to call.
+
+What lives here: sessions, bindings, and the two edits of a graph that a test needs, made in memory. What must not:
+anything that writes into the artifact, and what a model is for.
+
+The edits, on a graph alone (the weights stay in their file, which onnxruntime maps):
+
+- exact: ``accuracy_level`` 0 on every MatMulNBits, so that activations are not rounded to int8, and float32 caches
+  where they are quantized;
+- score: the node that keeps the last token before the head is bypassed, which gives the outputs of all tokens.
+
+An edited graph is given as bytes; ``session.model_external_initializers_file_folder_path`` tells where its weights are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from artifacts import MANIFEST, EdgewrightError, Figure, Manifest
+from artifacts.formats import interface
+from artifacts.formats import onnx as formats
+from artifacts.manifest import payload_file
+
+from . import Arrays, call_sizes, runtime_section
+
+_TYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+}
+
+
+class _Buffer:
+    """Memory that onnxruntime reads and writes in place."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+        self.array = np.empty(shape, dtype)
+        self.value = ort.OrtValue.ortvalue_from_numpy(self.array)  # not a copy
+
+
+@dataclass
+class _Open:
+    """A loaded graph. score: whether it was edited to give all tokens."""
+
+    session: Any
+    binding: Any
+    score: bool
+    outputs: dict[str, _Buffer] = field(default_factory=dict)
+
+
+class OnnxSession:
+    """Every graph of the package is loaded in one of its forms, so that a large model is never in memory twice."""
+
+    warnings: tuple[str, ...] = ()
+    stand_in: str | None = None
+
+    def __init__(self, artifact: Path, manifest: Manifest) -> None:
+        self._where = artifact / MANIFEST
+        self._graphs = runtime_section(formats.OnnxRuntime, artifact, manifest).graphs
+        self._files = {graph.file: payload_file(artifact, graph.file) for graph in self._graphs}
+        self._components = {component.name: component for component in manifest.components}
+        for graph in self._graphs:
+            if (known := self._components.get(graph.component)) is None or not _fits(graph, known):
+                raise EdgewrightError(f"{self._where}: runtime: {graph.file} is not of the components that it states")
+        self._open: dict[str, _Open] = {}
+        self._states: dict[tuple[str, str], _Buffer] = {}
+        self._spare: dict[tuple[str, str], _Buffer] = {}
+        self._exact, self._threads, self._spinning = False, 2, False
+
+    def load(self, *, exact: bool = False, threads: int = 2, spinning: bool = False) -> None:
+        """Open the package. ``spinning``: idle threads keep their core, which pays only where nothing else runs."""
+        if exact != self._exact:
+            self._states, self._spare = {}, {}  # they may be of another type
+        self._open = {}
+        self._exact, self._threads, self._spinning = exact, threads, spinning
+        for graph in self._graphs:
+            self._opened(graph, score=False)
+        self.reset()
+
+    def reset(self) -> None:
+        """States to zeros, to their ends: memory then holds a full context, not what a short test touches."""
+        for buffer in self._states.values():
+            buffer.array.fill(0)
+
+    def call(self, component: str, entry: str, **arrays: NDArray[Any]) -> Arrays:
+        """See `Session`."""
+        graph = self._graph(component, entry)
+        score = entry == formats.SCORE and entry not in graph.entries
+        known = self._components[component].entry(graph.entries[0] if score else entry)
+        sizes = call_sizes(f"{component}.{entry}", known, arrays)
+        opened = self._opened(graph, score=score and graph.tokens == "last")
+        feeds = {name: np.ascontiguousarray(arrays[port]) for port, name in graph.inputs.items()}
+        if graph.cache is not None:
+            total = _total(graph.cache, arrays[graph.cache.positions])
+            if graph.cache.mask is not None:
+                feeds[graph.cache.mask] = np.ones((len(arrays[graph.cache.positions]), total), np.int64)
+        for name, array in feeds.items():
+            # not a copy: `feeds` keeps the arrays until the run is over
+            opened.binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+        self._bind_states(graph, opened.binding, shared=False)
+        every = score or graph.tokens == "all"
+        for port in known.outputs:
+            wide = port.model_copy(update={"shape": (port.shape[0], formats.TOKENS, *port.shape[2:])})
+            shape = (wide if every else port).sized(sizes)
+            self._bind_output(opened, graph.outputs[port.name], shape, port.dtype)
+        opened.session.run_with_iobinding(opened.binding)
+        self._swap_states(graph)
+        found = {}
+        for port in known.outputs:
+            name = graph.outputs[port.name]
+            buffer = opened.outputs.pop(name) if every else opened.outputs[name]  # of all tokens, it is not kept
+            found[port.name] = buffer.array if score else (buffer.array[:, -1:] if every else buffer.array).copy()
+        return found
+
+    def footprint(self) -> list[Figure]:
+        """Nothing: memory is measured."""
+        return []
+
+    def _graph(self, component: str, entry: str) -> formats.Graph:
+        for graph in self._graphs:
+            if graph.component == component and (entry in graph.entries or (entry == formats.SCORE and graph.tokens)):
+                return graph
+        raise EdgewrightError(f"{self._where}: the package has no {component}.{entry}")
+
+    # -- buffers ----------------------------------------------------------------------------------------------------
+
+    def _bind_states(self, graph: formats.Graph, binding: Any, *, shared: bool) -> None:
+        """Bind the states that are read and written in one buffer, which stays the same, or those that are swapped."""
+        for name, state in graph.states.items():
+            key = graph.component, name
+            if state.shared != shared:
+                continue
+            if state.input is not None:
+                binding.bind_ortvalue_input(state.input, self._states[key].value)
+            if state.output is not None:
+                binding.bind_ortvalue_output(state.output, (self._states if shared else self._spare)[key].value)
+
+    def _swap_states(self, graph: formats.Graph) -> None:
+        for name, state in graph.states.items():
+            if state.output is not None and not state.shared:
+                key = graph.component, name
+                self._states[key], self._spare[key] = self._spare[key], self._states[key]
+
+    @staticmethod
+    def _bind_output(opened: _Open, name: str, shape: tuple[int, ...], dtype: str) -> None:
+        """Bind memory for an output; that of the last call stays, where it has the shape."""
+        if name not in opened.outputs or opened.outputs[name].array.shape != shape:
+            opened.outputs.pop(name, None)
+            opened.outputs[name] = _Buffer(shape, dtype)
+            opened.binding.bind_ortvalue_output(name, opened.outputs[name].value)
+
+    # -- loading ----------------------------------------------------------------------------------------------------
+
+    def _opened(self, graph: formats.Graph, *, score: bool) -> _Open:
+        """The graph in the form that is asked for; its other form is freed before."""
+        if graph.file in self._open:
+            if self._open[graph.file].score == score:
+                return self._open[graph.file]
+            del self._open[graph.file]
+        file = self._files[graph.file]
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = self._threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self._spinning else "0")
+        source: str | bytes = str(file)
+        if self._exact or score:
+            source = edited_graph(file, exact=self._exact, score=score)
+            folder = str(file.parent.resolve())
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+        session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        self._check(graph, session)
+        self._open[graph.file] = opened = _Open(session, session.io_binding(), score)
+        self._bind_states(graph, opened.binding, shared=True)
+        return opened
+
+    def _check(self, graph: formats.Graph, session: Any) -> None:
+        """Compare a loaded graph with the manifest, and allocate the states that it has."""
+        file = self._files[graph.file]
+        inputs, outputs = ({t.name: t for t in tensors} for tensors in (session.get_inputs(), session.get_outputs()))
+        mask = graph.cache.mask if graph.cache is not None else None
+        wanted = {*graph.inputs.values(), *(state.input or "" for state in graph.states.values()), mask or ""} - {""}
+        given = {*graph.outputs.values(), *(state.output or "" for state in graph.states.values())} - {""}
+        if wanted != set(inputs) or not given <= set(outputs):
+            differing = sorted((wanted ^ set(inputs)) | (given - set(outputs)))
+            raise EdgewrightError(f"{file}: {', '.join(differing)} are not as in {MANIFEST}")
+        for name, state in graph.states.items():
+            shape, key = state.shape, (graph.component, name)
+            found = [tensors[at] for at, tensors in ((state.input, inputs), (state.output, outputs)) if at is not None]
+            for tensor in found:
+                fits = len(tensor.shape) == len(shape) and tensor.type in _TYPES
+                if not fits or any(isinstance(h, int) and h != w for h, w in zip(tensor.shape, shape, strict=True)):
+                    raise EdgewrightError(
+                        f"{file}: {tensor.name} is {tensor.type} {tensor.shape}, not as in {MANIFEST}"
+                    )
+            swapped = state.output is not None and not state.shared
+            for buffers in (self._states, self._spare) if swapped else (self._states,):
+                if key not in buffers:
+                    buffers[key] = _Buffer(shape, _TYPES[found[0].type])
+
+
+def _fits(graph: formats.Graph, component: interface.Component) -> bool:
+    """Whether a graph's ports and states are those of its entries."""
+    entries = {entry.name: entry for entry in component.entries}
+    states = {state.name: state.shape for state in component.states}
+    asked = {graph.cache.positions} if graph.cache is not None else set()
+    return (
+        {*graph.entries} <= set(entries)
+        and {*graph.states} <= set(states)
+        and all(state.input or state.output for state in graph.states.values())
+        and all(_as_wide(state.shape, states[name]) for name, state in graph.states.items())
+        and all({*graph.inputs} | asked <= {port.name for port in entries[name].inputs} for name in graph.entries)
+        and all({*graph.outputs} == {port.name for port in entries[name].outputs} for name in graph.entries)
+    )
+
+
+def _as_wide(shape: tuple[int, ...], port: tuple[int | str, ...]) -> bool:
+    """Whether a state's shape in a graph is its port's, but for a last dimension that may be larger."""
+    *before, last = port
+    return [*shape[:-1]] == before and isinstance(last, int) and shape[-1:] >= (last,)
+
+
+def _total(cache: formats.Cache, positions: NDArray[np.int64]) -> int:
+    """The length of the sequence after a call; EdgewrightError where the cache has no such positions."""
+    past, count = int(positions[0, 0]), int(positions.shape[1])
+    if (positions != np.arange(past, past + count)).any():
+        raise EdgewrightError(f"{cache.positions} do not count on by one from {past}")
+    if past < 0 or past + count > cache.most:
+        raise EdgewrightError(f"{count} tokens after {past} do not fit the context of {cache.most}")
+    return past + count
+
+
+def edited_graph(path: Path, *, exact: bool, score: bool) -> bytes:
+    """The graph of ``path`` with the edits that this module describes, serialized; its external data is not read."""
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    graph = model.graph
+    if exact:
+        for node in graph.node:
+            for attribute in node.attribute:
+                if node.op_type == "MatMulNBits" and attribute.name == "accuracy_level":
+                    attribute.i = 0
+        _unquantize_caches(graph)
+    if score:
+        last = next((node for node in graph.node if node.name == formats.LAST_POSITION), None)
+        if last is None:
+            raise EdgewrightError(f"{path}: no node {formats.LAST_POSITION!r}, though the manifest says so")
+        for node in graph.node:
+            node.input[:] = [last.input[0] if name == last.output[0] else name for name in node.input]
+        graph.node.remove(last)
+        for output in graph.output:
+            sizes = output.type.tensor_type.shape.dim
+            if len(sizes) > 1 and sizes[1].dim_value == 1:
+                sizes[1].dim_param = formats.TOKENS
+    return bytes(model.SerializeToString())
+
+
+def _unquantize_caches(graph: Any) -> None:
+    """Float32 keys and values in every GroupQueryAttention: no scales (its inputs from 12 on), no cache types."""
+    names = set()
+    for node in graph.node:
+        kept = [a for a in node.attribute if a.name not in ("k_quant_type", "v_quant_type", "kv_cache_bit_width")]
+        if node.op_type == "GroupQueryAttention" and len(kept) < len(node.attribute):
+            del node.attribute[:], node.input[9:]
+            node.attribute.extend(kept)
+            names |= {*node.input[3:5], *node.output[1:3]}
+    for tensor in [*graph.input, *graph.output]:
+        if tensor.name in names:
+            tensor.type.tensor_type.elem_type = 1  # TensorProto.FLOAT
+
+
+SESSION = OnnxSession

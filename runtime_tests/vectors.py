@@ -1,0 +1,70 @@
+"""Entry vectors: does every entry of an artifact answer what the PyTorch reference answered?
+
+Works for any model: the calls and the generator of their inputs are those of `artifacts/formats/vectors.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from artifacts import Check, GateFailed, Manifest, Progress, checked, ran_here
+from artifacts.formats import interface, vectors
+from artifacts.manifest import payload_file
+from runtime_tests.sessions import Session
+
+PARITY = "parity"
+
+
+def judge(session: Session, artifact: Path, manifest: Manifest, threads: int, progress: Progress) -> list[Check]:
+    """Every entry that has vectors, in the most precise mode and as shipped; nothing where a package has no such file.
+
+    Loads the session. Raises EdgewrightError for a file that does not belong to the manifest's components.
+    """
+    if all(entry.path != vectors.VECTORS for entry in manifest.files):
+        return []
+    expected = vectors.read(payload_file(artifact, vectors.VECTORS), manifest.components)
+    found: list[Check] = []
+    modes = ((True, "exact", expected.plan.exact), (False, "as shipped", expected.plan.shipped))
+    for exact, words, limit in modes:
+        session.load(exact=exact, threads=threads)
+        worst = largest_errors(session, expected, manifest.components, progress)
+        found += _checks(worst, words, limit, session.stand_in)
+    return found
+
+
+def _checks(worst: Mapping[tuple[str, str], float], words: str, limit: float, stand_in: str | None) -> Iterator[Check]:
+    for (component, entry), error in worst.items():
+        name = f"{component}_{entry}_{words.split()[-1]}_max_relative_error"
+        figure = ran_here(name, error, "relative", stand_in)
+        yield checked(figure, PARITY, f"{component}.{entry}, {words}: max |Δ|", limit, "at most")
+
+
+def largest_errors(
+    session: Session, expected: vectors.Vectors, components: tuple[interface.Component, ...], progress: Progress
+) -> Mapping[tuple[str, str], float]:
+    """Of every component and entry, the largest error of an output relative to its largest expected value.
+
+    The session is loaded; its states are reset first. Raises GateFailed when an output has another shape or holds NaN.
+    """
+    session.reset()
+    worst: dict[tuple[str, str], float] = {}
+    total = len(expected.plan.calls)
+    for at, (call, arrays) in enumerate(vectors.inputs(expected.plan, components)):
+        progress("calling entries", at, total)
+        answered = session.call(call.component, call.entry, **arrays)
+        entry = next(c for c in components if c.name == call.component).entry(call.entry)
+        for port in entry.outputs:
+            values, shape = answered[port.name], port.sized(call.sizes)
+            if values.shape != shape or not np.isfinite(values).all():
+                what = f"shape {list(values.shape)}, not {list(shape)}" if values.shape != shape else "NaN or infinity"
+                raise GateFailed(f"{call.component}.{call.entry}: {port.name} came back with {what}")
+            wanted = expected.outputs[at][port.name].astype(np.float64)
+            error = np.abs(vectors.sampled(values).astype(np.float64) - wanted).max(initial=0.0)
+            relative = float(error / max(np.abs(wanted).max(initial=0.0), np.finfo(np.float32).tiny))
+            key = (call.component, call.entry)
+            worst[key] = max(worst.get(key, 0.0), relative)
+    progress("calling entries", total, total)
+    return worst

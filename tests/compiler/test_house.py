@@ -1,0 +1,39 @@
+"""Who knows what a text decoder is: its family, its drivers, the layouts that ecosystems demand, and no others."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("artifacts", "compiler", "device_farm", "edgewright", "recipes", "runtime_tests")
+GEOMETRY = re.compile(
+    r"DecoderSpec|read_spec|models\.decoder|models import decoder|vocab_size|num_\w*(layers|heads)|hidden_size"
+    r"|intermediate_size|rope_\w+"
+)
+FAMILY = ("compiler/models/decoder.py", "compiler/models/decoder_spec.py", "runtime_tests/drivers/text.py")
+KNOW = {
+    "compiler/drivers/text.py": "text for calibration and golden vectors",
+    "compiler/golden.py": "golden vectors of a text decoder",
+    "compiler/text.py": "token ids of a text",
+    "compiler/targets/text_card.py": "what an app must know of tokens",
+    "compiler/targets/onnx/attention.py": "attributes of onnxruntime's GroupQueryAttention have these names",
+}
+
+
+def test_no_other_file_names_the_geometry_of_a_decoder() -> None:
+    found = set()
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            name = path.relative_to(ROOT).as_posix()
+            training = name.startswith("recipes/checkpoints/")  # a script that makes a test's checkpoint
+            packaging = re.match(r"compiler/targets/\w+/packaging/", name)
+            if name not in FAMILY and not packaging and not training and GEOMETRY.search(path.read_text("utf-8")):
+                found.add(name)
+    assert found == KNOW.keys() and len(KNOW) <= 10
+
+
+def test_no_file_grows_past_400_lines() -> None:
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            assert len(path.read_text("utf-8").splitlines()) <= 400, path
