@@ -136,8 +136,8 @@ def _calling(runtime: MlxRuntime) -> str:
         "results = entry(*inputs, *states, **weights)\n```\n\n"
         "The format of `.mlxfn` is experimental: a file is for the MLX that wrote it and what newer ones still read."
         "\n\n## What was run, and what was not\n\n"
-        "Edgewright runs these files with MLX on a CPU, in float32 and as shipped, and compares every output with "
-        "PyTorch's. They were **not run on an Apple device**; speed and memory there are unknown."
+        "`edgewright validate` runs these files with MLX on a CPU, in float32 and as shipped, and compares every "
+        "output with PyTorch's. They were **not run on an Apple device**; speed and memory there are unknown."
     )
 
 
