@@ -28,8 +28,8 @@ check: $(READY)
 	$(VENV)/bin/lint-imports
 
 bench: $(READY)
-	$(PY) -m pip install -q -c constraints.txt -e ".[bench]"
-	-$(PY) -m pip install -q -c constraints.txt -e ".[llamacpp]"
+	$(PY) -m pip install -q -c constraints.txt --config-settings editable_mode=compat -e ".[bench]"
+	-$(PY) -m pip install -q -c constraints.txt --config-settings editable_mode=compat -e ".[llamacpp]"
 	$(PY) -m tests.bench
 
 clean:
@@ -44,5 +44,6 @@ $(READY): pyproject.toml constraints.txt
 		|| $(PY) -m pip install -q --no-deps "torch==$(TORCH_CPU)" 2>/dev/null \
 		|| $(PY) -m pip install -q --no-deps --timeout 10 --retries 1 --index-url $(TORCH_CPU_INDEX) "torch==$(TORCH_CPU)" 2>/dev/null \
 		|| echo "no index offers torch $(TORCH_CPU); the default build of torch follows"
-	$(PY) -m pip install -c constraints.txt -e ".[all,dev]"
+	@# A plain path rather than an import hook: a folder named edgewright beside a script, such as a clone, hides nothing.
+	$(PY) -m pip install -c constraints.txt --config-settings editable_mode=compat -e ".[all,dev]"
 	touch $@

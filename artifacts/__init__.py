@@ -19,7 +19,7 @@ from .manifest import (
 from .paths import user_path
 from .progress import Progress, silent
 from .scratch import scratch_folder, temporary_place
-from .store import make_folder, record_validation, refuse_foreign, staged
+from .store import keep_validations, record_validation, refuse_foreign, staged, tentative_folder
 
 __all__ = [
     "MANIFEST",
@@ -34,7 +34,7 @@ __all__ = [
     "Progress",
     "ValidationRecord",
     "checked",
-    "make_folder",
+    "keep_validations",
     "passes",
     "ran_here",
     "read_manifest",
@@ -45,6 +45,7 @@ __all__ = [
     "silent",
     "staged",
     "temporary_place",
+    "tentative_folder",
     "user_path",
     "verify",
     "write_manifest",

@@ -146,7 +146,8 @@ class ManifestDraft(_Strict):
 class Manifest(ManifestDraft):
     """The manifest as it is written: the draft and every file of the folder except edgewright.json itself.
 
-    ``validations`` holds the last one by a recipe's limits and the last one without; a new build has none.
+    ``validations`` holds the last one by a recipe's limits and the last one without; a new build has none, unless it
+    gave the same bytes again.
     """
 
     files: tuple[FileEntry, ...]

@@ -83,6 +83,35 @@ def make_folder(folder: Path) -> None:
         raise EdgewrightError(f"{folder}: {what} ({error}); choose another --out") from error
 
 
+@contextmanager
+def tentative_folder(folder: Path) -> Iterator[None]:
+    """Make a folder with its parents for what the block puts there; those that are empty after an error go again."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    make_folder(folder)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # the first that holds something
+            for path in missing:
+                path.rmdir()
+        raise
+
+
+def keep_validations(made: Manifest, partial: Path, final: Path) -> Manifest:
+    """What was found out about the artifact in ``final`` holds for one in ``partial`` of the same bytes: written there.
+
+    made: the manifest in ``partial``. Returns the one that is there now.
+    """
+    try:
+        earlier = read_manifest(final)
+    except EdgewrightError:  # there is none, or none that can be read
+        return made
+    if not earlier.validations or earlier.identity != made.identity:
+        return made
+    (partial / MANIFEST).write_text(earlier.text(), encoding="utf-8")
+    return earlier
+
+
 def record_validation(folder: Path, validated: Manifest, record: ValidationRecord) -> Manifest:
     """Write what a validation of ``validated`` found into ``folder``'s manifest, atomically, and return that manifest.
 

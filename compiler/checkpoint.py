@@ -76,10 +76,6 @@ class Checkpoint:
         left = (name for name in self.tensors.names() if name not in taken and not name.endswith(_COMPUTED))
         return [name for name in left if not belongs(name)]
 
-    def adapter(self) -> str | None:
-        """The file of a LoRA adapter that lies beside the weights and is not applied to them."""
-        return adapter(self.path)
-
     def shape(self, name: str) -> tuple[int, ...]:
         return self.compressed.shape(name) if name in self.compressed else self.tensors.info(name).shape
 

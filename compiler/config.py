@@ -59,6 +59,15 @@ def adapter_alone(path: Path) -> str:
     )
 
 
+def adapter_beside(path: Path) -> str | None:
+    """What to say of an adapter beside whole weights; None where there is none."""
+    found = adapter(path)
+    return found and (
+        f"a LoRA adapter lies beside the weights ({found}) and is not applied: the packages are those of the "
+        "base model; merge it first (peft: model.merge_and_unload().save_pretrained(folder))"
+    )
+
+
 @dataclass(frozen=True)
 class Keys:
     """An object of a JSON file. A key that is missing or null takes the default; where there is none, that is an error.

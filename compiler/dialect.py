@@ -42,6 +42,7 @@ _workers: ContextVar[ThreadPoolExecutor | None] = ContextVar("workers", default=
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _SCHEME = "int bits, int group, bool symmetric"
+_BLOCK_BYTES = 1 << 22  # of a block of weights in float32: each of the workers holds one, and what it is decoded from
 
 _library = torch.library.Library("edge", "DEF")
 _library.define(f"linear(Tensor x, str[] slots, int[] rows, int columns, {_SCHEME}) -> Tensor")
@@ -120,7 +121,7 @@ def _linear(x: Tensor, slots: list[str], rows: list[int], columns: int, *scheme:
     out, table = x.new_empty((*x.shape[:-1], sum(rows))), _table()
     blocks, base = [], 0
     for slot, count in zip(slots, rows, strict=True):
-        blocks += [(slot, start, stop, base) for start, stop in row_blocks(count, columns)]
+        blocks += [(slot, start, stop, base) for start, stop in row_blocks(count, columns, _BLOCK_BYTES)]
         base += count
 
     def multiply(block: tuple[str, int, int, int]) -> None:

@@ -11,7 +11,7 @@ import platform
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,6 +41,7 @@ from artifacts.manifest import (
 from compiler import keys, targets
 from compiler.checkpoint import Checkpoint
 from compiler.drivers import Driver, driver_of
+from compiler.heap import return_large_blocks
 from compiler.models.base import Component, Model, read_model
 from compiler.models.interface import described
 from compiler.quantize import budget, evidence, runner
@@ -57,7 +58,10 @@ _TOOLS = ("edgewright", "torch", "transformers")
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantized checkpoint on disk with all that the targets need of it."""
+    """A quantized checkpoint on disk with all that the targets need of it.
+
+    checked: what each target's `check` found, until its `build` takes it.
+    """
 
     folder: Path
     model: Model
@@ -68,6 +72,7 @@ class Quantized:
     digest: str
     held_out: Held | None
     looked_at: NDArray[Any] | None
+    checked: dict[str, object] = field(default_factory=dict)
 
     @property
     def unfused(self) -> list[tuple[str, ...]]:
@@ -83,6 +88,7 @@ def quantize(
     source, revision: where the checkpoint came from, for the manifest. An earlier result for the same checkpoint and
     rules is used as it is. Raises EdgewrightError before a weight is read when any target refuses the recipe.
     """
+    return_large_blocks()
     model = read_model(checkpoint.config, checkpoint.names(), recipe.context.max_tokens)
     driver, slots = driver_of(model), model.slots
     for slot in slots:
@@ -98,11 +104,12 @@ def quantize(
     if recipe.quantize.budget is not None:
         chosen = _within_budget(recipe, checkpoint, model, text, files, out.parent, progress)
         assignment = assign(budget.rules_of(chosen, assignment), slots)
+    checked = {}
     for name, options in recipe.targets.items():
         target, job = targets.load_target(name), Job(recipe.name, model, assignment.schemes, options)
         if refusals := target.refusals(job):
             raise EdgewrightError("; ".join(refusals))
-        target.check(job)
+        checked[name] = target.check(job)
 
     calibrated = runner.calibrates(assignment)
     looked_at = None
@@ -152,7 +159,7 @@ def quantize(
     manifest = read_manifest(out)
     weights = PackedWeights(out)
     entry, digest = manifest.checkpoint, manifest.weights_digest
-    return Quantized(out, model, assignment, weights, entry, groups, digest, held_out, looked_at)
+    return Quantized(out, model, assignment, weights, entry, groups, digest, held_out, looked_at, checked)
 
 
 def _renew(
@@ -193,6 +200,7 @@ def build(
         weights=quantized.weights,
         source=checkpoint.path,
         calibration=quantized.looked_at,
+        checked=quantized.checked.pop(target, None),
     )
     built = targets.load_target(target).build(job, folder, progress)
     shutil.copyfile(quantized.folder / evidence.FILE, folder / evidence.FILE)

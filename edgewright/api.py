@@ -17,17 +17,20 @@ from artifacts import (
     EdgewrightError,
     Manifest,
     Progress,
-    make_folder,
+    keep_validations,
     read_manifest,
     refuse_foreign,
     silent,
     staged,
+    tentative_folder,
     user_path,
     write_manifest,
 )
 from artifacts.documents import DocumentError, read_json
-from compiler.checkpoint import Checkpoint, listed, read_config
+from compiler.checkpoint import Checkpoint, listed
+from compiler.config import adapter_beside, read_config
 from compiler.drivers import driver_of
+from compiler.models.base import read_model
 from compiler.pipeline import Quantized
 from compiler.plan import TargetPlan
 from compiler.plan import plan as plan_targets
@@ -88,11 +91,11 @@ def run(
     finals = {target: folder / target for target in recipe.targets}
     for final in finals.values():
         refuse_foreign(final)
-    path, source, revision = _locate(recipe, checkpoint, folder, progress)
-    opened = Checkpoint(path)
-    make_folder(folder)
-    sizes = {item.target: item.file_bytes for item in plan_targets(recipe, opened.config, opened.names())}
-    quantized = pipeline.quantize(recipe, opened, source, revision, folder / _QUANTIZED, progress)
+    with tentative_folder(folder):
+        path, source, revision = _locate(recipe, checkpoint, folder, progress)
+        opened = Checkpoint(path)
+        sizes = {item.target: item.file_bytes for item in plan_targets(recipe, opened.config, opened.names())}
+        quantized = pipeline.quantize(recipe, opened, source, revision, folder / _QUANTIZED, progress)
     head = reports.Report(
         verdict="not validated",
         created=reports.now(),
@@ -115,8 +118,9 @@ def run(
             report_progress = _prefixed(progress, target, finals)
             draft = pipeline.build(narrowed(recipe, target), target, quantized, opened, partial, report_progress)
             pipeline.write_vectors(draft, quantized, opened, partial, report_progress)
-            manifests[target] = write_manifest(partial, draft, report_progress)
-        ledger.enter(reports.target_report(final, manifests[target], None))
+            made = write_manifest(partial, draft, report_progress)
+            manifests[target] = keep_validations(made, partial, final)
+        ledger.enter_built(final, manifests[target])
 
     for target, final in finals.items() if validate else ():
         validation = _validated(recipe, final, phones, _prefixed(progress, target, finals))
@@ -155,6 +159,18 @@ def plan_fits(
     config = _config(recipe, checkpoint)
     phones = [(profile, limits.peak_memory) for profile, limits in _phones(recipe, profiles)]
     return fits(recipe, config, plan_targets(recipe, config), phones)
+
+
+def plan_warnings(recipe: Recipe | str | Path, *, checkpoint: str | Path | None = None) -> list[str]:
+    """What a run would warn of and can be seen without a weight, where the checkpoint is a folder on this machine."""
+    recipe = load_recipe(recipe)
+    if checkpoint is None and recipe.checkpoint.path is None:
+        return []
+    folder = (
+        recipe.resolve(recipe.checkpoint.path or "") if checkpoint is None else user_path(checkpoint, "--checkpoint")
+    )
+    model = read_model(read_config(folder), None, recipe.context.max_tokens)
+    return [*driver_of(model).warnings(model, folder), *filter(None, [adapter_beside(folder)])]
 
 
 def validate(artifact: str | Path, *, profiles: Sequence[str] = (), progress: Progress = silent) -> TargetReport:
@@ -262,18 +278,13 @@ def _locate(
     from edgewright.hub import LOCK, fetch
 
     assert wanted.hub is not None  # the schema: exactly one of path and hub
-    make_folder(folder)
     path, revision = fetch(wanted.hub, wanted.revision, folder / LOCK, progress)
     return path, wanted.hub, revision
 
 
 def _warnings(recipe: Recipe, checkpoint: Checkpoint, quantized: Quantized) -> Iterator[str]:
     yield from driver_of(quantized.model).warnings(quantized.model, checkpoint.path)
-    if (adapter := checkpoint.adapter()) is not None:
-        yield (
-            f"a LoRA adapter lies beside the weights ({adapter}) and is not applied: the packages are those of the "
-            "base model; merge it first (peft: model.merge_and_unload().save_pretrained(folder))"
-        )
+    yield from filter(None, [adapter_beside(checkpoint.path)])
     parts = " and ".join(component.name for component in quantized.model.components)
     if unread := checkpoint.unread(slot.tensor for slot in quantized.model.slots):
         yield (

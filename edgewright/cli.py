@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--out", default="build", metavar="DIR", help="artifacts land in DIR/<recipe>/ (default: build)")
     run.add_argument("--profile", action="append", default=[], metavar="NAME", help="phone instead of the recipe's")
     run.add_argument("--no-validate", action="store_true", help="build without the runtime test")
-    _output(run, quiet="show nothing but the verdict, and why it failed")
+    _output(run, quiet="show nothing but the verdict, warnings, and why it failed")
 
     plan = _command(commands, "plan", _plan, "estimate size and memory from the checkpoint's config alone")
     _recipe_arguments(plan)
@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     validate = _command(commands, "validate", _validate, "test an artifact in its real runtime, and on phones")
     validate.add_argument("artifact", metavar="ARTIFACT", help="folder of the artifact")
     validate.add_argument("--profile", action="append", default=[], metavar="NAME", help="phone profile or YAML file")
-    _output(validate, quiet="show nothing but the verdict, and why it failed")
+    _output(validate, quiet="show nothing but the verdict, warnings, and why it failed")
 
     inspect = _command(commands, "inspect", _inspect, "show what an artifact is, and what its last validation found")
     inspect.add_argument("artifact", metavar="ARTIFACT", help="folder of the artifact")
@@ -178,6 +178,7 @@ def _run(args: argparse.Namespace) -> int:
     elif args.quiet:
         render.show(render.verdict_line(report))
         render.show_reasons(report.targets)
+        render.show_warnings(report.warnings)
     else:
         render.show(render.report(report))
     return _exit_code(report.verdict)
@@ -189,16 +190,19 @@ def _plan(args: argparse.Namespace) -> int:
     recipe = api.load_recipe(args.recipe)
     plans = api.plan(recipe, targets=args.target, checkpoint=args.checkpoint)
     fits = api.plan_fits(recipe, targets=args.target, profiles=args.profile, checkpoint=args.checkpoint)
+    warnings = api.plan_warnings(recipe, checkpoint=args.checkpoint)
     if args.json:
         streams.write_json(
             {
                 "recipe": recipe.name,
                 "targets": [item.to_json() for item in plans],
                 "fits": [vars(item) for item in fits],
+                "warnings": warnings,
             }
         )
     else:
         render.show(render.plans(recipe, plans, fits))
+        render.show_warnings(warnings)
     return 1 if any(item.refused for item in plans) or any(item.verdict == "does not fit" for item in fits) else 0
 
 

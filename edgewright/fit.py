@@ -1,6 +1,6 @@
 """Whether a plan fits a phone: what it needs at the least, against the phone's limit, before anything is built.
 
-Everything is declared, from the geometry alone, and a lower bound: what does not fit here cannot fit, what does is for
+Everything is estimated from the geometry alone, and a lower bound: what does not fit here cannot fit, what does is for
 a run to prove.
 """
 

@@ -26,6 +26,7 @@ from edgewright.report import (
     TargetReport,
     now,
     overall,
+    target_report,
     write,
 )
 
@@ -68,6 +69,16 @@ class Ledger:
         )
         write(self._folder, REPORT_JSON, self.report.model_dump_json(indent=2) + "\n")
         write(self._folder, REPORT_MD, markdown(self.report))
+
+    def enter_built(self, artifact: Path, manifest: Manifest) -> None:
+        """Put a package that was just built in the place of what was known; what was found out about the same bytes
+        still holds. Raises EdgewrightError."""
+        known = bool(manifest.validations)
+        self.enter(
+            _kept(artifact, manifest, self._earlier.get(manifest.target))
+            if known
+            else target_report(artifact, manifest, None)
+        )
 
     def _others(self) -> tuple[list[TargetReport], list[StaleArtifact]]:
         """The packages that this run has not built (yet): results that still hold, and packages that are stale."""

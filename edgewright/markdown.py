@@ -16,7 +16,8 @@ def markdown(report: Report) -> str:
     lines = [
         f"# {report.recipe.name}: {report.verdict}",
         "",
-        f"- Recipe: `{report.recipe.name}`, digest `{report.recipe.digest[:16]}`",
+        f"- Recipe: `{report.recipe.name}`, digest `{report.recipe.digest[:16]}` with all targets of the run; the "
+        "manifest of a package has the digest with its target alone",
         f"- Checkpoint: `{report.checkpoint.source}`{at}",
         f"- Made: {report.created} in {report.seconds} s on {host.cpu}, {host.cores} cores, "
         f"{size(host.memory_bytes)} memory, {host.system}",

@@ -26,7 +26,7 @@ from device_farm import AndroidProfile, IosProfile
 from edgewright import streams, text
 from edgewright.fit import PlanFit
 from edgewright.report import Report, TargetReport
-from edgewright.standing import reasons, standings
+from edgewright.standing import WEIGHTS, reasons, standings
 from edgewright.streams import plain
 from edgewright.text import size
 from recipes.schema import Recipe
@@ -85,6 +85,12 @@ def show_reasons(targets: Sequence[TargetReport]) -> None:
     for item in targets:
         for reason in reasons(item):
             show(Text(f"  {item.target}{_when(item)}: {plain(reason, lines=False)}", no_wrap=True, overflow="ignore"))
+
+
+def show_warnings(warnings: Sequence[str]) -> None:
+    """Print each on a line."""
+    for warning in warnings:
+        show(_padded(Text(f"warning: {warning}", style="yellow"), (0, 1)))
 
 
 def verdict(word: str) -> Text:
@@ -180,8 +186,8 @@ def plans(recipe: Recipe, items: Sequence[TargetPlan], fits: Sequence[PlanFit]) 
                 Text("") if at else refused,
             )
     note = (
-        f"declared: from the checkpoint's config alone, for {recipe.context.max_tokens:,} tokens of context. "
-        "A runtime may hold more: `edgewright run` measures it."
+        f"Estimated from the checkpoint's config alone, for {recipe.context.max_tokens:,} tokens of context: a package "
+        "has the tokenizer's files besides, and a runtime may hold more. `edgewright run` measures both."
     )
     notes = [note, *filter(None, [text.budget(recipe)])]
     head = Text(recipe.name, style="bold")
@@ -218,7 +224,7 @@ def manifest(found: Manifest, artifact: Path) -> RenderableType:
     checkpoint = found.checkpoint
     about = _pairs(
         [
-            ("recipe", f"{found.recipe.name}, digest {found.recipe.digest[:16]}"),
+            ("recipe", f"{found.recipe.name}{_alone(found)}, digest {found.recipe.digest[:16]}"),
             ("target", f"{found.target} ({found.family})"),
             ("checkpoint", checkpoint.source + (f" at {checkpoint.revision}" if checkpoint.revision else "")),
             ("weights", f"digest {found.weights_digest[:16]}"),
@@ -256,6 +262,11 @@ def manifest(found: Manifest, artifact: Path) -> RenderableType:
             figures.add_row(figure.name, text.figure(figure), text.obtained(figure))
         parts.append(figures)
     return Group(*parts)
+
+
+def _alone(found: Manifest) -> str:
+    """Said beside a package's digest: it is that of the recipe with one target, not of the whole as in a report."""
+    return "" if found.target == WEIGHTS else f" with target {found.target} alone"
 
 
 def _plain_values(values: Mapping[str, object]) -> str:

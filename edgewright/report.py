@@ -128,7 +128,8 @@ class StaleArtifact(_Model):
 
 
 class RecipeUsed(_Model):
-    """The recipe as it ran: targets chosen on the command line change the digest."""
+    """The recipe as it ran: targets chosen on the command line change the digest, as do those of a package alone,
+    whose manifest has the digest of the recipe with its own target."""
 
     name: str
     digest: str

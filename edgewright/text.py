@@ -122,10 +122,17 @@ def sizes(app_bytes: dict[str, int] | None, folder_bytes: int | None = None) -> 
 
 
 def scheme(target: TargetReport) -> str:
-    """What the weights are stored as: `INT4 group 32, INT8 group 32`, the largest part first."""
-    parts = sorted((group for group in target.quantization if group.bits < 16), key=lambda group: -group.parameters)
+    """What the weights are stored as: `INT4 group 32, INT8 group 32`, the largest part first.
+
+    Half precision is named from a hundredth of the parameters on: norms and biases have no other choice.
+    """
+    whole = sum(group.parameters for group in target.quantization)
+    parts = [group for group in target.quantization if group.bits < 16 or 100 * group.parameters >= whole]
     named = [
-        f"INT{group.bits} {'per channel' if group.group == 'channel' else f'group {group.group}'}" for group in parts
+        "half precision"
+        if group.bits == 16
+        else f"INT{group.bits} {'per channel' if group.group == 'channel' else f'group {group.group}'}"
+        for group in sorted(parts, key=lambda group: -group.parameters)
     ]
     return ", ".join(dict.fromkeys(named)) or "half precision"
 
@@ -138,8 +145,9 @@ def quality(target: TargetReport) -> str | None:
     if own is None or reference is None or original is None or kl is None:
         return None
     tokens, origin = target.value("golden_positions") or 0, target.held_out_text or "held-out text"
+    length = target.value("golden_length") or 0
     return (
-        f"on {tokens:,.0f} tokens of {origin}: perplexity "
+        f"on {tokens:,.0f} tokens of {origin}, up to position {length:,.0f}: perplexity "
         f"{own:.3f} as it runs, {reference:.3f} in PyTorch with the same weights, {original:.3f} there unquantized; "
         f"mean KL at least {quantity(kl, 'nat')}"
     )

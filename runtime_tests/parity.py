@@ -176,6 +176,7 @@ def parity(
         decoded_kl,
         as_shipped("decode_shipped_top1", agreement(shipped_decode.top1, expected.top_ids[..., 0]), "fraction"),
         count("golden_positions", int(golden.tokens.size)),
+        count("golden_length", golden.length),
         count("golden_positions_past_original", golden.sequences * past_original(golden, golden.length)),
         count("golden_positions_clear", int(clear.sum())),
         count("decode_positions", int(step[-1] - step[0])),

@@ -212,6 +212,17 @@ def module(spec: DecoderSpec, entry: Entry, schemes: Schemes) -> torch.nn.Module
             parts[at] = edge.rms_norm(heads, f"{prefix}self_attn.{name}_norm", spec.head_dim, spec.eps).flatten(-2)
         return torch.cat(parts, -1)
 
+    # Wide values live in functions of their own: where the dialect computes, they are gone before the next are made.
+
+    def projected(h: torch.Tensor, prefix: str) -> torch.Tensor:
+        qkv = linear(h, *(f"{prefix}self_attn.{name}_proj" for name in "qkv"))
+        return normed_heads(qkv, prefix) if spec.head_norms else qkv
+
+    def gated(h: torch.Tensor, prefix: str) -> torch.Tensor:
+        gate, up = linear(h, prefix + "mlp.gate_proj", prefix + "mlp.up_proj").split(spec.intermediate, -1)
+        out: torch.Tensor = torch.nn.functional.silu(gate) * up
+        return out
+
     class Decoder(torch.nn.Module):
         def forward(
             self, input_ids: torch.Tensor, positions: torch.Tensor, *caches: torch.Tensor
@@ -229,11 +240,8 @@ def module(spec: DecoderSpec, entry: Entry, schemes: Schemes) -> torch.nn.Module
                     h, residual = edge.rms_norm(x, p + "input_layernorm", spec.hidden, spec.eps), x
                 else:
                     h, residual = edge.add_rms_norm(x, residual, p + "input_layernorm", spec.hidden, spec.eps)
-                qkv = linear(h, p + "self_attn.q_proj", p + "self_attn.k_proj", p + "self_attn.v_proj")
-                if spec.head_norms:
-                    qkv = normed_heads(qkv, p)
                 x, key, value = edge.attention(
-                    qkv,
+                    projected(h, p),
                     *(turned if spec.rotary[i] else unturned),
                     positions,
                     caches[2 * i],
@@ -249,8 +257,7 @@ def module(spec: DecoderSpec, entry: Entry, schemes: Schemes) -> torch.nn.Module
                     written += [key, value]
                 x = linear(x, p + "self_attn.o_proj")
                 h, residual = edge.add_rms_norm(x, residual, p + "post_attention_layernorm", spec.hidden, spec.eps)
-                gate, up = linear(h, p + "mlp.gate_proj", p + "mlp.up_proj").split(spec.intermediate, -1)
-                x = linear(torch.nn.functional.silu(gate) * up, p + "mlp.down_proj")
+                x = linear(gated(h, p), p + "mlp.down_proj")
             assert residual is not None
             x, _ = edge.add_rms_norm(x, residual, "model.norm", spec.hidden, spec.eps)
             if entry.name == "hidden":

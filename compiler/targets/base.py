@@ -49,11 +49,13 @@ class BuildJob(Job):
     """A job to carry out. source: the checkpoint folder whose tokenizer and generation files travel along.
 
     calibration: token ids int32 [sequences, length] of the recipe's `quantize.calibration`; None where it has none.
+    checked: what the target's own `check` of the same job returned, which may be used up.
     """
 
     weights: PackedWeights
     source: Path
     calibration: NDArray[np.int32] | None = None
+    checked: Any = None
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,11 @@ class Target(Protocol):
     def estimate(self, job: Job) -> list[Estimate]:
         """For each component. Imports no framework."""
 
-    def check(self, job: Job) -> None:
-        """Capture every entry. Raises EdgewrightError naming each op that has no lowering; no weight is read."""
+    def check(self, job: Job) -> object:
+        """Capture every entry. Raises EdgewrightError naming each op that has no lowering; no weight is read.
+
+        What it returns is of use to `build` alone, so that nothing is lowered twice.
+        """
 
     def build(self, job: BuildJob, folder: Path, progress: Progress) -> Built:
         """Write the payload into an empty folder."""

@@ -13,7 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from artifacts import EdgewrightError, read_manifest, record_validation, staged, verify, write_manifest
+from artifacts import (
+    EdgewrightError,
+    read_manifest,
+    record_validation,
+    staged,
+    tentative_folder,
+    verify,
+    write_manifest,
+)
 from tests.artifacts.conftest import DRAFT, fill, of_schema_1, record
 
 ROOT = Path(__file__).parents[2]
@@ -297,6 +305,17 @@ def test_a_file_beyond_the_limit_of_the_shell_is_one_message(artifact: Path) -> 
         with pytest.raises(EdgewrightError, match=r"larger than this process may write .*ulimit -f"), staged(artifact):
             raise error
     assert listing(artifact.parent) == ["onnx"] and verify(artifact) == []
+
+
+def test_folders_made_in_vain_go_again(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ZeroDivisionError), tentative_folder(tmp_path / "mine" / "a" / "b"):
+        (tmp_path / "mine" / "a" / "kept").write_text("")
+        _ = 1 // 0
+    assert [path.name for path in (tmp_path / "mine" / "a").iterdir()] == ["kept"]
+    with pytest.raises(ZeroDivisionError), tentative_folder(tmp_path / "mine"):
+        _ = 1 // 0
+    assert (tmp_path / "mine").is_dir()
 
 
 def test_a_place_where_the_system_makes_no_folder_is_one_message() -> None:

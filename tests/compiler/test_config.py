@@ -11,7 +11,7 @@ import pytest
 
 from artifacts import EdgewrightError
 from compiler.checkpoint import Checkpoint, read_config
-from compiler.config import Keys
+from compiler.config import Keys, adapter_beside
 from compiler.tensors import CheckpointError
 from tests.compiler.conftest import MINISTRAL3, random_tensors, save
 
@@ -102,6 +102,6 @@ def test_an_adapter_alone_is_called_one_and_told_what_to_do(
 
 def test_an_adapter_beside_the_weights_is_known(tmp_path: Path) -> None:
     folder = save(tmp_path / "m", MINISTRAL3, random_tensors(MINISTRAL3))
-    assert Checkpoint(folder).adapter() is None
+    assert adapter_beside(folder) is None
     (folder / "adapter_model.safetensors").write_bytes(b"")
-    assert Checkpoint(folder).adapter() == "adapter_model.safetensors"
+    assert "(adapter_model.safetensors) and is not applied" in str(adapter_beside(folder))

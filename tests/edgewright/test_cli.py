@@ -259,6 +259,12 @@ def test_quiet_is_the_verdict_line_alone_when_all_is_well(edgewright, ran):
     assert out.startswith("small: ✓ passed in ") and out.count("\n") == 1
 
 
+def test_quiet_leaves_no_warning_out(edgewright, ran, monkeypatch):
+    found = ran().model_copy(update={"warnings": ("something is left out",)})
+    monkeypatch.setattr(api, "run", lambda *_, **__: found)
+    assert edgewright("run", "quickstart", "--quiet")[1].splitlines()[1:] == [" warning: something is left out"]
+
+
 def test_quiet_says_which_gate_failed_and_by_how_much(edgewright, ran, monkeypatch):
     report = ran("failed")
     target = _with_phone_check(report.targets[0], value=5e8, limit=3e8, verdict="does not fit")
@@ -401,7 +407,7 @@ def test_a_target_is_headed_by_what_an_app_ships_and_says_what_stood_in(edgewrig
 def test_inspect_shows_what_an_artifact_is(edgewright, finished):
     code, out, _ = edgewright("inspect", str(finished.folder / "onnx"))
     assert code == 0
-    for words in ("small, digest", "model.onnx.data", "rtn", "golden.safetensors"):
+    for words in ("small with target onnx alone, digest", "model.onnx.data", "rtn", "golden.safetensors"):
         assert words in out
     _, out, _ = edgewright("inspect", str(finished.folder / "onnx"), "--json")
     assert json.loads(out)["recipe"]["name"] == "small"
@@ -415,7 +421,7 @@ def test_the_two_perplexities_say_whose_they_are(edgewright, finished):
         out.split()
     )
     page = (finished.folder / "report.md").read_text()
-    assert f"tokens of {BUILT_IN}: perplexity" in page
+    assert f"tokens of {BUILT_IN}, up to position 64: perplexity" in page
     assert "as it runs" in page and "in PyTorch with the same weights" in page
     figures = {figure.name: figure.obtained for figure in finished.report.targets[0].figures}
     assert (figures["perplexity"], figures["perplexity_reference"]) == ("measured", "declared")

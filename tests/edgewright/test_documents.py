@@ -50,6 +50,14 @@ def test_an_adapter_and_stray_tensors_are_warnings_that_name_them(workplace: Wor
     assert "'lm_head.weight', 'model.layers.*.self_attn.q_proj.bias' (2)" in left
     text = (weights.parent / "out" / "small" / "report.md").read_text()
     assert adapter in text and left in text
+    assert api.plan_warnings(workplace.recipe_file, checkpoint=weights) == [adapter]
+
+
+def test_a_bad_input_leaves_no_folder(workplace: Workplace, weights: Path) -> None:
+    change_config(weights, lambda config: config.update(vocab_size="many"))
+    with pytest.raises(EdgewrightError, match="vocab_size"):
+        run(workplace, weights)
+    assert not (weights.parent / "out").exists()
 
 
 def test_nothing_is_said_of_a_checkpoint_that_is_read_whole(workplace: Workplace, weights: Path) -> None:

@@ -71,9 +71,19 @@ def test_a_run_writes_its_verdict_into_the_manifest(finished):
     assert verify(finished.folder / "onnx") == []
 
 
+def test_what_was_found_out_holds_for_the_same_bytes_built_again(workplace, again):
+    fail(again / "onnx")
+    report = api.run(workplace.recipe_file, out=again.parent, validate=False)
+    (found,) = report.targets
+    assert report.verdict == found.verdict == read_manifest(again / "onnx").verdict == "failed"
+    assert found.kept and verify(again / "onnx") == []
+
+
 def test_without_validation_the_manifest_says_so(workplace, again):
-    api.run(workplace.recipe_file, out=again.parent, validate=False)
-    assert read_manifest(again / "onnx").verdict == "not validated"
+    fail(again / "onnx")
+    shorter = workplace.recipe(lambda text: text.replace("max_tokens: 64", "max_tokens: 48"))
+    report = api.run(shorter, out=again.parent, validate=False)
+    assert report.verdict == read_manifest(again / "onnx").verdict == "not validated"
 
 
 def test_a_run_of_one_target_keeps_what_is_true_of_the_others(workplace, finished, again):
@@ -147,8 +157,9 @@ def test_a_run_that_ends_in_the_middle_leaves_no_report_of_what_is_gone(workplac
         raise MissingTool("onnxruntime is not installed")
 
     monkeypatch.setattr(api, "_validated", missing)
+    shorter = workplace.recipe(lambda text: text.replace("max_tokens: 64", "max_tokens: 48"))
     with pytest.raises(MissingTool):
-        api.run(workplace.recipe_file, out=again.parent)
+        api.run(shorter, out=again.parent)
     report = on_disk(again)
     assert report.verdict == "not validated" and report.targets[0].checks == ()
     assert report.targets[0].manifest == read_manifest(again / "onnx").identity

@@ -102,3 +102,14 @@ def test_markdown_tables_are_well_formed(finished):
             columns = line.count("|")
             assert above.replace("\\|", "").count("|") == columns == below.replace("\\|", "").count("|")
     assert "{" not in markdown(finished.report)
+
+
+def test_half_precision_is_named_where_it_is_more_than_norms(finished):
+    target = finished.report.targets[0]
+    (first, *_) = target.quantization
+    whole = sum(group.parameters for group in target.quantization)
+    for parameters, named in ((whole // 200, False), (whole, True)):
+        half = first.model_copy(update={"bits": 16, "group": None, "method": "none", "parameters": parameters})
+        others = tuple(group for group in target.quantization if group.bits < 16)
+        found = text.scheme(target.model_copy(update={"quantization": (*others, half)}))
+        assert ("half precision" in found) == named

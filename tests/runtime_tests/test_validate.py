@@ -56,6 +56,7 @@ def test_every_figure_says_how_it_was_obtained_and_has_a_unit(good: Validation) 
     assert all(item.unit for item in good.figures)
     declared = {item.name for item in good.figures if item.obtained == "declared"}
     assert declared == {
+        "golden_length",
         *("golden_positions", "golden_positions_past_original", "golden_positions_clear"),
         *("decode_positions", "decode_positions_past_original", "host_prompt_tokens"),
         *("perplexity_original", "perplexity_reference"),  # PyTorch's, not the runtime's

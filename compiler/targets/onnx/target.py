@@ -65,12 +65,12 @@ class OnnxTarget:
         app = dict.fromkeys(_PLATFORMS, weights + tables)
         return Estimate(component.name, weights + tables, weights, states, live * 4, app, copied)
 
-    def check(self, job: Job) -> None:
-        """Lower every graph of the package, without weights."""
+    def check(self, job: Job) -> object:
+        """Lower every graph of the package, without weights. Returns them, unless they depend on what is measured."""
         from compiler.targets.onnx.layout import lower
 
-        for plan in _packaging(job).plans(job, None):
-            lower(job, plan)
+        found = [lower(job, plan) for plan in _packaging(job).plans(job, None)]
+        return found if job.options.kv_bits != 8 else None
 
     def build(self, job: BuildJob, folder: Path, progress: Progress) -> Built:
         """Write graphs, their external data, the tokenizer's files and what the model's ecosystem wants."""
@@ -96,8 +96,8 @@ class OnnxTarget:
         reader = SlotReader(job.weights, advance)
         data: dict[str, ExternalData] = {}
         graphs = []
-        for plan in packaging.plans(job, cache):
-            lowered = lower(job, plan)
+        for at, plan in enumerate(packaging.plans(job, cache)):
+            lowered = job.checked[at] if job.checked else lower(job, plan)
             if plan.data not in data:
                 data[plan.data] = ExternalData(folder / plan.data)
             bind(lowered.model.graph, lowered.weights, data[plan.data], reader, plan.inline)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,7 @@ from compiler.targets.tvm.triples import Triple
 
 PARAMETERS = "params.bin"
 _PACKAGE = "compiler.targets.tvm"
-_LIBRARY_BYTES = 1_500_000
-_PLATFORMS = ("android", "ios")
+_CODE_BYTES = {"shared": 500_000, "archive": 950_000}  # of a variant of a small decoder; a bit more for each layer
 
 
 class TvmTarget:
@@ -65,7 +65,7 @@ class TvmTarget:
         return [self._estimate(job, component) for component in job.model.components]
 
     def _estimate(self, job: Job, component: Component) -> Estimate:
-        options, scale_bytes = job.options, 2 if job.options.scales == "float16" else 4
+        scale_bytes = 2 if job.options.scales == "float16" else 4
         found = 0
         for slot in component.slots:
             scheme = job.schemes.get(slot.name, HALF)
@@ -82,24 +82,29 @@ class TvmTarget:
             sizes |= {d: narrowed[key].high for d in sizes if (key := (component.name, entry.name, d)) in narrowed}
             live = max(live, component.live(entry, sizes))
         live += max((s.rows * s.columns for s in component.slots if s.kind == "convolution"), default=0)
-        libraries = (2 + len(options.triples) * len(options.features)) * _LIBRARY_BYTES
-        app = found + tables + len(options.features) * _LIBRARY_BYTES
-        platforms = [name for name in _PLATFORMS if any(name in triple for triple in options.triples)]
+        code: dict[str, int] = {}
+        for machine in _machines(job) if component is job.model.components[0] else ():  # one library holds them all
+            code[machine.system] = code.get(machine.system, 0) + len(machine.variants) * _CODE_BYTES[machine.container]
+        phones = {machine.system for machine in _machines(job)} - {"linux"}
         return Estimate(
             component.name,
-            file_bytes=found + tables + libraries,
+            file_bytes=found + tables + sum(code.values()),
             weight_bytes=found + tables,
             state_bytes=states,
             activation_bytes=live * 4,
-            app_bytes=dict.fromkeys(platforms, app),
+            app_bytes={system: found + tables + code.get(system, 0) for system in sorted(phones)},
         )
 
-    def check(self, job: Job) -> None:
-        """Capture every function and lower it, in processes of their own, for the best variant of this machine."""
+    def check(self, job: Job) -> object:
+        """Capture every function and lower it, in processes of their own, for the best variant of this machine.
+
+        Returns what was captured.
+        """
         packaging = _packaging(job)
         functions = packaging.functions(job)
         captured = workers.capture_graphs(job, functions, packaging.narrowed(job))
         workers.check_lowering(functions, captured, job, triples.host().variants[0].isa)
+        return captured
 
     def build(self, job: BuildJob, folder: Path, progress: Progress) -> Built:
         """Write params.bin, the libraries, tokenizer files, and what the packaging adds; see the module's docstring."""
@@ -113,11 +118,10 @@ class TvmTarget:
 
         packaging = _packaging(job)
         functions, narrowed = packaging.functions(job), packaging.narrowed(job)
-        # first, since it may find what is not lowered
-        captured = workers.capture_graphs(job, functions, narrowed)
+        captured: Captured = job.checked or workers.capture_graphs(job, functions, narrowed)
         tensors = weights.tensors(job, weights.tables_of(captured), advance)
         digest = params.write(folder / PARAMETERS, tensors)
-        machines = [triples.host(), *(triples.parse(name, job.options.features) for name in job.options.triples)]
+        machines = _machines(job)
         description = {**packaging.described(job, captured), "params_digest": digest}
         libraries = self._libraries(job, captured, tensors, machines, description, folder, progress)
         packaging.write(job, folder, machines)
@@ -176,6 +180,15 @@ class TvmTarget:
                 if packed:
                     link.static_archive(folder / machine.name / "libmodel.a", packed, machine)
         return built
+
+
+def _machines(job: Job) -> list[Triple]:
+    """This machine and those of the job's triples that are known; `refusals` names the others."""
+    found = [triples.host()]
+    for name in job.options.triples:
+        with suppress(ValueError):
+            found.append(triples.parse(name, job.options.features))
+    return found
 
 
 def _packaging(job: Job) -> Packaging:
