@@ -9,6 +9,7 @@ and must not add to them here.
     embedding(ids, slot, rows, columns, bits, group, symmetric)  y = W[ids]
     rms_norm(x, slot, columns, eps)                              y = x / rms(x) * w
     add_rms_norm(x, residual, slot, columns, eps)                s = x + residual; (rms_norm(s), s)
+    layer_norm(x, slot, columns, eps)                            y = (x - mean(x)) / std(x) * w; `bias` adds the rest
     rotary(positions, inv_freq, attention_factor)                cos, sin [batch, seq, head_dim / 2]
     attention(qkv, cos, sin, positions, key_cache, value_cache, heads, kv_heads, head_dim, scale,
               query_beta, query_period)                          out, key_cache, value_cache
@@ -49,6 +50,7 @@ _library.define(f"linear(Tensor x, str[] slots, int[] rows, int columns, {_SCHEM
 _library.define(f"embedding(Tensor ids, str slot, int rows, int columns, {_SCHEME}) -> Tensor")
 _library.define("rms_norm(Tensor x, str slot, int columns, float eps) -> Tensor")
 _library.define("add_rms_norm(Tensor x, Tensor residual, str slot, int columns, float eps) -> (Tensor, Tensor)")
+_library.define("layer_norm(Tensor x, str slot, int columns, float eps) -> Tensor")
 _library.define("rotary(Tensor positions, float[] inv_freq, float attention_factor) -> (Tensor, Tensor)")
 _library.define(
     "attention(Tensor qkv, Tensor cos, Tensor sin, Tensor positions, Tensor key_cache, Tensor value_cache, "
@@ -176,6 +178,16 @@ def _add_rms_norm(x: Tensor, residual: Tensor, slot: str, columns: int, eps: flo
 @torch.library.register_fake("edge::add_rms_norm")
 def _(x: Tensor, residual: Tensor, slot: str, columns: int, eps: float) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(x)
+
+
+@torch.library.impl(_library, "layer_norm", "CPU")
+def _layer_norm(x: Tensor, slot: str, columns: int, eps: float) -> Tensor:
+    return torch.nn.functional.layer_norm(x, (columns,), _rows(slot).to(x.dtype), None, eps)
+
+
+@torch.library.register_fake("edge::layer_norm")
+def _(x: Tensor, slot: str, columns: int, eps: float) -> Tensor:
+    return torch.empty_like(x)
 
 
 @torch.library.impl(_library, "rotary", "CPU")

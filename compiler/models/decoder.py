@@ -2,14 +2,15 @@
 
 Pre-norm blocks of grouped-query attention and a gated SiLU MLP; biases, norms of queries and keys, and layers without
 rotary positions as the geometry says (`decoder_spec.py`). The graph is written in the edge dialect and holds no
-weights; `slots` names them all. Rotary frequencies come from
+weights; `slots` names them all. Families that put more than text into a decoder enter it by embeddings instead of token
+ids (`Way`). Rotary frequencies come from
 `transformers`' own functions (ROPE_INIT_FUNCTIONS), so YaRN's truncation is theirs to the letter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,39 +18,67 @@ from pydantic import JsonValue
 
 from compiler.models.base import Component, Entry, Heads, Model, Port, scheme_arguments
 from compiler.models.decoder_spec import MODEL_TYPES, WRAPPERS, DecoderSpec, read_spec
+from compiler.models.layers import linears
 from compiler.slots import Schemes, Slot
 from compiler.tensors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MODEL_TYPES", "WRAPPERS", "DecoderSpec", "head_slot", "read", "read_spec", "rotary_frequencies", "slots"]
+__all__ = [
+    "MODEL_TYPES",
+    "WRAPPERS",
+    "DecoderSpec",
+    "Way",
+    "component",
+    "head_slot",
+    "read",
+    "read_spec",
+    "rotary_frequencies",
+    "slots",
+]
 
 _PREFIXES = ("model.", "language_model.model.", "model.language_model.")
 _NOT_OF_ROPE = ("llama_4_scaling_beta", "max_position_embeddings")  # Ministral-3 keeps them in rope_parameters
 
 
-def slots(spec: DecoderSpec, tensors: Collection[str] | None = None) -> list[Slot]:
-    """All slots in the order in which the graph reads them; a tied head has none of its own.
+@dataclass(frozen=True)
+class Way:
+    """The way into a decoder, and what its slots are called.
+
+    embedded: it is entered by embeddings [batch, tokens, hidden]. The table that made them belongs to another component,
+    and a tied head is a second slot over its tensor, because names of slots are unique in a model.
+    prefix: of the slots' names; where `embedded`, of the tensors' too.
+    """
+
+    embedded: bool = False
+    prefix: str = "model."
+
+
+_BY_IDS = Way()
+
+
+def slots(spec: DecoderSpec, tensors: Collection[str] | None = None, way: Way = _BY_IDS) -> list[Slot]:
+    """All slots in the order in which the graph reads them; entered by ids, a tied head has none of its own.
 
     tensors: names in the checkpoint, to find the prefix of the text side (default: the plain one).
     """
-    prefix = "model."
-    if tensors is not None:
+    prefix = way.prefix
+    if tensors is not None and not way.embedded:
         found = [p for p in _PREFIXES if f"{p}embed_tokens.weight" in tensors]
         if not found:
             raise CheckpointError("the checkpoint has no tensor named model.embed_tokens.weight: not a text decoder?")
         prefix = found[0]
 
     def slot(name: str, rows: int, columns: int, kind: Literal["linear", "embedding", "norm"]) -> Slot:
-        return Slot(f"model.{name}", f"{prefix}{name}.weight", rows, columns, kind)
+        return Slot(f"{way.prefix}{name}", f"{prefix}{name}.weight", rows, columns, kind)
 
     def projection(name: str, rows: int, columns: int) -> Iterator[Slot]:
         yield slot(name, rows, columns, "linear")
         if name.rsplit(".", 1)[-1] in spec.biases:
-            yield Slot(f"model.{name}.bias", f"{prefix}{name}.bias", 1, rows, "bias")
+            yield Slot(f"{way.prefix}{name}.bias", f"{prefix}{name}.bias", 1, rows, "bias")
 
-    found_slots = [slot("embed_tokens", spec.vocab, spec.hidden, "embedding")]
+    found_slots = [] if way.embedded else [slot("embed_tokens", spec.vocab, spec.hidden, "embedding")]
     for i in range(spec.layers):
         layer = f"layers.{i}."
         found_slots += [
@@ -68,17 +97,17 @@ def slots(spec: DecoderSpec, tensors: Collection[str] | None = None) -> list[Slo
             *projection(layer + "mlp.down_proj", spec.hidden, spec.intermediate),
         ]
     found_slots.append(slot("norm", 1, spec.hidden, "norm"))
-    if not spec.tied:
-        head = "lm_head.weight"
-        if tensors is not None and head not in tensors:
+    if way.embedded or not spec.tied:
+        head = f"{prefix}embed_tokens.weight" if spec.tied else "lm_head.weight"
+        if tensors is not None and head not in tensors and not way.embedded:
             head = "language_model.lm_head.weight"
         found_slots.append(Slot("lm_head", head, spec.vocab, spec.hidden, "linear"))
     return found_slots
 
 
-def fused_projections(spec: DecoderSpec) -> list[list[str]]:
+def fused_projections(spec: DecoderSpec, prefix: str = "model.") -> list[list[str]]:
     """Slots that one matmul may serve: q, k, v and gate, up of every layer."""
-    layers = [f"model.layers.{i}." for i in range(spec.layers)]
+    layers = [f"{prefix}layers.{i}." for i in range(spec.layers)]
     attention = [[f"{p}self_attn.{m}_proj" for m in "qkv"] for p in layers]
     return attention + [[f"{p}mlp.{m}_proj" for m in ("gate", "up")] for p in layers]
 
@@ -106,47 +135,21 @@ def rotary_frequencies(spec: DecoderSpec) -> tuple[list[float], float]:
     return inverse.tolist(), float(factor)
 
 
-def head_slot(spec: DecoderSpec) -> str:
+def head_slot(spec: DecoderSpec, way: Way = _BY_IDS) -> str:
     """The slot that turns hidden states into logits."""
-    return "model.embed_tokens" if spec.tied else "lm_head"
+    return f"{way.prefix}embed_tokens" if spec.tied and not way.embedded else "lm_head"
 
 
 def read(config: Mapping[str, Any], tensors: Collection[str] | None, max_tokens: int) -> Model:
     """The model of a checkpoint: one component, its cache as states. See `base.Family`."""
     spec = read_spec(config)
-    if max_tokens > spec.max_positions:
-        raise CheckpointError(
-            f"context.max_tokens is {max_tokens}, the checkpoint knows {spec.max_positions} positions"
-        )
-    ids = (
-        Port("input_ids", "int64", ("batch", "tokens"), below=spec.vocab),
-        Port("positions", "int64", ("batch", "tokens"), below=max_tokens, counts=True),
-    )
-    last, every = (Port("logits", "float32", ("batch", n, spec.vocab)) for n in (1, "tokens"))
-    hidden = Port("hidden", "float32", ("batch", "tokens", spec.hidden))
-    one, many = ({"batch": (1, 1), "tokens": (1, most)} for most in (1, max_tokens))
-    cache = (1, spec.kv_heads, max_tokens, spec.head_dim)
-    layers = [f"model.layers.{i}." for i in range(spec.layers)]
-    decoder = Component(
-        name="decoder",
-        slots=tuple(slots(spec, tensors)),
-        entries=(
-            Entry("prefill", ids, (last,), many),
-            Entry("decode", ids, (last,), one),
-            Entry("score", ids, (every,), many, shipped=False),
-            Entry("hidden", ids, (hidden,), many, shipped=False, keeps=False),
-        ),
-        module=partial(module, spec),
-        live=partial(live, spec),
-        states=tuple(
-            Port(f"{kind}_cache_{i}", "float32", cache) for i in range(spec.layers) for kind in ("key", "value")
-        ),
-        fused=tuple(tuple(names) for names in fused_projections(spec)),
-        cuts=(*layers, "model.norm"),
-        attention=Heads(spec.heads, spec.kv_heads, spec.head_dim),
-        head=head_slot(spec),
-    )
-    constants: dict[str, JsonValue] = {
+    decoder = component(spec, tensors, max_tokens)
+    return Model("decoder", (decoder,), "text", constants(spec, max_tokens), asdict(spec), _text_config(config))
+
+
+def constants(spec: DecoderSpec, max_tokens: int) -> dict[str, JsonValue]:
+    """What an app must know of a text decoder."""
+    return {
         "max_tokens": max_tokens,
         "vocab_size": spec.vocab,
         "bos": spec.bos,
@@ -154,7 +157,48 @@ def read(config: Mapping[str, Any], tensors: Collection[str] | None, max_tokens:
         "max_positions": spec.max_positions,
         "original_positions": spec.original_positions,
     }
-    return Model("decoder", (decoder,), "text", constants, asdict(spec), _text_config(config))
+
+
+def component(spec: DecoderSpec, tensors: Collection[str] | None, max_tokens: int, way: Way = _BY_IDS) -> Component:
+    """The decoder with its caches; entries prefill, decode, score and hidden. tensors: see `slots`.
+
+    Raises CheckpointError for a context that the checkpoint has no positions for.
+    """
+    if max_tokens > spec.max_positions:
+        raise CheckpointError(
+            f"context.max_tokens is {max_tokens}, the checkpoint knows {spec.max_positions} positions"
+        )
+    entered = Port("input_ids", "int64", ("batch", "tokens"), below=spec.vocab)
+    if way.embedded:
+        entered = Port("embeddings", "float32", ("batch", "tokens", spec.hidden))
+    inputs = (
+        entered,
+        Port("positions", "int64", ("batch", "tokens"), below=max_tokens, counts=True),
+    )
+    last, every = (Port("logits", "float32", ("batch", n, spec.vocab)) for n in (1, "tokens"))
+    hidden = Port("hidden", "float32", ("batch", "tokens", spec.hidden))
+    one, many = ({"batch": (1, 1), "tokens": (1, most)} for most in (1, max_tokens))
+    cache = (1, spec.kv_heads, max_tokens, spec.head_dim)
+    layers = [f"{way.prefix}layers.{i}." for i in range(spec.layers)]
+    return Component(
+        name="decoder",
+        slots=tuple(slots(spec, tensors, way)),
+        entries=(
+            Entry("prefill", inputs, (last,), many),
+            Entry("decode", inputs, (last,), one),
+            Entry("score", inputs, (every,), many, shipped=False),
+            Entry("hidden", inputs, (hidden,), many, shipped=False, keeps=False),
+        ),
+        module=partial(module, spec, way),
+        live=partial(live, spec),
+        states=tuple(
+            Port(f"{kind}_cache_{i}", "float32", cache) for i in range(spec.layers) for kind in ("key", "value")
+        ),
+        fused=tuple(tuple(names) for names in fused_projections(spec, way.prefix)),
+        cuts=(*layers, f"{way.prefix}norm"),
+        attention=Heads(spec.heads, spec.kv_heads, spec.head_dim),
+        head=head_slot(spec, way),
+    )
 
 
 def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,10 +222,11 @@ def live(spec: DecoderSpec, entry: Entry, sizes: Mapping[str, int]) -> int:
     return tokens * wide + rows * spec.vocab
 
 
-def module(spec: DecoderSpec, entry: Entry, schemes: Schemes) -> torch.nn.Module:
+def module(spec: DecoderSpec, way: Way, entry: Entry, schemes: Schemes) -> torch.nn.Module:
     """The decoder as a module of edge ops, without parameters.
 
-    forward(input_ids int64 [batch, tokens], positions int64 [batch, tokens], *caches) -> (out, *caches); a cache is
+    forward(input_ids int64 [batch, tokens], positions int64 [batch, tokens], *caches) -> (out, *caches); where it is
+    entered by embeddings, float32 [batch, tokens, hidden] in the place of the ids. A cache is
     [batch, kv_heads, max_tokens, head_dim], key and value of every layer in turn. out by the entry's name: logits
     float32 [batch, 1, vocab] of the last position (prefill, decode), [batch, tokens, vocab] (score), or the normalized
     states [batch, tokens, hidden] before the head, and no caches (hidden).
@@ -191,18 +236,8 @@ def module(spec: DecoderSpec, entry: Entry, schemes: Schemes) -> torch.nn.Module
 
     from compiler.dialect import edge
 
-    sizes = {s.name: (s.rows, s.columns) for s in slots(spec)}
+    linear = linears(slots(spec, way=way), schemes)
     inv_freq, attention_factor = rotary_frequencies(spec)
-
-    def linear(x: torch.Tensor, *names: str) -> torch.Tensor:
-        found = {scheme_arguments(schemes, n) for n in names}
-        if len(found) > 1:
-            return torch.cat([linear(x, n) for n in names], -1)
-        rows = [sizes[n][0] for n in names]
-        out: torch.Tensor = edge.linear(x, list(names), rows, sizes[names[0]][1], *found.pop())
-        if f"{names[0]}.bias" in sizes:
-            out = edge.bias(out, [f"{n}.bias" for n in names], rows, -1)
-        return out
 
     def normed_heads(qkv: torch.Tensor, prefix: str) -> torch.Tensor:
         """Queries and keys normalized head by head."""
@@ -223,19 +258,23 @@ def module(spec: DecoderSpec, entry: Entry, schemes: Schemes) -> torch.nn.Module
         out: torch.Tensor = torch.nn.functional.silu(gate) * up
         return out
 
+    def embedded(ids: torch.Tensor) -> torch.Tensor:
+        table = f"{way.prefix}embed_tokens"
+        out: torch.Tensor = edge.embedding(ids, table, spec.vocab, spec.hidden, *scheme_arguments(schemes, table))
+        return out
+
     class Decoder(torch.nn.Module):
         def forward(
-            self, input_ids: torch.Tensor, positions: torch.Tensor, *caches: torch.Tensor
+            self, entered: torch.Tensor, positions: torch.Tensor, *caches: torch.Tensor
         ) -> tuple[torch.Tensor, ...]:
-            table = "model.embed_tokens"
-            x = edge.embedding(input_ids, table, spec.vocab, spec.hidden, *scheme_arguments(schemes, table))
+            x = entered if way.embedded else embedded(entered)
             turned = edge.rotary(positions, inv_freq, attention_factor)
             # a layer that turns nothing is turned by no angle: attention stays one op
             unturned = turned if all(spec.rotary) else edge.rotary(positions, [0.0] * len(inv_freq), 1.0)
             residual = None
             written: list[torch.Tensor] = []
             for i in range(spec.layers):
-                p = f"model.layers.{i}."
+                p = f"{way.prefix}layers.{i}."
                 if residual is None:
                     h, residual = edge.rms_norm(x, p + "input_layernorm", spec.hidden, spec.eps), x
                 else:
@@ -259,11 +298,11 @@ def module(spec: DecoderSpec, entry: Entry, schemes: Schemes) -> torch.nn.Module
                 h, residual = edge.add_rms_norm(x, residual, p + "post_attention_layernorm", spec.hidden, spec.eps)
                 x = linear(gated(h, p), p + "mlp.down_proj")
             assert residual is not None
-            x, _ = edge.add_rms_norm(x, residual, "model.norm", spec.hidden, spec.eps)
+            x, _ = edge.add_rms_norm(x, residual, f"{way.prefix}norm", spec.hidden, spec.eps)
             if entry.name == "hidden":
                 return x, *written
             if entry.name != "score":
                 x = x[:, -1:]
-            return linear(x, head_slot(spec)), *written
+            return linear(x, head_slot(spec, way)), *written
 
     return Decoder()

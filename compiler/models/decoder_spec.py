@@ -80,13 +80,14 @@ class DecoderSpec:
         return self.query_width + 2 * self.kv_width
 
 
-def read_spec(config: Mapping[str, Any]) -> DecoderSpec:
+def read_spec(config: Mapping[str, Any], wrapped: bool = False) -> DecoderSpec:
     """Geometry from a Hugging Face config (its text side where it wraps one).
 
+    wrapped: it does, whatever its own `model_type`.
     Raises CheckpointError naming the key when the config is not of this family, or a value is not what it must be.
     """
     outer = inner = Keys(config)
-    if config.get("model_type") in WRAPPERS:
+    if wrapped or config.get("model_type") in WRAPPERS:
         inner = outer.section("text_config")
         if "text_config" not in outer:
             raise outer.error("text_config", f"must be an object in a {config.get('model_type')} config")

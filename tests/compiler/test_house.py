@@ -11,7 +11,13 @@ GEOMETRY = re.compile(
     r"DecoderSpec|read_spec|models\.decoder|models import decoder|vocab_size|num_\w*(layers|heads)|hidden_size"
     r"|intermediate_size|rope_\w+"
 )
-FAMILY = ("compiler/models/decoder.py", "compiler/models/decoder_spec.py", "runtime_tests/drivers/text.py")
+FAMILY = (
+    "compiler/models/decoder.py",
+    "compiler/models/decoder_spec.py",
+    "compiler/models/siglip.py",  # the keys of a tower have the same names
+    "compiler/models/smolvlm2.py",
+    "runtime_tests/drivers/text.py",
+)
 KNOW = {
     "compiler/drivers/text.py": "text for calibration and golden vectors",
     "compiler/golden.py": "golden vectors of a text decoder",

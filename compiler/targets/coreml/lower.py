@@ -5,6 +5,7 @@
 | linear | linear over constexpr_blockwise_shift_scale (iOS 17: constexpr_affine_dequantize); at 16 bits over a const |
 | embedding | gather of rows of the same constexpr |
 | rms_norm, add_rms_norm | mul, reduce_mean, rsqrt, mul in float32, whatever the compute precision |
+| layer_norm | layer_norm in float32 |
 | rotary | gather from two small float32 tables, combined by the angle-sum formulas |
 | attention | slice_update of the cache (iOS 17: scatter), scaled_dot_product_attention (iOS 17: matmul, softmax) |
 
@@ -143,6 +144,14 @@ def _add_rms_norm(context: Any, node: Any) -> None:
     x, residual, slot, _, eps = _arguments(context, node)
     total = mb.add(x=x, y=residual, name=f"{node.name}_sum")
     context.add((_normalized(total, slot, eps, node.name), total), node.name)
+
+
+def _layer_norm(context: Any, node: Any) -> None:
+    x, slot, _, eps = _arguments(context, node)
+    gain = _active.get().weights.rows(slot).astype(np.float32)
+    context.add(
+        mb.layer_norm(x=x, axes=[-1], gamma=gain, epsilon=np.float32(eps), name=f"{FLOAT32}{node.name}"), node.name
+    )
 
 
 def rotary_tables(inv_freq: list[float], max_tokens: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -339,6 +348,7 @@ _TABLE: Mapping[str, Callable[[Any, Any], None]] = {
     "embedding": _embedding,
     "rms_norm": _rms_norm,
     "add_rms_norm": _add_rms_norm,
+    "layer_norm": _layer_norm,
     "rotary": _rotary,
     "attention": _attention,
     "bias": _bias,
@@ -351,6 +361,7 @@ _SCHEMAS: Mapping[str, tuple[bool, ...]] = {
     "embedding": (True, *[False] * 6),
     "rms_norm": (True, False, False, False),
     "add_rms_norm": (True, True, False, False, False),
+    "layer_norm": (True, False, False, False),
     "rotary": (True, False, False),
     "attention": (*[True] * 6, *[False] * 6),
     "bias": (True, False, False, False),

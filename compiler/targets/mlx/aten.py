@@ -251,6 +251,10 @@ def meshgrid(axes: Sequence[Array], indexing: str = "ij") -> Sequence[Array]:
     return mx.meshgrid(*axes, indexing=indexing)
 
 
+def arange(end: int, **_: Any) -> Array:
+    return mx.arange(end)
+
+
 def linspace(start: float, end: float, steps: int, **_: Any) -> Array:
     return mx.linspace(start, end, steps)
 
@@ -330,6 +334,7 @@ ATEN: dict[str, Callable[..., Any]] = {
     "aten.pad.default": pad,
     "aten.constant_pad_nd.default": lambda x, widths, value=0: pad(x, widths, value=value),
     "aten.meshgrid.indexing": meshgrid,
+    "aten.arange.default": arange,
     "aten.linspace.default": linspace,
     "aten.clone.default": _same,
     "aten.contiguous.default": _same,

@@ -5,6 +5,7 @@
 | linear | quantized_matmul for each slot; matmul at 16 bits |
 | embedding | dequantize of the rows looked up |
 | rms_norm, add_rms_norm | fast.rms_norm |
+| layer_norm | fast.layer_norm |
 | bias | addition |
 | convolution | dequantize of the whole weight, conv_general |
 | rotary, attention | fast.rope, slice_update into the caches, fast.scaled_dot_product_attention |
@@ -90,6 +91,11 @@ def add_rms_norm(
 ) -> tuple[mx.array, mx.array]:
     total = (x.joined() if isinstance(x, Parts) else x) + residual
     return mx.fast.rms_norm(total, weights[f"{slot}.weight"], eps), total
+
+
+def layer_norm(weights: Weights, x: mx.array | Parts, slot: str, columns: int, eps: float) -> mx.array:
+    whole = x.joined() if isinstance(x, Parts) else x
+    return mx.fast.layer_norm(whole, weights[f"{slot}.weight"], None, eps)
 
 
 def rotary(weights: Weights, positions: mx.array, inv_freq: list[float], factor: float) -> tuple[Rotation, Rotation]:
@@ -178,6 +184,7 @@ EDGE: dict[str, Callable[..., Any]] = {
     "edge.embedding.default": embedding,
     "edge.rms_norm.default": rms_norm,
     "edge.add_rms_norm.default": add_rms_norm,
+    "edge.layer_norm.default": layer_norm,
     "edge.rotary.default": rotary,
     "edge.attention.default": attention,
     "edge.bias.default": bias,

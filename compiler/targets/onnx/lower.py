@@ -5,8 +5,9 @@
 | linear | com.microsoft::MatMulNBits; FusedMatMul at 16 bits |
 | embedding | com.microsoft::GatherBlockQuantized over the bytes of a tied head; Gather at 16 bits |
 | convolution | DequantizeLinear of the packed bytes, Conv; at 16 bits Conv |
-| bias | the kernel's own bias behind a Conv, else Add |
+| bias | the kernel's own bias behind a Conv, MatMulNBits or LayerNormalization, else Add |
 | rms_norm, add_rms_norm | SimplifiedLayerNormalization, com.microsoft::SkipSimplifiedLayerNormalization |
+| layer_norm | LayerNormalization |
 | rotary, attention | com.microsoft::GroupQueryAttention (`attention.py`) |
 | x * sigmoid(x) | com.microsoft::QuickGelu |
 
@@ -229,6 +230,10 @@ def _convolution(low: Lowering, node: ir.Node) -> Values:
     return low.op("Conv", [_x(node), *low.op("Reshape", [values, sizes])], **settings)
 
 
+# kernels with a bias of their own: which input it is, and along which axis of the output
+_BIASED = {"Conv": (2, 1), "MatMulNBits": (5, -1), "LayerNormalization": (2, -1)}
+
+
 def _bias(low: Lowering, node: ir.Node) -> Values:
     a = arguments(node)
     x = _x(node)
@@ -236,8 +241,9 @@ def _bias(low: Lowering, node: ir.Node) -> Values:
     name, count, axis = "+".join(a["slots"]), sum(a["rows"]), a["axis"] % len(x.shape)
     kernel = x.producer()
     if kernel is not None and len(x.uses()) == 1 and not x.is_graph_output():
-        place, wanted = {"Conv": (2, 1), "MatMulNBits": (5, len(x.shape) - 1)}.get(kernel.op_type, (0, None))
-        if axis == wanted and len(kernel.inputs) <= place:
+        place, wanted = _BIASED.get(kernel.op_type, (0, 0))
+        wanted %= len(x.shape)
+        if place and axis == wanted and len(kernel.inputs) <= place:
             kernel.resize_inputs(place + 1)
             kernel.replace_input_with(place, low.values(a["slots"], [count]))
             return (x,)
@@ -261,6 +267,11 @@ def _add_rms_norm(low: Lowering, node: ir.Node) -> Values:
     return normed, total
 
 
+def _layer_norm(low: Lowering, node: ir.Node) -> Values:
+    a = arguments(node)
+    return low.op("LayerNormalization", [_x(node), low.values([a["slot"]], [a["columns"]])], axis=-1, epsilon=a["eps"])
+
+
 TABLE: dict[str, Callable[[Lowering, ir.Node], Values]] = {
     "linear": _linear,
     "embedding": _embedding,
@@ -268,4 +279,5 @@ TABLE: dict[str, Callable[[Lowering, ir.Node], Values]] = {
     "bias": _bias,
     "rms_norm": _rms_norm,
     "add_rms_norm": _add_rms_norm,
+    "layer_norm": _layer_norm,
 }

@@ -5,6 +5,7 @@
 | linear | `dot.quantize` + `dot.matmul` (int8 activations), or `exact.arrange` + `exact.matmul` |
 | embedding | `pointwise.embedding`, over the same tensors as a tied head |
 | rms_norm, add_rms_norm | `pointwise.rms_norm` |
+| layer_norm | `pointwise.layer_norm` |
 | rotary | `pointwise.look_up` in tables of the parameter file |
 | attention | `attention.append`, in place, then `attention.attend` |
 | bias | an addition |
@@ -113,6 +114,7 @@ class Lowering:
             "edge.embedding.default": self.embedding,
             "edge.rms_norm.default": self.rms_norm,
             "edge.add_rms_norm.default": self.add_rms_norm,
+            "edge.layer_norm.default": self.layer_norm,
             "edge.rotary.default": self.rotary,
             "edge.attention.default": self.attention,
             "edge.bias.default": self.bias,
@@ -259,6 +261,16 @@ class Lowering:
         out = ((1, count, columns), "float32")
         found = self._several(importer, kernel, [*inputs, self.variables[slot]], *([out] * len(inputs)))
         return [self._shaped(importer, y, given[0]) for y in found]
+
+    def layer_norm(self, node: Node, importer: Any) -> Expr:
+        given, slot, columns, eps = importer.retrieve_args(node)
+        x = self._rows(importer, given)
+        count, tokens = x.ty.shape[1], self._tokens(x.ty.shape[1])
+        kernel = self.kernels.get(
+            f"layer_norm_{columns}_{_suffix(tokens)}", lambda n: pointwise.layer_norm(n, tokens, columns, eps), eps
+        )
+        found = self._call(importer, kernel, [x, self.variables[slot]], ((1, count, columns), "float32"))
+        return self._shaped(importer, found, given)
 
     def rotary(self, node: Node, importer: Any) -> list[Expr]:
         given, table = importer.retrieve_args(node)[0], frequencies_of(self._plain[node.name])

@@ -74,6 +74,46 @@ def rms_norm(name: str, tokens: Expr, columns: int, eps: float, add: bool) -> Ex
     return prim_func(name, body)
 
 
+def layer_norm(name: str, tokens: Expr, columns: int, eps: float) -> Expr:
+    """x float32 [1, tokens, columns], w [columns] → (x - mean(x)) / std(x) * w; the variance is that of differences
+    from the mean, which keeps its digits where the mean is large."""
+    lanes = fitting(_LANES, columns)
+
+    def body() -> None:
+        count = tokens if tokens is not None else T.int64()
+        shape = (1, count, columns)
+        x, w = argument("x", shape, "float32"), argument("w", (columns,), "float32")
+        out = argument("out", shape, "float32")
+        every = span(0, lanes)
+
+        def token(s: Expr) -> None:
+            sums = local(lanes)
+
+            def mean(value: Callable[[Expr], Expr]) -> Expr:
+                store(sums, (every,), f32(0.0, lanes))
+                with T.serial(0, columns // lanes) as i:
+                    store(sums, (every,), sums[every] + value(span(i * lanes, lanes)))
+                return bind(total(sums[every], lanes) * T.float32(1.0 / columns))
+
+            middle = mean(lambda at: x[0, s, at])
+
+            def apart(at: Expr) -> Expr:
+                return x[0, s, at] - splat(middle, lanes)
+
+            def square(at: Expr) -> Expr:
+                difference = bind(apart(at))
+                return difference * difference
+
+            factor = bind(T.float32(1) / T.sqrt(mean(square) + T.float32(eps)))
+            with T.serial(0, columns // lanes) as i:
+                at = span(i * lanes, lanes)
+                store(out, (0, s, at), apart(at) * splat(factor, lanes) * w[at])
+
+        each_token(tokens, count, token)
+
+    return prim_func(name, body)
+
+
 def embedding(name: str, tokens: Expr, rows: int, columns: int, bits: int, group: int, kind: str) -> Expr:
     """ids int64 [1, tokens] and a table as `exact.matmul` takes it → its rows, float32 [1, tokens, columns]."""
 
