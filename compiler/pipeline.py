@@ -202,6 +202,7 @@ def build(
         calibration=quantized.looked_at,
         checked=quantized.checked.pop(target, None),
     )
+    driver_of(model).write_companions(model, checkpoint.path, folder)
     built = targets.load_target(target).build(job, folder, progress)
     shutil.copyfile(quantized.folder / evidence.FILE, folder / evidence.FILE)
     return ManifestDraft(

@@ -40,6 +40,9 @@ class Driver(Protocol):
     def check(self, recipe: Recipe, model: Model, checkpoint: Path) -> None:
         """What lies beside the weights, before any work. Raises EdgewrightError."""
 
+    def write_companions(self, model: Model, checkpoint: Path, folder: Path) -> None:
+        """Files that an app of this driver needs beside tokenizer and weights, into a package's empty folder."""
+
     def looked_at(self, calibration: Calibration, text: Path | None, model: Model, checkpoint: Path) -> NDArray[Any]:
         """What calibration looks at; text: the recipe's file, None for what is built in. Raises EdgewrightError."""
 

@@ -40,10 +40,19 @@ def warnings(model: Model, checkpoint: Path) -> list[str]:
 
 def check(recipe: Recipe, model: Model, checkpoint: Path) -> None:
     """See `Driver`."""
+    refuse_text(recipe, "this model does not write")
+
+
+def write_companions(model: Model, checkpoint: Path, folder: Path) -> None:
+    """See `Driver`: none."""
+
+
+def refuse_text(recipe: Recipe, why: str) -> None:
+    """Refuse what is measured on text. why: ends the sentence. Raises EdgewrightError."""
     if recipe.validation.quality is not None:
-        raise EdgewrightError("validate.quality: measures text, which this model does not write; leave it out")
+        raise EdgewrightError(f"validate.quality: measures text, which {why}; leave it out")
     if recipe.quantize.budget is not None:
-        raise EdgewrightError("quantize.budget: is measured on text, which this model does not write; leave it out")
+        raise EdgewrightError(f"quantize.budget: is measured on text, which {why}; leave it out")
 
 
 def looked_at(calibration: Calibration, text: Path | None, model: Model, checkpoint: Path) -> NDArray[Any]:

@@ -57,6 +57,10 @@ def check(recipe: Recipe, model: Model, checkpoint: Path) -> None:
     check_tokenizer(checkpoint, vocabulary)
 
 
+def write_companions(model: Model, checkpoint: Path, folder: Path) -> None:
+    """None: the tokenizer's files are every package's."""
+
+
 def looked_at(calibration: Calibration, text: Path | None, model: Model, checkpoint: Path) -> NDArray[np.int32]:
     """Token ids [sequences, length] of at most `calibration.tokens` in all, whole sequences only.
 

@@ -58,7 +58,7 @@ def judge(session: Session, manifest: Manifest, job: Job, progress: Progress) ->
 
     golden = read_golden(payload_file(job.artifact, GOLDEN))
     room = positive(job.artifact, manifest, "max_tokens") - 1
-    decoder = Decoder(session, _component(job.artifact, manifest), room + 1)
+    decoder = Decoder(session, component_of(job.artifact, manifest), room + 1)
     session.load(exact=True, threads=job.threads)
     exact_stand_in = session.stand_in
     exact_decode = observe_decode(decoder, golden, progress, "decoding exactly")
@@ -82,11 +82,12 @@ def judge(session: Session, manifest: Manifest, job: Job, progress: Progress) ->
     )
 
 
-def _component(artifact: Path, manifest: Manifest) -> Component:
+def component_of(artifact: Path, manifest: Manifest, name: str = DECODER) -> Component:
+    """A component that a driver needs. Raises EdgewrightError."""
     for component in manifest.components:
-        if component.name == DECODER:
+        if component.name == name:
             return component
-    raise EdgewrightError(f"{artifact / MANIFEST}: no component {DECODER!r}, which the driver text needs")
+    raise EdgewrightError(f"{artifact / MANIFEST}: no component {name!r}, which its driver needs")
 
 
 def _own(session: Session, prompt: Prompt, count: int) -> dict[str, Any] | None:
@@ -101,7 +102,7 @@ def run(session: Session, manifest: Manifest, job: Job, phase: Phase) -> None:
     """
     context = positive(job.artifact, manifest, "max_tokens")
     vocabulary = positive(job.artifact, manifest, "vocab_size")
-    decoder = Decoder(session, _component(job.artifact, manifest), context)
+    decoder = Decoder(session, component_of(job.artifact, manifest), context)
     steps = min(job.steps, context - 1)
     room = context - steps
     prompt = np.arange(min(job.prompt_tokens or room, room), dtype=np.int64) % vocabulary
@@ -214,10 +215,14 @@ class Decoder:
         if len(ids) == 0 or start + len(ids) > self._max_tokens:
             raise EdgewrightError(f"{len(ids)} tokens after {start} do not fit the context of {self._max_tokens}")
         positions = np.arange(start, start + len(ids), dtype=np.int64)[None]
-        found = self.session.call(DECODER, entry, input_ids=ids[None].astype(np.int64), positions=positions)
+        found = self.session.call(DECODER, entry, **self.entered(ids, start), positions=positions)
         self._length = start + len(ids)
         logits: Logits = found["logits"]
         return logits
+
+    def entered(self, ids: Ids, start: int) -> dict[str, NDArray[Any]]:
+        """What the decoder gets for tokens [S] from position `start` on, by port."""
+        return {"input_ids": ids[None].astype(np.int64)}
 
     def _calls(self, count: int) -> Iterator[tuple[int, int]]:
         if count == 0 or count > self._max_tokens:

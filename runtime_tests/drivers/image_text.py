@@ -1,0 +1,136 @@
+"""Images and text: tiles through the tower, token ids through the table, both in their order through the decoder.
+
+What lives here: whose output goes where. What must not: a runtime, how an image becomes tiles and a prompt
+(`artifacts/media/`), and how tokens follow each other (`text.py`).
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifacts import EdgewrightError, Figure, Manifest, Progress, ran_here
+from artifacts.formats.interface import Dimension
+from runtime_tests.drivers import Judged, Phase, positive, text
+from runtime_tests.drivers.text import Ids, component_of
+from runtime_tests.sessions import Session
+
+if TYPE_CHECKING:
+    from runtime_tests.jobs import Job
+    from runtime_tests.process import Ended, Failure
+
+Floats = NDArray[np.float32]
+
+VISION, EMBED = "vision", "embed"
+
+
+def load(artifact: Path, manifest: Manifest) -> str:
+    """See `Driver`: an image of the most tiles, in a prompt that fills the context beside the answer."""
+    tiles, context = (positive(artifact, manifest, key, 1) for key in ("max_tiles", "max_tokens"))
+    return f"{tiles:,} {'tile' if tiles == 1 else 'tiles'} and {context:,} tokens"
+
+
+def judge(session: Session, manifest: Manifest, job: Job, progress: Progress) -> Judged:
+    """See `Driver`: entry vectors judge every entry."""
+    return Judged()
+
+
+def run(session: Session, manifest: Manifest, job: Job, phase: Phase) -> None:
+    """The phases "vision" (every tile of the largest image), "prefill" and "steady" (tokens decoded after it).
+
+    Any pixels and tokens do, their number is what counts. The job's prompt, or one as long as the context has room for
+    beside what is decoded; it holds as many image tokens as it has room for.
+    """
+    artifact = job.artifact
+    context, tiles = positive(artifact, manifest, "max_tokens"), positive(artifact, manifest, "max_tiles", 1)
+    size, vocabulary = (positive(artifact, manifest, key) for key in ("tile_size", "vocab_size"))
+    image = positive(artifact, manifest, "image_token_id", 0)
+    decoder = ImageText(session, artifact, manifest)
+    steps = min(job.steps, context - 1)
+    room = context - steps
+
+    begin = time.perf_counter()
+    features = decoder.look(np.zeros((tiles, 3, size, size), np.float32))
+    phase("vision", tiles=tiles, seconds=time.perf_counter() - begin)
+    prompt = np.arange(min(job.prompt_tokens or room, room), dtype=np.int64) % vocabulary
+    seen = min(len(features), len(prompt) - 1)
+    prompt[prompt == image] = (image + 1) % vocabulary
+    prompt[:seen] = image
+    begin = time.perf_counter()
+    decoder.show(features[:seen])
+    token = int(decoder.prefill(prompt).argmax())
+    phase("prefill", tokens=len(prompt), seconds=time.perf_counter() - begin)
+    seconds = []
+    for _ in range(steps):
+        begin = time.perf_counter()
+        token = int(decoder.decode(token if token != image else 0).argmax())
+        seconds.append(time.perf_counter() - begin)
+    phase("steady", tokens=steps, seconds=sum(seconds), median_seconds=statistics.median(seconds))
+
+
+def speed(events: Mapping[str, Mapping[str, Any]]) -> Sequence[Figure]:
+    """Seconds that the tower takes, to the first token after it, and tokens a second."""
+    stand_in, tiles = events["load"]["stand_in"], events["vision"]["tiles"]
+    vision = ran_here("host_vision", events["vision"]["seconds"], "s", stand_in, at=f"{tiles:,} tiles")
+    return [vision, *text.speed(events)]
+
+
+def conclude(manifest: Manifest, judged: Judged, ask: Callable[..., Ended]) -> Sequence[Failure]:
+    """See `Driver`: no runtime reads images itself."""
+    return ()
+
+
+class ImageText(text.Decoder):
+    """One conversation about images; image tokens stand for the features that were shown, in their order."""
+
+    def __init__(self, session: Session, artifact: Path, manifest: Manifest) -> None:
+        super().__init__(session, component_of(artifact, manifest), positive(artifact, manifest, "max_tokens"))
+        self._tiles = component_of(artifact, manifest, VISION).entry("tile").dimensions["tiles"]
+        self._ids = component_of(artifact, manifest, EMBED).entry("embed").dimensions["tokens"]
+        self._image = positive(artifact, manifest, "image_token_id", 0)
+        self._features: Floats = np.empty((0, 0), np.float32)
+        self._at: Ids = np.empty(0, np.int64)
+
+    def look(self, pixels: Floats) -> Floats:
+        """[tiles * tokens of a tile, hidden] of normalized pixels [tiles, 3, size, size]."""
+        found = self._whole(VISION, "tile", "pixels", pixels, self._tiles)
+        return found.reshape(-1, found.shape[-1])
+
+    def show(self, features: Floats) -> None:
+        """What the image tokens of the prompts to come stand for, [image tokens, hidden]."""
+        self._features = features
+
+    def prefill(self, ids: Ids) -> text.Logits:
+        """See `Decoder`. Raises EdgewrightError where the image tokens are not as many as the features shown."""
+        marks = ids == self._image
+        if marks.sum() != len(self._features):
+            raise EdgewrightError(
+                f"the prompt holds {marks.sum()} image tokens, and {len(self._features)} features were shown"
+            )
+        self._at = np.cumsum(marks) - 1
+        return super().prefill(ids)
+
+    def entered(self, ids: Ids, start: int) -> dict[str, NDArray[Any]]:
+        """See `Decoder`: embeddings [1, S, hidden], features in the places of image tokens."""
+        embeddings = self._whole(EMBED, "embed", "input_ids", ids[None], self._ids, axis=1)[0]
+        places = np.flatnonzero(ids == self._image)
+        if len(places):
+            embeddings[places] = self._features[self._at[start + places]]
+        return {"embeddings": embeddings[None]}
+
+    def _whole(self, component: str, entry: str, port: str, given: Any, sizes: Dimension, axis: int = 0) -> Floats:
+        """The only output for `given`, cut along an axis into calls of sizes that the entry takes."""
+        rows: list[Floats] = []
+        done = 0
+        for start, stop in text.calls(given.shape[axis], sizes):
+            part = given[start:stop] if axis == 0 else given[:, start:stop]
+            (found,) = self.session.call(component, entry, **{port: part}).values()
+            rows.append(found[done - start :] if axis == 0 else found[:, done - start :])
+            done = stop
+        return np.concatenate(rows, axis)
