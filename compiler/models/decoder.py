@@ -46,8 +46,8 @@ _NOT_OF_ROPE = ("llama_4_scaling_beta", "max_position_embeddings")  # Ministral-
 class Way:
     """The way into a decoder, and what its slots are called.
 
-    embedded: it is entered by embeddings [batch, tokens, hidden]. The table that made them belongs to another component,
-    and a tied head is a second slot over its tensor, because names of slots are unique in a model.
+    embedded: it is entered by embeddings [batch, tokens, hidden]. The table that made them belongs to another
+    component, and a tied head is a second slot over its tensor, because names of slots are unique in a model.
     prefix: of the slots' names; where `embedded`, of the tensors' too.
     """
 

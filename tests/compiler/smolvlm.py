@@ -77,7 +77,7 @@ GEOMETRIES = {
 
 
 def reference(geometry: Geometry, seed: int = 0) -> Any:
-    """transformers' model in float32, with weights that make every part of it matter."""
+    """transformers' model in float32, with weights of bfloat16 that make every part of it matter."""
     from transformers import SmolVLMForConditionalGeneration
 
     torch.manual_seed(seed)
@@ -86,9 +86,10 @@ def reference(geometry: Geometry, seed: int = 0) -> Any:
         for name, parameter in model.named_parameters():
             values = torch.randn(parameter.shape)
             if parameter.ndim == 1:
-                parameter.copy_(values / 8 + ("norm" in name and name.endswith("weight")))
+                values = values / 8 + ("norm" in name and name.endswith("weight"))
             else:
-                parameter.copy_(values / parameter[0].numel() ** 0.5 * (4 if "embed_tokens" in name else 1))
+                values *= (4 if "embed_tokens" in name else 1) / parameter[0].numel() ** 0.5
+            parameter.copy_(values.bfloat16())
     return model
 
 

@@ -128,9 +128,11 @@ def _shape(shape: tuple[int | str, ...], sizes: Mapping[str, Sizes]) -> Any:
     """A feature's shape: numbers, every listed combination, or a range."""
     import coremltools as ct
 
+    fixed = {name: found[0] for name, found in sizes.items() if len(found) == 1}
+    shape = tuple(fixed.get(d, d) if isinstance(d, str) else d for d in shape)
     named = [d for d in shape if isinstance(d, str)]
-    if not named or all(len(sizes[d]) == 1 for d in named):
-        return tuple(sizes[d][0] if isinstance(d, str) else d for d in shape)
+    if not named:
+        return shape
     if any(sizes[d][0] is None for d in named):
         return tuple(
             ct.RangeDim(sizes[d][1], sizes[d][2], default=sizes[d][1]) if isinstance(d, str) else d for d in shape

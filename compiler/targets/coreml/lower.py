@@ -3,7 +3,8 @@
 | dialect | MIL |
 |---|---|
 | linear | linear over constexpr_blockwise_shift_scale (iOS 17: constexpr_affine_dequantize); at 16 bits over a const |
-| embedding | gather of rows of the same constexpr |
+| embedding | gather of rows of the same constexpr; the constexpr itself where every row is wanted |
+| linear, then bias | the bias of the linear |
 | rms_norm, add_rms_norm | mul, reduce_mean, rsqrt, mul in float32, whatever the compute precision |
 | layer_norm | layer_norm in float32 |
 | rotary | gather from two small float32 tables, combined by the angle-sum formulas |
@@ -29,6 +30,7 @@ import numpy as np
 from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY, register_torch_op
 
+from artifacts import EdgewrightError
 from compiler.slots import Weights
 from compiler.targets.coreml.placeholders import Part, cast_without_value, constant, freeze
 
@@ -122,8 +124,26 @@ def _linear(context: Any, node: Any) -> None:
 
 def _embedding(context: Any, node: Any) -> None:
     ids, slot, rows, columns, *scheme = _arguments(context, node)
+    if ids.val is not None:
+        _whole(context, node, ids, slot, rows, columns, scheme[0], scheme[1:])
+        return
     weight = _matrix(_active.get(), (slot,), rows, columns, *scheme)
     context.add(mb.gather(x=weight, indices=ids, axis=0, name=node.name))
+
+
+def _whole(context: Any, node: Any, ids: Any, slot: str, rows: int, columns: int, bits: int, scheme: list[Any]) -> None:
+    """Rows by ids that are known: all of them in order, as a tower's positions are. A gather of a placeholder by them
+    would be looked up in its zeros."""
+    if not np.array_equal(ids.val.reshape(-1), np.arange(rows)):
+        raise EdgewrightError(f"coreml: {node.name}: an embedding of constant ids that are not every row in order")
+    shape = (*ids.shape, columns)
+    if bits == 16:  # real values, as those of norms: an addition of zeros is deleted
+        table = _active.get().weights.rows(slot).astype(np.float32).reshape(shape)
+        context.add(mb.const(val=table, name=node.name))
+        return
+    found = mb.reshape(x=_matrix(_active.get(), (slot,), rows, columns, bits, *scheme), shape=shape, name=node.name)
+    freeze(found.op)
+    context.add(found)
 
 
 def _normalized(x: Any, slot: str, eps: float, name: str) -> Any:
@@ -315,6 +335,11 @@ def _bias(context: Any, node: Any) -> None:
     x, slots, _, axis = _arguments(context, node)
     weights = _active.get().weights
     vector = np.concatenate([weights.rows(slot) for slot in slots]).astype(np.float32)
+    if x.op is not None and x.op.op_type == "linear" and axis % len(x.shape) == len(x.shape) - 1:
+        # coremltools' own pass for this would copy the placeholder's zeros into a new weight
+        before = 0 if x.op.bias is None else x.op.bias.val
+        context.add(mb.linear(x=x.op.x, weight=x.op.weight, bias=vector + before, name=node.name))
+        return
     shaped = vector.reshape(-1, *[1] * (len(x.shape) - 1 - axis % len(x.shape)))
     context.add(mb.add(x=x, y=shaped, name=node.name))
 

@@ -28,6 +28,7 @@ from compiler.targets.mlx.sampling import (
 )
 
 Array = mx.array
+_ALL = 1 << 31  # PyTorch's "to the end" is the largest of 64 bits, MLX's slices take 32
 
 
 def _per_channel(vector: Array | None, x: Array) -> Array:
@@ -230,7 +231,7 @@ def unbind(x: Array, dim: int = 0) -> Sequence[Array]:
 
 def slice_along(x: Array, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Array:
     index = [slice(None)] * x.ndim
-    index[dim] = slice(start, end, step)
+    index[dim] = slice(start, None if end is not None and end >= _ALL else end, step)
     return x[tuple(index)]
 
 

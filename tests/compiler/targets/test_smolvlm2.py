@@ -1,0 +1,108 @@
+"""SmolVLM on every target through the generic path: each entry computes what PyTorch computes, at mixed bits.
+
+Parity is that of the artifact's own runtime, at the target's own tolerance for exact arithmetic, on inputs that nothing
+was traced with: one tile and several, ids, a prompt of embeddings and cached steps behind it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from artifacts import Manifest
+from compiler.slots import HALF, Scheme, Slot
+from compiler.targets import load_target, target_options
+from compiler.targets.base import BuildJob
+from compiler.targets.tvm import triples
+from runtime_tests.sessions import make_session
+from tests.compiler.conftest import Reference, packed, quantized_job
+from tests.compiler.smolvlm import GEOMETRIES, write_smolvlm
+
+OPTIONS: dict[str, dict[str, Any]] = {"onnx": {}, "mlx": {}, "tvm": {"triples": ()}, "coreml": {}}
+NAMES = [name if name == "tied" else pytest.param(name, marks=pytest.mark.nightly) for name in GEOMETRIES]
+CONTEXT = 24
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No processes of their own for conversions, and no library but the one that runs."""
+
+    def directly(function: Callable[..., Any], *arguments: Any, progress: Any) -> Any:
+        return function(*arguments, progress)
+
+    monkeypatch.setattr("compiler.targets.tvm.workers.apart", directly)
+    monkeypatch.setattr("compiler.targets.coreml.target.apart", directly)
+    machine = triples.host()
+    monkeypatch.setattr(triples, "host", lambda: dataclasses.replace(machine, variants=machine.variants[-1:]))
+
+
+def mixed(slots: list[Slot], seed: int) -> dict[str, Scheme]:
+    """4, 8 and 16 bits at random, in groups that divide; q, k and v of some layers differ."""
+    random = np.random.default_rng(seed)
+    found = {}
+    for slot in slots:
+        if not slot.is_vector:
+            bits = int(random.choice([4, 8, 16]))
+            fits = slot.columns % 32 == 0
+            found[slot.name] = Scheme(bits, 32) if bits != 16 and fits else HALF
+    return found
+
+
+def sizes(manifest: Manifest, component: str, entry: str, name: str) -> list[int]:
+    """Sizes of a dimension to try: what the artifact lists, or the bounds and one between."""
+    part = next(c for c in manifest.components if c.name == component)
+    bound = next(e for e in part.entries if e.name == entry).dimensions[name]
+    return list(bound.sizes) or sorted({bound.low, min(3, bound.high), bound.high})
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("target", OPTIONS)
+@pytest.mark.usefixtures("here")
+def test_every_entry_is_what_pytorch_computes(target: str, name: str, tmp_path: Path) -> None:
+    source = write_smolvlm(tmp_path / "source", GEOMETRIES[name], 1)
+    options = target_options()[target](**OPTIONS[target])
+    plain = quantized_job(tmp_path / "plain", source, options, HALF, max_tokens=CONTEXT)
+    schemes = mixed(plain.model.slots, len(name))
+    assert {scheme.bits for scheme in schemes.values()} == {4, 8, 16}
+    job = quantized_job(tmp_path / "quantized", source, options, HALF, schemes, max_tokens=CONTEXT)
+    check(job, target, tmp_path / target)
+
+
+def check(job: BuildJob, target: str, folder: Path) -> None:
+    manifest = packed(job, target, folder)
+    exact, _ = load_target(target).entry_tolerances
+    session, reference = make_session(folder, manifest), Reference(job)
+    session.load(exact=True)
+    random = np.random.default_rng(0)
+
+    def same(component: str, entry: str, **arrays: NDArray[Any]) -> NDArray[Any]:
+        found, expected = (side.call(component, entry, **arrays) for side in (session, reference))
+        assert found.keys() == expected.keys()
+        (value,) = expected.values()
+        np.testing.assert_allclose(next(iter(found.values())), value, atol=exact * np.abs(value).max(), rtol=0)
+        assert value.std() > 100 * exact * np.abs(value).max()
+        return value
+
+    constants: dict[str, Any] = dict(job.model.constants)
+    edge = constants["tile_size"]
+    for tiles in sizes(manifest, "vision", "tile", "tiles"):
+        features = same("vision", "tile", pixels=random.uniform(-1, 1, (tiles, 3, edge, edge)).astype(np.float32))
+        assert features.shape[:2] == (tiles, constants["tokens_per_tile"])
+    for count in sizes(manifest, "embed", "embed", "tokens"):
+        same("embed", "embed", input_ids=random.integers(0, constants["vocab_size"], (1, count)))
+    for count in sizes(manifest, "decoder", "prefill", "tokens"):
+        session.reset()
+        reference.reset()
+        width = job.model.component("decoder").entry("prefill").inputs[0].shape[-1]
+        assert isinstance(width, int)
+        places = np.arange(min(count + 2, CONTEXT))[None]
+        given = random.standard_normal((1, places.shape[1], width)).astype(np.float32)
+        same("decoder", "prefill", embeddings=given[:, :count], positions=places[:, :count])
+        for at in range(count, places.shape[1]):
+            same("decoder", "decode", embeddings=given[:, at : at + 1], positions=places[:, at : at + 1])
