@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 MODEL_TYPES = ("smolvlm",)
-_DRIVER = "plain"
+_DRIVER = "image_text"
 _TEXT, _VISION, _CONNECTOR = "model.text_model.", "model.vision_model.", "model.connector.modality_projection.proj"
 _TABLE = f"{_TEXT}embed_tokens"
 _TILES_PER_EDGE = 4  # the longest edge to which the published processors scale an image, in tiles
