@@ -76,7 +76,7 @@ def main() -> None:
         worst[bound] = max(worst[bound], off)
         assert off <= bound + 1e-3, f"{off} of 255"
         with torch.no_grad():
-            packed = own.forward(model, batch.pixels, batch.ids, batch.turn, batch.positions, batch.image_at)
+            packed, _ = own.forward(model, batch.pixels, batch.ids, batch.turn, batch.positions, batch.image_at)
             exact = (batch.pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)[None]
             whole = model(input_ids=batch.ids, pixel_values=exact).logits
         logits = max(logits, (packed - whole).abs().max().item())

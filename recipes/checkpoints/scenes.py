@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -101,9 +101,12 @@ class Scene:
 
     def draw(self) -> Image.Image:
         """RGB, `look.width` × `look.height` pixels."""
+        return _paint(self.look, self.placed(), self.look.seed)
+
+    def placed(self) -> list[Placed]:
+        """Where in the picture the things are drawn."""
         rng = random.Random(self.look.seed)
-        shown = [_jittered(rng, t, self.rows, self.columns, self.look) for t in self.things]
-        return _paint(self.look, shown, self.look.seed)
+        return [_jittered(rng, t, self.rows, self.columns, self.look) for t in self.things]
 
     def turns(self, rng: random.Random) -> list[Turn]:
         """One question of every kind that has a single right answer here, with that answer; in the order of kinds."""
@@ -169,20 +172,27 @@ class Clip:
 
     def frames(self, indices: Sequence[int] | None = None) -> list[Image.Image]:
         """The frames at these indices, all by default; RGB."""
+        chosen = range(self.total_frames) if indices is None else indices
+        return [
+            _paint(self.look, shown, self.look.seed + i) for i, shown in zip(chosen, self.placed(chosen), strict=True)
+        ]
+
+    def placed(self, indices: Sequence[int]) -> list[list[Placed]]:
+        """Where the things are drawn in these frames; what moves is last, and covers the others."""
         rng = random.Random(self.look.seed)
-        shown = [_jittered(rng, t, self.rows, self.columns, self.look) for t in self.things]
-        shape, color, x, y, radius = shown[self.mover]
-        end = Thing(shape, self.things[self.mover].color, *self.to)
-        _, _, end_x, end_y, _ = _jittered(rng, end, self.rows, self.columns, self.look, radius)
+        still = [_jittered(rng, t, self.rows, self.columns, self.look) for t in self.things]
+        start = still.pop(self.mover)
+        end = _jittered(
+            rng, replace(start.thing, row=self.to[0], column=self.to[1]), self.rows, self.columns, self.look
+        )
         first, last = rng.uniform(0.0, 0.15), rng.uniform(0.85, 1.0)
-        drawn = []
-        for index in range(self.total_frames) if indices is None else indices:
+        frames = []
+        for index in indices:
             done = (index / (self.total_frames - 1) - first) / (last - first)
             done = min(1.0, max(0.0, done))
-            moving = (shape, color, x + done * (end_x - x), y + done * (end_y - y), radius)
-            still = [s for i, s in enumerate(shown) if i != self.mover]
-            drawn.append(_paint(self.look, [*still, moving], self.look.seed + index))
-        return drawn
+            x, y = start.x + done * (end.x - start.x), start.y + done * (end.y - start.y)
+            frames.append([*still, replace(start, x=x, y=y)])
+        return frames
 
     def turns(self, rng: random.Random) -> list[Turn]:
         """One question of every kind, with its answer; in the order of kinds."""
@@ -208,27 +218,33 @@ class Clip:
         ]
 
 
-# shape, colour as drawn, centre and radius in pixels
-_Shown = tuple[str, tuple[int, int, int], float, float, float]
+@dataclass(frozen=True)
+class Placed:
+    """A thing as it is drawn: its colour, its centre and its radius in pixels."""
+
+    thing: Thing
+    rgb: tuple[int, int, int]
+    x: float
+    y: float
+    radius: float
 
 
-def _jittered(
-    rng: random.Random, thing: Thing, rows: int, columns: int, look: Look, radius: float | None = None
-) -> _Shown:
+def _jittered(rng: random.Random, thing: Thing, rows: int, columns: int, look: Look) -> Placed:
     cell_w, cell_h = look.width / columns, look.height / rows
-    radius = radius or min(cell_w, cell_h) * rng.uniform(0.31, 0.42)
+    radius = min(cell_w, cell_h) * rng.uniform(0.31, 0.42)
     x = (thing.column + 0.5) * cell_w + (cell_w / 2 - radius) * rng.uniform(-0.8, 0.8)
     y = (thing.row + 0.5) * cell_h + (cell_h / 2 - radius) * rng.uniform(-0.8, 0.8)
     red, green, blue = (min(255, max(0, c + rng.randint(-14, 14))) for c in COLORS[thing.color])
-    return thing.shape, (red, green, blue), x, y, radius
+    return Placed(thing, (red, green, blue), x, y, radius)
 
 
-def _paint(look: Look, shown: Sequence[_Shown], noise_seed: int) -> Image.Image:
+def _paint(look: Look, shown: Sequence[Placed], noise_seed: int) -> Image.Image:
     scale = 2  # drawn at twice the size and averaged: smooth edges
     image = Image.new("RGB", (look.width * scale, look.height * scale), look.background)
     draw = ImageDraw.Draw(image)
-    for shape, color, x, y, radius in shown:
-        x, y, r = x * scale, y * scale, radius * scale
+    for placed in shown:
+        shape, color = placed.thing.shape, placed.rgb
+        x, y, r = placed.x * scale, placed.y * scale, placed.radius * scale
         if shape == "circle":
             draw.ellipse((x - r, y - r, x + r, y + r), fill=color)
         elif shape == "ring":
