@@ -16,6 +16,7 @@ from artifacts import Manifest, silent
 from artifacts.formats.interface import Driver
 from artifacts.manifest import CheckpointEntry, ManifestDraft, RecipeEntry, write_manifest
 from compiler.checkpoint import Checkpoint
+from compiler.drivers import driver_of
 from compiler.models import decoder
 from compiler.models.base import Component, Model, read_model
 from compiler.models.interface import described
@@ -211,6 +212,7 @@ def packed(job: BuildJob, target: str, folder: Path) -> Manifest:
     found = load_target(target)
     assert found.refusals(job) == []
     found.check(job)
+    driver_of(job.model).write_companions(job.model, job.source, folder)
     built = found.build(job, folder, silent)
     draft = ManifestDraft(
         created_by={},

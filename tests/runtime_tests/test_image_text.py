@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from artifacts import EdgewrightError, Manifest
+from artifacts.media.prepare import prepare
+from artifacts.media.tiles import normalise
+from compiler.processor import from_processor
 from compiler.slots import HALF
 from compiler.targets import target_options
 from runtime_tests.drivers import driver_of, image_text
-from runtime_tests.drivers.image_text import ImageText
+from runtime_tests.drivers.image_text import Asked, ImageText
 from runtime_tests.jobs import Job
 from runtime_tests.sessions import make_session
 from tests.compiler.conftest import packed, quantized_job
@@ -93,3 +97,43 @@ def test_memory_is_that_of_the_most_tiles_and_the_whole_context(artifact: tuple[
     assert (events["vision"]["tiles"], events["prefill"]["tokens"], events["steady"]["tokens"]) == (10, CONTEXT - 4, 4)
     figures = {figure.name: figure for figure in driver.speed(events)}
     assert figures["host_vision"].at == "10 tiles" and figures["host_decode"].value > 0
+
+
+TINY = Path(__file__).parents[2] / "recipes" / "checkpoints" / "tiny-smolvlm2"
+
+
+def test_whole_answers_are_those_of_transformers(tmp_path: Path) -> None:
+    """From image and question to text, over the checkpoint that ships: tiles, prompt, tokens and answer."""
+    from transformers import SmolVLMForConditionalGeneration
+
+    from artifacts.media.images import Pixels
+    from recipes.checkpoints.scenes import held_out_scenes
+
+    job = quantized_job(tmp_path / "quantized", TINY, target_options()["onnx"](), HALF, max_tokens=256)
+    folder = tmp_path / "onnx"
+    manifest = packed(job, "onnx", folder)
+    session = make_session(folder, manifest)
+    session.load(exact=True)
+    asked = Asked(session, folder, manifest)
+    model = SmolVLMForConditionalGeneration.from_pretrained(TINY, dtype=torch.float32).eval()
+    tokenizer = Tokenizer.from_file(str(TINY / "tokenizer.json"))
+    description = from_processor(TINY)
+    right = 0
+    for example in held_out_scenes(6, first=5000):
+        image: Pixels = np.asarray(example.image.convert("RGB"))
+        prompt = f"<|im_start|>User:<image>{example.question}<end_of_utterance>\nAssistant:"
+        prepared = prepare(prompt, description, [image])
+        ids = torch.tensor([tokenizer.encode(prepared.text, add_special_tokens=False).ids])
+        pixels = torch.from_numpy(normalise(prepared.pixels[0], description.images.normalisation))
+        with torch.no_grad():
+            out = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                pixel_values=pixels[None],
+                max_new_tokens=64,
+                do_sample=False,
+            )[0, ids.shape[1] :]
+        said = asked.answer(prompt, [image])
+        assert said == tokenizer.decode(out.tolist(), skip_special_tokens=True).strip()
+        right += said == example.answer.strip()
+    assert right >= 2  # no model that guesses
