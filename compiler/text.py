@@ -85,17 +85,18 @@ def documents(key: str, file: Path | None, split: Split, checkpoint: Path) -> It
 
 
 def encoder(checkpoint: Path, model: Model) -> Encode:
-    """From a document to token ids of the model, the BOS token first. Raises EdgewrightError, also when called."""
+    """From a document to token ids of the model, after those that the tokenizer begins with. Raises EdgewrightError,
+    also when called."""
     path = checkpoint / FILE
     tokenizer = Encoder(path)
     constants: Any = model.constants
-    bos, vocabulary = constants["bos"], constants["vocab_size"]
+    leading, vocabulary = tokenizer.leading(), constants["vocab_size"]
 
     def encode(document: Document) -> list[int]:
         text = document.text.encode("utf-8", "replace").decode("utf-8")  # a .jsonl file may hold half a surrogate pair
         found: list[int] = tokenizer.encode(text).ids
-        if bos is not None and not document.templated:
-            found = [bos, *found]
+        if not document.templated:
+            found = [*leading, *found]
         if found and max(found) >= vocabulary:
             raise EdgewrightError(
                 f"{path}: gives token {max(found)}; the model knows {vocabulary} tokens: is it this model's tokenizer?"

@@ -71,6 +71,13 @@ class Encoder:
         found: Encoding = self._explained("cannot encode text", lambda: encode(text, add_special_tokens=special))
         return found
 
+    def leading(self) -> list[int]:
+        """What it puts before every text by itself: a BOS token, or nothing, whatever config.json names."""
+        plain, whole = (self.encode(_SAMPLE, add_special_tokens=special).ids for special in (False, True))
+        at = next((at for at in range(len(whole)) if whole[at : at + len(plain)] == plain), 0)
+        found: list[int] = whole[:at]
+        return found
+
     def largest(self) -> tuple[str, int]:
         """The token with the largest id, and that id; -1 when there is no token."""
         vocabulary = self._explained("has no readable vocabulary", self._tokenizer.get_vocab)

@@ -100,11 +100,11 @@ def _memory_verdict(result: SandboxResult, budget: MemoryBudget) -> tuple[Verdic
     if result.peak_charged_bytes <= budget.comfortable_bytes:
         return (
             "fits",
-            f"Its {kind} peaks at {_mb(result.peak_charged_bytes)}, within the certain {comfortable} of {limit}.",
+            f"Its {kind} peaks at {_mb(result.peak_charged_bytes)}, within the safe {comfortable} of {limit}.",
         )
     return (
         "tight",
-        f"Its {kind} peaks at {_mb(result.peak_charged_bytes)}, between the certain {comfortable} and {limit}.",
+        f"Its {kind} peaks at {_mb(result.peak_charged_bytes)}, between the safe {comfortable} and {limit}.",
     )
 
 
@@ -136,7 +136,7 @@ def assess_modelled_memory(figure: Figure, budget: MemoryBudget, phone: str) -> 
     found = f"Its footprint is modelled as {_mb(peak)} ({_mb(low)} to {_mb(high)})"
     verdict: Verdict
     if high <= comfortable:
-        verdict, reason = "fits", f"{found}, within the certain {_mb(comfortable)} of {_mb(limit)}."
+        verdict, reason = "fits", f"{found}, within the safe {_mb(comfortable)} of {_mb(limit)}."
     elif high <= limit:
         verdict, reason = "tight", f"{found}, between the certain {_mb(comfortable)} and {_mb(limit)}."
     elif peak <= limit:

@@ -137,7 +137,7 @@ def _main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt as ended:
         number = ended.number if isinstance(ended, signals.Ended) else signal.SIGINT
         how = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
-        print(f"{how}; nothing half-written is left, and the next run goes on from here", file=sys.stderr)
+        print(f"{how}; no half-written package is left, and the next run goes on from here", file=sys.stderr)
         return 128 + number
     except streams.OutputLost:
         raise

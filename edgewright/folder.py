@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from artifacts import MANIFEST, EdgewrightError, Manifest, read_manifest
 from artifacts.documents import DocumentError, read_bytes
 from artifacts.payload import app_bytes
+from compiler.targets.base import TOKENIZER_FILES
 from edgewright.markdown import markdown
 from edgewright.report import (
     REPORT_JSON,
@@ -116,6 +117,9 @@ def _stale(manifest: Manifest, target: str, digest: str, quantized: Quantized) -
         return f"a package for {manifest.target}"
     if {file.sha256 for file in manifest.checkpoint.files} != {file.sha256 for file in now.files}:
         return f"built from another checkpoint ({manifest.checkpoint.source})"
+    own, beside = ({f.path: f.sha256 for f in found.files} for found in (manifest, read_manifest(quantized.folder)))
+    if any(own.get(name, sha) != sha for name, sha in beside.items() if name in TOKENIZER_FILES):
+        return f"built with another tokenizer ({manifest.checkpoint.source})"
     if manifest.recipe.digest != digest:
         return f"built by another state of the recipe ({manifest.recipe.name}, digest {manifest.recipe.digest[:16]})"
     if manifest.weights_digest != quantized.digest:

@@ -79,7 +79,7 @@ def _target(target: TargetReport) -> list[str]:
             [[f.name, text.figure(f), text.obtained(f)] for f in target.figures],
         )
         lines.append("")
-    lines += ["Weights:", ""]
+    lines += ["Weights, with their bytes in `quantized/`:", ""]
     lines += _table(
         ["bits", "group", "method", "tensors", "parameters", "bytes"],
         [

@@ -132,7 +132,10 @@ def verdict_line(found: Report) -> Text:
     """One line: the recipe, its verdict, how long it took."""
     line = Text(f"{found.recipe.name}: ")
     line.append_text(verdict(found.verdict))
-    return line.append(f" in {text.quantity(found.seconds, 's')}")
+    kept = ", ".join(item.target for item in found.targets if item.kept)
+    return line.append(
+        f" in {text.quantity(found.seconds, 's')}" + (f"; found by an earlier run: {kept}" if kept else "")
+    )
 
 
 def target(item: TargetReport, recipe: str | None = None) -> RenderableType:
@@ -375,6 +378,8 @@ def _pairs(pairs: Sequence[tuple[str, str]]) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in pairs:
+        if not value:
+            continue
         table.add_row(plain(name, lines=False), plain(value, lines=False))
     return table
 

@@ -98,7 +98,7 @@ def text_check(
     ended = bool(found) and found[-1] in ends
     equal = list(found) == list(plain[: len(found)]) and (len(found) == len(plain) or ended)
     figure = ran_here(_name(runtime, "greedy_equal"), equal, "boolean", stand_in)
-    return checked(figure, PARITY, f"{runtime}: same text", 1.0, "at least")
+    return checked(figure, PARITY, f"{runtime}: same answer", 1.0, "at least")
 
 
 def options_in_words(options: Mapping[str, object]) -> str:

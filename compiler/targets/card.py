@@ -53,7 +53,8 @@ def write_card(
     """
     base, revision = _origin(job)
     licence = licence_of(job.source)
-    bits = sorted({job.schemes.get(s.name, HALF).bits for s in job.model.slots if not s.is_vector} - {16})
+    widths = sorted({job.schemes.get(s.name, HALF).bits for s in job.model.slots if not s.is_vector})
+    bits = [b for b in widths if b != 16]
     metadata: dict[str, object] = {"license": licence or "unknown", "library_name": library}
     if about.task:
         metadata["pipeline_tag"] = about.task
@@ -62,7 +63,7 @@ def write_card(
     metadata["tags"] = [*tags, "edgewright", *(f"{b}-bit" for b in bits)]
     header = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
     origin = f"[{base}](https://huggingface.co/{base}) at commit `{revision}`" if base else "a local checkpoint"
-    sizes = " and ".join(f"{b}-bit" for b in bits) or "16-bit"
+    sizes = " and ".join(f"{b}-bit" for b in widths)
     parts = [
         f"---\n{header}---\n\n# {job.name}, {runtime}",
         f"{about.what} of {origin}, {sizes} weights, written by Edgewright{about.purpose}.",

@@ -7,6 +7,8 @@ from typing import Any
 from artifacts.formats.golden import GOLDEN
 from compiler.targets.base import BuildJob, Job
 from compiler.targets.card import About
+from compiler.tokenizer import FILE as TOKENIZER
+from compiler.tokenizer import Encoder
 
 
 def text_about(job: Job) -> About:
@@ -20,14 +22,28 @@ def tokens_section(job: BuildJob) -> str:
     """Markdown about the tokenizer and special tokens."""
     constants: Any = job.model.constants
     bos, eos, vocabulary = constants["bos"], constants["eos"], constants["vocab_size"]
-    begin = f"Every text begins with token {bos}" if bos is not None else "Texts begin without a token"
     end = ", ".join(map(str, eos)) or "none"
-    files = (
-        "`tokenizer.json` is the checkpoint's own"
-        if (job.source / "tokenizer.json").is_file()
-        else ("**The checkpoint had no `tokenizer.json`, so there is none here**: bring the one it was trained with")
-    )
+    leading = leading_tokens(job)
+    if leading is None:
+        files = (
+            "**The checkpoint had no `tokenizer.json`, so there is none here**: bring the one that it was trained "
+            "with, and its `tokenizer_config.json`"
+        )
+        begin = "The checkpoint's configuration names no BOS token" if bos is None else f"Its BOS token is {bos}"
+    elif leading:
+        files = "`tokenizer.json` is the checkpoint's own"
+        begin = f"It begins every text with token {', '.join(map(str, leading))}"
+    else:
+        files = "`tokenizer.json` is the checkpoint's own"
+        begin = "It begins texts without a special token" + (
+            "" if bos is None else f", though the checkpoint's configuration names {bos} as BOS"
+        )
     return (
-        f"## Tokens\n\n{files}. {begin}, as the checkpoint's configuration has it; tokens that end an answer: {end}. "
-        f"The vocabulary has {vocabulary:,} entries."
+        f"## Tokens\n\n{files}. {begin}; tokens that end an answer: {end}. The vocabulary has {vocabulary:,} entries."
     )
+
+
+def leading_tokens(job: BuildJob) -> list[int] | None:
+    """What the checkpoint's tokenizer puts before every text; None without one."""
+    file = job.source / TOKENIZER
+    return Encoder(file).leading() if file.is_file() else None

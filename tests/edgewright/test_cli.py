@@ -209,7 +209,7 @@ def test_no_command_shows_the_help(edgewright):
     [
         (MissingTool("onnxruntime is not installed"), 3, "error: onnxruntime is not installed"),
         (GateFailed("1.0 is more than 0.5"), 1, "error: 1.0 is more than 0.5"),
-        (KeyboardInterrupt(), 130, "interrupted; nothing half-written is left, and the next run goes on from here"),
+        (KeyboardInterrupt(), 130, "interrupted; no half-written package is left, and the next run goes on from here"),
     ],
 )
 def test_exit_codes(edgewright, monkeypatch, error, code, line):

@@ -156,10 +156,10 @@ def _signalled(recipe: Path, out: Path, *signals: signal.Signals) -> tuple[int, 
 @pytest.mark.parametrize(
     ("sent", "code", "words"),
     [
-        ([signal.SIGTERM], 143, "ended by SIGTERM; nothing half-written is left"),
-        ([signal.SIGHUP], 129, "ended by SIGHUP; nothing half-written is left"),
+        ([signal.SIGTERM], 143, "ended by SIGTERM; no half-written package is left"),
+        ([signal.SIGHUP], 129, "ended by SIGHUP; no half-written package is left"),
         ([signal.SIGTERM, signal.SIGTERM, signal.SIGHUP], None, "ended by SIG"),
-        ([signal.SIGINT], 130, "interrupted; nothing half-written is left"),
+        ([signal.SIGINT], 130, "interrupted; no half-written package is left"),
     ],
 )
 def test_a_signal_that_ends_the_run_leaves_nothing_half_written(workplace, tmp_path, sent, code, words):

@@ -62,7 +62,8 @@ def sections(job: BuildJob, machines: Sequence[Triple], runtime: TvmRuntime) -> 
     table = "\n".join(["| function | arguments | written in place | results |", "|---|---|---|---|", *rows])
     names = ", ".join(machine.name for machine in machines)
     return [
-        f"## Calling it\n\nFor: {names}. `host` is the machine that built this artifact; it is what was tested. "
+        f"## Calling it\n\nFor: {names}. `host` is the machine that built this artifact; it is what "
+        "`edgewright validate` runs. "
         "Variants: `i8mm` (smmla and sdot), `dotprod` (sdot), `neon` (any ARMv8 core; float32 activations). The first "
         f"two round the activations of matrix products to int8, per token and weight group.\n\n{table}\n\n"
         "Shapes and dtypes are in `edgewright.json` under `components`. Arguments come in this order, and after "

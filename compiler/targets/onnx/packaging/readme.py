@@ -6,6 +6,7 @@ from typing import Any
 
 from artifacts.formats import onnx as formats
 from compiler.targets.base import BuildJob
+from compiler.targets.text_card import leading_tokens
 
 
 def sections(job: BuildJob, graph: formats.Graph) -> list[str]:
@@ -15,6 +16,12 @@ def sections(job: BuildJob, graph: formats.Graph) -> list[str]:
 
 def _genai(job: BuildJob) -> str:
     limit: Any = job.model.constants["max_tokens"]
+    matters = (
+        "`update_options` matters: by itself genai's `encode` leaves out the token that every text begins with, and "
+        "the answers are then another model's. "
+        if leading_tokens(job)
+        else ""
+    )
     return (
         "## onnxruntime-genai\n\n```python\nimport onnxruntime_genai as og\n\n"
         'model = og.Model("path/to/this/folder")\n'
@@ -28,8 +35,7 @@ def _genai(job: BuildJob) -> str:
         "while not generator.is_done():\n"
         "    generator.generate_next_token()\n"
         '    print(stream.decode(generator.get_next_tokens()[0]), end="", flush=True)\n```\n\n'
-        "`update_options` matters: by itself genai's `encode` leaves out the token that every text begins with, and "
-        "the answers are then another model's. The C++, Java, C# and Objective-C interfaces take the same folder. "
+        f"{matters}The C++, Java, C# and Objective-C interfaces take the same folder. "
         "`past_present_share_buffer` is on in `genai_config.json`, so the cache is allocated once, for `max_length`."
     )
 
@@ -67,7 +73,9 @@ def _plain(job: BuildJob, graph: formats.Graph) -> str:
         "packages for Android and iOS among them.\n\n"
         f"| name | type and shape | what |\n|---|---|---|\n{table}\n\n"
         f"n is the size of the cache that you allocate, at most {limit}. While loading, onnxruntime copies "
-        "the packed weights into anonymous memory in the layout of its kernels: about as much again as the file."
+        "the packed weights into anonymous memory in the layout of its kernels: about as much again as the file, beside the "
+        "cache and what it computes in. What it "
+        "held in all when it was validated stands in `edgewright.json`."
     )
 
 
