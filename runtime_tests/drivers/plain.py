@@ -1,4 +1,4 @@
-"""Components one after another, each entry's outputs offered to what comes after it under their names.
+"""Components one after another, each entry's outputs offered to what comes after it under their names and shapes.
 
 For models that need no more than that: no tokens, no samples of sound. Inputs that nothing gave come from the
 generator of `artifacts/formats/vectors.py`. The unit of use is a round: every entry once, at its largest dimensions.
@@ -35,7 +35,9 @@ def step(session: Session, components: tuple[Component, ...], turn: int) -> dict
             call = vectors.Call(component=component.name, entry=entry.name, sizes=sizes)
             plan = vectors.Calls(seed=turn, calls=(call,), exact=1.0, shipped=1.0)
             _, generated = next(iter(vectors.inputs(plan, components)))
-            given = {port.name: values.get(port.name, generated[port.name]) for port in entry.inputs}
+            # of another size it is no input of this entry: many embeddings where a decoder takes one
+            shapes = {port.name: port.sized(sizes) for port in entry.inputs}
+            given = generated | {name: v for name, v in values.items() if shapes.get(name) == v.shape}
             values |= session.call(component.name, entry.name, **given)
     return {name: np.asarray(value) for name, value in values.items()}
 
