@@ -138,7 +138,7 @@ def assess_modelled_memory(figure: Figure, budget: MemoryBudget, phone: str) -> 
     if high <= comfortable:
         verdict, reason = "fits", f"{found}, within the safe {_mb(comfortable)} of {_mb(limit)}."
     elif high <= limit:
-        verdict, reason = "tight", f"{found}, between the certain {_mb(comfortable)} and {_mb(limit)}."
+        verdict, reason = "tight", f"{found}, between the safe {_mb(comfortable)} and {_mb(limit)}."
     elif peak <= limit:
         verdict, reason = "not assessed", f"{found}, whose bad end is beyond {_mb(limit)}."
     else:

@@ -68,7 +68,10 @@ def quality(
 def _unassessed(check: Check) -> Check:
     if check.limit is None:
         return check
-    reason = "The package has no tokenizer: these are random tokens, over which quality says nothing. Add the tokenizer, or leave validate.quality out."
+    reason = (
+        "The package has no tokenizer: these are random tokens, over which quality says nothing. Add the tokenizer, or "
+        "leave validate.quality out."
+    )
     return check.model_copy(update={"verdict": "not assessed", "reason": reason})
 
 

@@ -36,8 +36,8 @@ def step(session: Session, components: tuple[Component, ...], turn: int) -> dict
             plan = vectors.Calls(seed=turn, calls=(call,), exact=1.0, shipped=1.0)
             _, generated = next(iter(vectors.inputs(plan, components)))
             # of another size it is no input of this entry: many embeddings where a decoder takes one
-            fitting = {port.name for port in entry.inputs if np.shape(values.get(port.name)) == port.sized(sizes)}
-            given = {p.name: values[p.name] if p.name in fitting else generated[p.name] for p in entry.inputs}
+            shapes = {port.name: port.sized(sizes) for port in entry.inputs}
+            given = generated | {name: v for name, v in values.items() if shapes.get(name) == v.shape}
             values |= session.call(component.name, entry.name, **given)
     return {name: np.asarray(value) for name, value in values.items()}
 

@@ -23,6 +23,7 @@ class Geometry:
     vision_hidden: int = 64
     hidden: int = 64
     head_dim: int = 16
+    layers: int = 2
 
     @property
     def tokens(self) -> int:
@@ -36,7 +37,7 @@ class Geometry:
             "vocab_size": 160,
             "hidden_size": self.hidden,
             "intermediate_size": 96,
-            "num_hidden_layers": 2,
+            "num_hidden_layers": self.layers,
             "num_attention_heads": self.heads,
             "num_key_value_heads": self.kv_heads,
             "head_dim": self.head_dim,
@@ -48,7 +49,7 @@ class Geometry:
         vision = {
             "hidden_size": self.vision_hidden,
             "intermediate_size": 96,
-            "num_hidden_layers": 2,
+            "num_hidden_layers": self.layers,
             "num_attention_heads": self.vision_heads,
             "image_size": self.image,
             "patch_size": self.patch,

@@ -22,10 +22,11 @@ from compiler.targets.base import BuildJob
 from compiler.targets.tvm import triples
 from runtime_tests.sessions import make_session
 from tests.compiler.conftest import Reference, packed, quantized_job
-from tests.compiler.smolvlm import GEOMETRIES, write_smolvlm
+from tests.compiler.smolvlm import GEOMETRIES, SMALL, write_smolvlm
 
 OPTIONS: dict[str, dict[str, Any]] = {"onnx": {}, "mlx": {}, "tvm": {"triples": ()}, "coreml": {}}
-NAMES = [name if name == "tied" else pytest.param(name, marks=pytest.mark.nightly) for name in GEOMETRIES]
+ALL = {"one layer": dataclasses.replace(SMALL, layers=1), **GEOMETRIES}
+NAMES = [name if name == "one layer" else pytest.param(name, marks=pytest.mark.nightly) for name in ALL]
 CONTEXT = 24
 
 
@@ -65,7 +66,7 @@ def sizes(manifest: Manifest, component: str, entry: str, name: str) -> list[int
 @pytest.mark.parametrize("target", OPTIONS)
 @pytest.mark.usefixtures("here")
 def test_every_entry_is_what_pytorch_computes(target: str, name: str, tmp_path: Path) -> None:
-    source = write_smolvlm(tmp_path / "source", GEOMETRIES[name], 1)
+    source = write_smolvlm(tmp_path / "source", ALL[name], 1)
     options = target_options()[target](**OPTIONS[target])
     plain = quantized_job(tmp_path / "plain", source, options, HALF, max_tokens=CONTEXT)
     schemes = mixed(plain.model.slots, len(name))
