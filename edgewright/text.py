@@ -145,9 +145,10 @@ def quality(target: TargetReport) -> str | None:
     if own is None or reference is None or original is None or kl is None:
         return None
     tokens, origin = target.value("golden_positions") or 0, target.held_out_text or "held-out text"
-    length = target.value("golden_length") or 0
+    length = target.value("golden_length") or 1
+    predicted = tokens - tokens / length  # nothing comes before the first of a sequence
     return (
-        f"on {tokens:,.0f} tokens of {origin}, up to position {length:,.0f}: perplexity "
+        f"on {predicted:,.0f} predicted tokens of {origin}, up to position {length:,.0f}: perplexity "
         f"{own:.3f} as it runs, {reference:.3f} in PyTorch with the same weights, {original:.3f} there unquantized; "
         f"mean KL at least {quantity(kl, 'nat')}"
     )

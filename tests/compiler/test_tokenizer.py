@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 from artifacts import EdgewrightError
+from compiler.config import read_config
+from compiler.models.base import read_model
+from compiler.text import Document, encoder
 from compiler.tokenizer import FILE, Encoder, check_tokenizer
 from tests.edgewright.conftest import write_checkpoint
 
@@ -109,3 +112,14 @@ def test_the_documents_beside_it_must_be_json(folder: Path, name: str) -> None:
     (folder / name).write_text("{")
     with pytest.raises(EdgewrightError, match=rf"{name}: not valid JSON"):
         check_tokenizer(folder, 320)
+
+
+def test_texts_begin_as_the_tokenizer_begins_them_whatever_the_config_names(folder: Path) -> None:
+    assert Encoder(folder / FILE).leading() == [1]
+    changed(folder, lambda tree: tree.update(post_processor=None))
+    tokenizer = Encoder(folder / FILE)
+    assert tokenizer.leading() == []
+    model = read_model(read_config(folder), None, 64)
+    assert model.constants["bos"] is not None
+    text = "def f(self): return value"
+    assert encoder(folder, model)(Document(text)) == tokenizer.encode(text, add_special_tokens=True).ids

@@ -421,7 +421,7 @@ def test_the_two_perplexities_say_whose_they_are(edgewright, finished):
         out.split()
     )
     page = (finished.folder / "report.md").read_text()
-    assert f"tokens of {BUILT_IN}, up to position 64: perplexity" in page
+    assert f"predicted tokens of {BUILT_IN}, up to position 64: perplexity" in page
     assert "as it runs" in page and "in PyTorch with the same weights" in page
     figures = {figure.name: figure.obtained for figure in finished.report.targets[0].figures}
     assert (figures["perplexity"], figures["perplexity_reference"]) == ("measured", "declared")

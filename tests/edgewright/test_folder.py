@@ -129,6 +129,22 @@ def test_packages_of_another_checkpoint_are_named_and_in_no_verdict(workplace, a
     assert f"- **Stale**, in no verdict here: `{again / 'onnx'}`: {stale.reason}" in (again / "report.md").read_text()
 
 
+def test_packages_with_another_tokenizer_are_stale(workplace, again, tmp_path):
+    tuned = shutil.copytree(workplace.folder / "weights", tmp_path / "same-weights")
+    config = json.loads((tuned / "tokenizer_config.json").read_text())
+    (tuned / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": 60}))
+    report = api.run(workplace.recipe_file, out=again.parent, targets=["mlx"], checkpoint=tuned, validate=False)
+    assert [item.target for item in report.targets] == ["mlx"]
+    assert report.stale[0].reason == "built with another tokenizer (weights)"
+
+
+def test_a_result_that_a_run_did_not_find_is_said_to_be_kept(workplace, again, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", str(workplace.recipe_file), "--out", str(again.parent), "--no-validate", "--quiet"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith("; found by an earlier run: onnx")
+
+
 def test_packages_of_an_earlier_recipe_are_stale_too(workplace, again):
     recipe = workplace.recipe(lambda text: text.replace("300MB", "200MB"))
     report = api.run(recipe, out=again.parent, targets=["mlx"], validate=False)
