@@ -206,13 +206,14 @@ def job_logits(job: BuildJob, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]
     return reference_logits(job.model, job.weights, ids, job.schemes)
 
 
-def packed(job: BuildJob, target: str, folder: Path) -> Manifest:
-    """The package of a job in a new folder, with its manifest."""
+def packed(job: BuildJob, target: str, folder: Path, *, companions: bool = False) -> Manifest:
+    """The package of a job in a new folder, with its manifest. companions: with what its driver puts beside it."""
     folder.mkdir()
     found = load_target(target)
     assert found.refusals(job) == []
     found.check(job)
-    driver_of(job.model).write_companions(job.model, job.source, folder)
+    if companions:
+        driver_of(job.model).write_companions(job.model, job.source, folder)
     built = found.build(job, folder, silent)
     draft = ManifestDraft(
         created_by={},

@@ -111,7 +111,7 @@ def test_whole_answers_are_those_of_transformers(tmp_path: Path) -> None:
 
     job = quantized_job(tmp_path / "quantized", TINY, target_options()["onnx"](), HALF, max_tokens=256)
     folder = tmp_path / "onnx"
-    manifest = packed(job, "onnx", folder)
+    manifest = packed(job, "onnx", folder, companions=True)
     session = make_session(folder, manifest)
     session.load(exact=True)
     asked = Asked(session, folder, manifest)

@@ -34,7 +34,7 @@ def test_an_app_can_start_from_the_readme(ministral: Path, jobs: Jobs, tmp_path:
     files = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
     del files["README.md"]
     assert listed == files
-    assert "for 64 tokens of context" in page and "begins with token 1" in page and "end an answer: 2." in page
+    assert "for 64 tokens of context" in page and "Its BOS token is 1" in page and "end an answer: 2." in page
     assert "What was run, and what was not" in page and "no `tokenizer.json`" in page
     for call in CALLS[target]:
         assert call in page

@@ -299,7 +299,7 @@ def test_an_app_ships_all_but_what_people_read(tmp_path: Path) -> None:
     table = page.partition("## Files")[2].partition("\n## ")[0]
     listed = {name: int(size.replace(",", "")) for name, size in re.findall(r"\| `([^`]+)` \| ([\d,]+) \|", table)}
     assert listed == {name: files[name] for name in shipped}
-    for words in ("for 256 tokens of context", "begins with token 1", "an answer: 2.", "no `tokenizer.json`"):
+    for words in ("for 256 tokens of context", "Its BOS token is 1", "an answer: 2.", "no `tokenizer.json`"):
         assert words in page
     for words in ("What was run, and what was not", "com.microsoft", 'update_options(add_special_tokens="true")'):
         assert words in page
