@@ -36,25 +36,27 @@ def main() -> None:
     from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
     from transformers.video_utils import VideoMetadata
 
-    from recipes.checkpoints import train_tiny_smolvlm2 as own
     from recipes.checkpoints.scenes import held_out_clips, held_out_scenes
+    from recipes.checkpoints.smolvlm2_checkpoint import OUT
+    from recipes.checkpoints.smolvlm2_examples import clip_example, scene_example
+    from recipes.checkpoints.train_tiny_smolvlm2 import Packer, forward
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, nargs="?", default=own.OUT)
+    parser.add_argument("checkpoint", type=Path, nargs="?", default=OUT)
     parser.add_argument("--count", type=int, default=40)
     args = parser.parse_args()
 
     processor = AutoProcessor.from_pretrained(args.checkpoint)
     processor.image_processor = SmolVLMImageProcessorPil.from_pretrained(args.checkpoint)
     model = SmolVLMForConditionalGeneration.from_pretrained(args.checkpoint, dtype=torch.float32).eval()
-    packer = own.Packer(processor.tokenizer)
+    packer = Packer(processor.tokenizer)
     inputs = []
     for e in held_out_scenes(args.count):
-        example = own.scene_example(e.scene, [(e.question, e.answer)])
+        example = scene_example(e.scene, [(e.question, e.answer)])
         content = [{"type": "image"}, {"type": "text", "text": e.question}]
         inputs.append((example, content, {"images": [e.image]}, 0.0))
     for e in held_out_clips(args.count):
-        example = own.clip_example(e.clip, [(e.question, e.answer)])
+        example = clip_example(e.clip, [(e.question, e.answer)])
         content = [{"type": "video"}, {"type": "text", "text": e.question}]
         n = len(e.frames)
         metadata = VideoMetadata(total_num_frames=n, fps=e.fps, duration=n / e.fps)
@@ -76,7 +78,7 @@ def main() -> None:
         worst[bound] = max(worst[bound], off)
         assert off <= bound + 1e-3, f"{off} of 255"
         with torch.no_grad():
-            packed, _ = own.forward(model, batch.pixels, batch.ids, batch.turn, batch.positions, batch.image_at)
+            packed, _ = forward(model, batch.pixels, batch.ids, batch.turn, batch.positions, batch.image_at)
             exact = (batch.pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)[None]
             whole = model(input_ids=batch.ids, pixel_values=exact).logits
         logits = max(logits, (packed - whole).abs().max().item())

@@ -13,7 +13,7 @@ belongs to. A held-out arrangement is therefore never trained on, whatever it lo
     for example in held_out_clips(500):
         example.frames, example.fps, example.question, example.answer
 
-No torch and no transformers here; prompts, tiles and tokens are `train_tiny_smolvlm2.py`'s.
+No torch and no transformers here; prompts and tiles are those of `smolvlm2_examples.py`.
 """
 
 from __future__ import annotations

@@ -10,21 +10,17 @@ accuracy of greedy answers on held-out scenes and clips, from the stored weights
 `training.json`.
 
 One training sequence is one picture and many questions: each question sees the picture and itself, not the others.
-`--state` makes a run resumable. Inputs are built here, without transformers' processors, which want torchvision:
-`check_tiny_smolvlm2.py` compares the two.
+`--state` makes a run resumable.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-import math
 import os
 import random
 import time
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,219 +28,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from PIL import Image
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, SmolVLMConfig, SmolVLMForConditionalGeneration
+from transformers import PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
 
-from recipes.checkpoints.scenes import (
-    COLORS,
-    FPS,
-    HELD_OUT_SEED,
-    SHAPES,
-    Clip,
-    Look,
-    Placed,
-    Scene,
-    Turn,
-    every_sentence,
-    held_out_clips,
-    held_out_scenes,
-    make_clip,
-    make_scene,
-)
-
-OUT = Path(__file__).parent / "tiny-smolvlm2"
-VOCAB = 512
-TILE = 64  # pixels
-PATCH = 8
-LONGEST = 128
-TILE_TOKENS = 4
-MAX_FRAMES = 8
-COUNTS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")  # as num2words has them
-END, FAKE, IMAGE, GLOBAL = "<end_of_utterance>", "<fake_token_around_image>", "<image>", "<global-img>"
-ROWS = [f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)]
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", GLOBAL, *ROWS, FAKE, IMAGE, END]
-CHAT_TEMPLATE = (
-    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}:"
-    "{% if message['content'][0]['type'] != 'image' %}{{ ' ' }}{% endif %}"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'text' %}{{ part['text'] }}"
-    "{% elif part['type'] in ('image', 'video') %}{{ '<' + part['type'] + '>' }}{% endif %}"
-    "{% endfor %}{{ '<end_of_utterance>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-
-# ---------------------------------------------------------------------------------------------- prompts and pixels
-
-
-def image_prompt(rows: int, columns: int) -> str:
-    """What the image token stands for: rows × columns tiles in reading order, then the global one; (0, 0): it alone."""
-    text = ""
-    for r in range(rows):
-        text += "".join(f"{FAKE}<row_{r + 1}_col_{c + 1}>{IMAGE * TILE_TOKENS}" for c in range(columns)) + "\n"
-    return text + ("\n" if rows else "") + f"{FAKE}{GLOBAL}{IMAGE * TILE_TOKENS}{FAKE}"
-
-
-def video_prompt(seconds: int, timestamps: Sequence[float]) -> str:
-    """What the video token stands for, without the blank line before the question. `seconds`: of the whole video."""
-    count, length = COUNTS[len(timestamps)], f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
-    text = f"You are provided the following series of {count} frames from a {length} [H:MM:SS] video.\n"
-    for t in timestamps:
-        text += f"\nFrame from {int(t // 60):02d}:{int(t % 60):02d}:{image_prompt(0, 0)}"
-    return text
-
-
-def _longest(image: Image.Image, longest: int) -> Image.Image:
-    """Resized to this longest edge, the other one even; transformers' arithmetic, truncations included."""
-    width, height = image.size
-    aspect = width / height
-    if width >= height:
-        width, height = longest, int(longest / aspect)
-        height += height % 2
-    else:
-        width, height = int(longest * aspect), longest
-        width += width % 2
-    return image.resize((width, height), Image.Resampling.LANCZOS)
-
-
-def tiles(image: Image.Image, split: bool = True) -> tuple[np.ndarray, int, int]:
-    """An image as (tiles, 64, 64, 3) uint8, the global tile last, and its rows and columns of tiles."""
-    image = _longest(image, LONGEST)
-    if not split:
-        return np.asarray(image.resize((TILE, TILE), Image.Resampling.LANCZOS))[None], 0, 0
-    rows, columns = math.ceil(image.height / TILE), math.ceil(image.width / TILE)
-    image = image.resize((columns * TILE, rows * TILE), Image.Resampling.LANCZOS)
-    grid = np.asarray(image).reshape(rows, TILE, columns, TILE, 3).swapaxes(1, 2).reshape(-1, TILE, TILE, 3)
-    whole = np.asarray(image.resize((TILE, TILE), Image.Resampling.LANCZOS))
-    return np.concatenate([grid, whole[None]]), rows, columns
-
-
-def sampled(clip: Clip) -> list[int]:
-    """Indices of the frames that one frame a second takes, as SmolVLMVideoProcessor.sample_frames does."""
-    return [int(i) for i in np.linspace(0, clip.total_frames - 1, min(clip.seconds, MAX_FRAMES), dtype=int)]
-
-
-def frame_tiles(frames: Sequence[Image.Image]) -> np.ndarray:
-    return np.stack([np.asarray(_longest(f, LONGEST).resize((TILE, TILE), Image.Resampling.LANCZOS)) for f in frames])
-
-
-@dataclass(frozen=True)
-class Example:
-    """A picture as the model is given it, and what is asked about it."""
-
-    pixels: np.ndarray  # (tiles, 64, 64, 3) uint8
-    prefix: str  # of the prompt, up to the question
-    before: str  # what the question follows on
-    turns: list[Turn]
-    shown: np.ndarray  # (tiles, 8, 8) int64: what each patch shows, see `patches`
-
-    def prompt(self, question: str) -> str:
-        return f"{self.prefix}{self.before}{question}{END}\nAssistant:"
-
-
-def patches(placed: Sequence[Placed], look: Look, rows: int, columns: int) -> np.ndarray:
-    """What the patches of rows × columns tiles show, (tiles, 8, 8): 0 for nothing, else 1 + 6 × shape + colour."""
-    h, w = rows * TILE // PATCH, columns * TILE // PATCH
-    shown = np.zeros((h, w), np.int64)
-    y, x = (np.arange(h)[:, None] + 0.5) / h, (np.arange(w) + 0.5) / w
-    for p in placed:
-        near_x = np.abs(x - p.x / look.width) < max(0.9 * p.radius / look.width, 0.5 / w)
-        near_y = np.abs(y - p.y / look.height) < max(0.9 * p.radius / look.height, 0.5 / h)
-        shown[near_y & near_x] = 1 + 6 * SHAPES.index(p.thing.shape) + tuple(COLORS).index(p.thing.color)
-    n = TILE // PATCH
-    return shown.reshape(rows, n, columns, n).swapaxes(1, 2).reshape(-1, n, n)
-
-
-def scene_example(scene: Scene, turns: list[Turn], split: bool = True) -> Example:
-    pixels, rows, columns = tiles(scene.draw(), split)
-    placed = scene.placed()
-    shown = patches(placed, scene.look, 1, 1)
-    if rows:
-        shown = np.concatenate([patches(placed, scene.look, rows, columns), shown])
-    return Example(pixels, f"<|im_start|>User:{image_prompt(rows, columns)}", "", turns, shown)
-
-
-def clip_example(clip: Clip, turns: list[Turn]) -> Example:
-    indices = sampled(clip)
-    text = video_prompt(clip.seconds, [i / FPS for i in indices])
-    shown = np.concatenate([patches(placed, clip.look, 1, 1) for placed in clip.placed(indices)])
-    return Example(frame_tiles(clip.frames(indices)), f"<|im_start|>User: {text}", "\n\n", turns, shown)
-
-
-# ------------------------------------------------------------------------------------------------------- the model
-
-
-def config() -> SmolVLMConfig:
-    return SmolVLMConfig(
-        vision_config={
-            "model_type": "smolvlm_vision",
-            "hidden_size": 128,
-            "intermediate_size": 512,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "image_size": TILE,
-            "patch_size": PATCH,
-            "max_image_size": {"longest_edge": TILE},
-        },
-        text_config={
-            "model_type": "llama",
-            "vocab_size": VOCAB,
-            "hidden_size": 256,
-            "intermediate_size": 384,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 64,
-            "rms_norm_eps": 1e-5,
-            "max_position_embeddings": 2048,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-            "tie_word_embeddings": False,
-            "bos_token_id": SPECIAL.index("<|im_start|>"),
-            "eos_token_id": SPECIAL.index(END),
-            "pad_token_id": SPECIAL.index("<|im_end|>"),
-        },
-        scale_factor=4,
-        image_token_id=SPECIAL.index(IMAGE),
-        tie_word_embeddings=False,
-        pad_token_id=SPECIAL.index("<|im_end|>"),
-        dtype="bfloat16",
-        architectures=["SmolVLMForConditionalGeneration"],
-    )
-
-
-def train_tokenizer() -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE(unk_token=None))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB,
-        special_tokens=[AddedToken(t, special=True) for t in SPECIAL],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    texts = list(every_sentence())
-    for seconds in (3, 4, 5, 6):
-        texts += [*video_prompt(seconds, range(seconds)).split(image_prompt(0, 0)), "User:", "\nAssistant:"] * 500
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<|endoftext|>",
-        bos_token="<|im_start|>",
-        eos_token=END,
-        pad_token="<|im_end|>",
-        extra_special_tokens={
-            "fake_image_token": FAKE,
-            "image_token": IMAGE,
-            "end_of_utterance_token": END,
-            "global_image_token": GLOBAL,
-        },
-        chat_template=CHAT_TEMPLATE,
-        model_max_length=2048,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
+from recipes.checkpoints.scenes import HELD_OUT_SEED, Clip, Scene, Turn, make_clip, make_scene
+from recipes.checkpoints.smolvlm2_checkpoint import OUT, config, measure, save, train_tokenizer
+from recipes.checkpoints.smolvlm2_examples import END, IMAGE, SPECIAL, Example, clip_example, scene_example
 
 
 def initialize(model: SmolVLMForConditionalGeneration) -> None:
@@ -254,9 +42,6 @@ def initialize(model: SmolVLMForConditionalGeneration) -> None:
             fan_in = p[0].numel()
             scale = 0.3 if name.endswith(("o_proj.weight", "out_proj.weight", "down_proj.weight", "fc2.weight")) else 1
             torch.nn.init.normal_(p, std=0.1 if "embed" in name and p.ndim == 2 else scale * fan_in**-0.5)
-
-
-# ------------------------------------------------------------------------------------------------------- sequences
 
 
 @dataclass(frozen=True)
@@ -496,115 +281,6 @@ def train(
             os.replace(args.state.with_suffix(".new"), args.state)
             last_save = time.time()
     return model.eval(), time.time() - began
-
-
-# --------------------------------------------------------------------------------------------- saving and measuring
-
-
-def save(model: SmolVLMForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """The folder as the real checkpoints have it: weights in bfloat16, both layouts of the processor's numbers."""
-    model = copy.deepcopy(model).to(torch.bfloat16)
-    text = model.config.text_config
-    model.generation_config = transformers.GenerationConfig(
-        bos_token_id=text.bos_token_id, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id
-    )
-    model.save_pretrained(out)
-    (out / "model.safetensors").chmod(0o644)
-    tokenizer.save_pretrained(out)
-    pixels = {
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_pad": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "max_image_size": {"longest_edge": TILE},
-        "resample": 1,
-        "rescale_factor": 1 / 255,
-        "size": {"longest_edge": LONGEST},
-    }
-    image = pixels | {"do_image_splitting": True, "image_processor_type": "SmolVLMImageProcessor"}
-    # transformers resizes frames to `size`, not to `video_size`, where it finds both, and writes what it does
-    video = pixels | {
-        "do_sample_frames": True,
-        "fps": 1,
-        "num_frames": MAX_FRAMES,
-        "video_processor_type": "SmolVLMVideoProcessor",
-        "video_sampling": {"fps": 1, "max_frames": MAX_FRAMES, "video_size": {"longest_edge": LONGEST}},
-    }
-    sampling = {"fps": 1, "max_frames": MAX_FRAMES, "video_size": {"longest_edge": TILE}}
-    whole = {"image_seq_len": TILE_TOKENS, "processor_class": "SmolVLMProcessor"}
-    files = {
-        "processor_config.json": whole | {"image_processor": image, "video_processor": video},
-        "preprocessor_config.json": image | {"processor_class": "SmolVLMProcessor", "video_sampling": sampling},
-    }
-    for name, content in files.items():
-        (out / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
-@torch.no_grad()
-def greedy(model: SmolVLMForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, examples: list[Example]):
-    """The greedy answer to the first question of each example, by transformers' generate."""
-    alike: dict[tuple[int, int], list[tuple[int, list[int]]]] = defaultdict(list)
-    for index, example in enumerate(examples):
-        ids = tokenizer(example.prompt(example.turns[0][0]), add_special_tokens=False)["input_ids"]
-        alike[len(ids), len(example.pixels)].append((index, ids))
-    answers = [""] * len(examples)
-    for group in alike.values():
-        for at in range(0, len(group), 32):
-            some = group[at : at + 32]
-            pixels = torch.from_numpy(np.stack([examples[i].pixels for i, _ in some]))
-            ids = torch.tensor([ids for _, ids in some])
-            generated = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                pixel_values=(pixels.permute(0, 1, 4, 2, 3).float() / 127.5 - 1).contiguous(),
-                do_sample=False,
-                max_new_tokens=96,
-            )
-            texts = tokenizer.batch_decode(generated[:, ids.shape[1] :], skip_special_tokens=True)
-            for (index, _), text in zip(some, texts, strict=True):
-                answers[index] = text.strip()
-    return answers
-
-
-def accuracy(model, tokenizer, examples: list[Example], digests: list[str], seen: set[str]) -> dict[str, object]:
-    """Exact matches, with the 95 % Wilson interval and the share of each kind of question."""
-    if seen & set(digests):
-        raise SystemExit("a held-out picture was trained on")
-    kinds: dict[str, list[bool]] = defaultdict(list)
-    for example, answer in zip(examples, greedy(model, tokenizer, examples), strict=True):
-        question, expected = example.turns[0]
-        kinds[" ".join(question.rstrip("?.").split()[:2])].append(answer == expected)
-    n, right = len(examples), sum(sum(k) for k in kinds.values())
-    p, z = right / n, 1.96
-    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return {
-        "count": n,
-        "different_contents": len(set(digests)),
-        "right": right,
-        "accuracy": round(p, 4),
-        "interval_95": [round((middle - half) / (1 + z * z / n), 4), round((middle + half) / (1 + z * z / n), 4)],
-        "by_question": {k: f"{sum(v)} of {len(v)}" for k, v in sorted(kinds.items())},
-    }
-
-
-def measure(out: Path, scenes: int, clips: int, trained: list[str]) -> dict[str, object]:
-    """What the stored checkpoint answers, loaded in float32."""
-    model = SmolVLMForConditionalGeneration.from_pretrained(out, dtype=torch.float32).eval()
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(out)
-    seen = set(trained)
-    stills, moving = list(held_out_scenes(scenes)), list(held_out_clips(clips))
-    split = [scene_example(e.scene, [(e.question, e.answer)]) for e in stills]
-    whole = [scene_example(e.scene, [(e.question, e.answer)], split=False) for e in stills[::4]]
-    video = [clip_example(e.clip, [(e.question, e.answer)]) for e in moving]
-    shown = [e.scene.digest for e in stills]
-    return {
-        "scenes": accuracy(model, tokenizer, split, shown, seen),
-        "scenes_without_splitting": accuracy(model, tokenizer, whole, shown[::4], seen),
-        "clips": accuracy(model, tokenizer, video, [e.clip.digest for e in moving], seen),
-    }
 
 
 def main() -> None:

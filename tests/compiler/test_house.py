@@ -19,11 +19,13 @@ FAMILY = (
     "runtime_tests/drivers/text.py",
 )
 KNOW = {
+    "compiler/drivers/image_text.py": "token ids that a tokenizer must keep to",
     "compiler/drivers/text.py": "text for calibration and golden vectors",
     "compiler/golden.py": "golden vectors of a text decoder",
     "compiler/text.py": "token ids of a text",
     "compiler/targets/text_card.py": "what an app must know of tokens",
     "compiler/targets/onnx/attention.py": "attributes of onnxruntime's GroupQueryAttention have these names",
+    "runtime_tests/drivers/image_text.py": "tokens to measure with",
 }
 
 
