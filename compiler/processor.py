@@ -37,12 +37,12 @@ from artifacts.media.tiles import most_tiles
 from compiler.config import Keys, read_config
 from compiler.tensors import CheckpointError
 from compiler.tokenizer import FILE as TOKENIZER
+from compiler.tokenizer import MAX_BYTES
 
 PROCESSOR = "processor_config.json"
 IMAGES = "preprocessor_config.json"
 VIDEOS = "video_preprocessor_config.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
-_MAX_TOKENIZER_BYTES = 256 << 20
 _HALF = (0.5, 0.5, 0.5)
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -344,7 +344,7 @@ def _token_ids(folder: Path) -> dict[str, int]:
     """Added tokens of tokenizer.json by their text."""
     if not os.path.lexists(folder / TOKENIZER):
         raise CheckpointError(f"{folder}: no {TOKENIZER}: a prompt with images is written in its tokens")
-    added = read_json(folder / TOKENIZER, _MAX_TOKENIZER_BYTES).get("added_tokens")
+    added = read_json(folder / TOKENIZER, MAX_BYTES).get("added_tokens")
     found = {}
     for entry in added if isinstance(added, list) else []:
         text, number = (entry.get("content"), entry.get("id")) if isinstance(entry, dict) else (None, None)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
 
 FILE = "tokenizer.json"
-_MAX_BYTES = 256 << 20
+MAX_BYTES = 256 << 20
 _BESIDE = ("tokenizer_config.json", "special_tokens_map.json")
 _SAMPLE = (
     "def load(self, path: str) -> dict[str, int]:\n    # Zwölf Boxkämpfer jagen Viktor quer über den Sylter Deich.\n"
@@ -60,7 +60,7 @@ class Encoder:
         from tokenizers import Tokenizer
 
         self._file = file
-        raw = read_bytes(file, _MAX_BYTES)
+        raw = read_bytes(file, MAX_BYTES)
         self._tokenizer: Any = self._explained("is not a tokenizer that can be read", Tokenizer.from_buffer, raw)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

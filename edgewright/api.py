@@ -164,11 +164,9 @@ def plan_fits(
 def plan_warnings(recipe: Recipe | str | Path, *, checkpoint: str | Path | None = None) -> list[str]:
     """What a run would warn of and can be seen without a weight, where the checkpoint is a folder on this machine."""
     recipe = load_recipe(recipe)
-    if checkpoint is None and recipe.checkpoint.path is None:
+    folder = _local(recipe, checkpoint)
+    if folder is None:
         return []
-    folder = (
-        recipe.resolve(recipe.checkpoint.path or "") if checkpoint is None else user_path(checkpoint, "--checkpoint")
-    )
     model = read_model(read_config(folder), None, recipe.context.max_tokens)
     return [*driver_of(model).warnings(model, folder), *filter(None, [adapter_beside(folder)])]
 
@@ -302,17 +300,22 @@ def _warnings(recipe: Recipe, checkpoint: Checkpoint, quantized: Quantized) -> I
 
 
 def _config(recipe: Recipe, override: str | Path | None) -> Mapping[str, Any]:
-    wanted = recipe.checkpoint
-    if override is not None:
-        return read_config(user_path(override, "--checkpoint"))
-    if wanted.path is not None:
-        return read_config(recipe.resolve(wanted.path))
+    wanted, folder = recipe.checkpoint, _local(recipe, override)
+    if folder is not None:
+        return read_config(folder)
     if wanted.config is None:
         raise EdgewrightError(
             f"{recipe.name}: a plan needs the checkpoint's config.json; name it in checkpoint.config, "
             "or give a local copy with --checkpoint PATH"
         )
     return read_config_file(recipe.resolve(wanted.config))
+
+
+def _local(recipe: Recipe, override: str | Path | None) -> Path | None:
+    """The checkpoint's folder where it is one on this machine."""
+    if override is not None:
+        return user_path(override, "--checkpoint")
+    return None if recipe.checkpoint.path is None else recipe.resolve(recipe.checkpoint.path)
 
 
 def read_config_file(path: Path) -> dict[str, Any]:

@@ -74,12 +74,10 @@ class Ledger:
     def enter_built(self, artifact: Path, manifest: Manifest) -> None:
         """Put a package that was just built in the place of what was known; what was found out about the same bytes
         still holds. Raises EdgewrightError."""
-        known = bool(manifest.validations)
-        self.enter(
-            _kept(artifact, manifest, self._earlier.get(manifest.target))
-            if known
-            else target_report(artifact, manifest, None)
-        )
+        if manifest.validations:
+            self.enter(_kept(artifact, manifest, self._earlier.get(manifest.target)))
+        else:
+            self.enter(target_report(artifact, manifest, None))
 
     def _others(self) -> tuple[list[TargetReport], list[StaleArtifact]]:
         """The packages that this run has not built (yet): results that still hold, and packages that are stale."""

@@ -42,7 +42,7 @@ def _target(target: TargetReport) -> list[str]:
     lines = [f"## {target.target}: {shipped}, {text.scheme(target)}: {target.verdict}", ""]
     lines += [f"The folder holds {size(target.folder_bytes)}: golden vectors and all that no app needs too.", ""]
     if target.kept:
-        lines += [f"Kept from {target.created or 'an earlier run'}: this run did not build or test it.", ""]
+        lines += [f"Kept from {target.created or 'an earlier run'}: this run did not test it.", ""]
         lines += [*(f"- {reason}" for reason in reasons(target)), ""]
     rows = text.rows(target)
     if rows:

@@ -7,39 +7,31 @@ here: tiles and prompts themselves (`artifacts/media/`), and the order of calls 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numpy.typing import NDArray
 
-from artifacts import EdgewrightError, Progress
+from artifacts import EdgewrightError
 from artifacts.formats.preprocessing import PREPROCESSING, SPECIFICATION, content
 from artifacts.media import PAGE
 from compiler.drivers import plain
 from compiler.models.base import Model
 from compiler.processor import from_processor
-from compiler.slots import Schemes, Weights
-from compiler.text import Held
 from compiler.tokenizer import FILE as TOKENIZER
 from compiler.tokenizer import check_tokenizer
 from recipes.schema import Calibration, Recipe
 
-if TYPE_CHECKING:
-    from compiler.quantize.calibrated.task import Samples
-
 FILE = None
+# entry vectors alone judge it, and nothing is looked at
+covered, held_out = plain.covered, plain.held_out
+samples, write_vectors, copy_vectors = plain.samples, plain.write_vectors, plain.copy_vectors
 _PROCESSOR = ("processor_config.json", "preprocessor_config.json")
 _NO_TOKENIZER = f"the checkpoint has no {TOKENIZER}: the package cannot turn a prompt into tokens"
 _NO_PROCESSOR = (
     f"the checkpoint has neither {' nor '.join(_PROCESSOR)}: the package does not say how an image becomes tiles; "
     "processor.save_pretrained(folder) writes it"
 )
-
-
-def covered(model: Model) -> set[tuple[str, str]]:
-    """Nothing: entry vectors judge every entry."""
-    return set()
 
 
 def warnings(model: Model, checkpoint: Path) -> list[str]:
@@ -70,28 +62,6 @@ def looked_at(calibration: Calibration, text: Path | None, model: Model, checkpo
         "quantize: methods that look at calibration data (gptq, awq) are not there yet for models that see images; "
         "take rtn, mse or hqq"
     )
-
-
-def samples(model: Model, table: Weights, looked_at: NDArray[Any]) -> Iterator[Samples]:
-    """See `Driver`; never asked."""
-    raise AssertionError("looked_at gave nothing")
-
-
-def held_out(recipe: Recipe, text: Path | None, model: Model, checkpoint: Path) -> Held | None:
-    """None: there are no vectors of its own."""
-    return None
-
-
-def write_vectors(
-    path: Path, model: Model, schemes: Schemes, held: Held, sides: Mapping[str, Weights], progress: Progress
-) -> None:
-    """See `Driver`; never asked."""
-    raise AssertionError("held_out gave nothing")
-
-
-def copy_vectors(source: Path, path: Path, tolerances: Mapping[str, float]) -> bool:
-    """See `Driver`; never asked."""
-    raise AssertionError("held_out gave nothing")
 
 
 def _has_processor(checkpoint: Path) -> bool:

@@ -25,11 +25,6 @@ class Assignment:
         return self.rules[slot].method
 
 
-def _tied(rule: Rule) -> str:
-    """Said where a head is asked for that a checkpoint has not."""
-    return " (its head is its embedding: tie_word_embeddings)" if rule.match.endswith("lm_head") else ""
-
-
 def assign(rules: Sequence[Rule], slots: Sequence[Slot]) -> Assignment:
     """Give every matrix its scheme.
 
@@ -42,7 +37,7 @@ def assign(rules: Sequence[Rule], slots: Sequence[Slot]) -> Assignment:
         matched = [s.name for s in matrices if fnmatchcase(s.name, rule.match)]
         if not matched:
             near = difflib.get_close_matches(rule.match, [s.name for s in matrices], 1, 0.3)
-            hint = (f"; did you mean {near[0]!r}?" if near else "") + _tied(rule)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
             raise EdgewrightError(f"quantize.rules[{at}]: {rule.match!r} matches no tensor of this checkpoint{hint}")
         new = [name for name in matched if name not in chosen]
         if not new:

@@ -23,7 +23,7 @@ def tokens_section(job: BuildJob) -> str:
     constants: Any = job.model.constants
     bos, eos, vocabulary = constants["bos"], constants["eos"], constants["vocab_size"]
     end = ", ".join(map(str, eos)) or "none"
-    leading = leading_tokens(job)
+    leading = _leading(job)
     if leading is None:
         files = (
             "**The checkpoint had no `tokenizer.json`, so there is none here**: bring the one that it was trained "
@@ -43,7 +43,7 @@ def tokens_section(job: BuildJob) -> str:
     )
 
 
-def leading_tokens(job: BuildJob) -> list[int] | None:
+def _leading(job: BuildJob) -> list[int] | None:
     """What the checkpoint's tokenizer puts before every text; None without one."""
     file = job.source / TOKENIZER
     return Encoder(file).leading() if file.is_file() else None

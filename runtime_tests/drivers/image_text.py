@@ -76,7 +76,7 @@ def run(session: Session, manifest: Manifest, job: Job, phase: Phase) -> None:
     seconds = []
     for _ in range(steps):
         begin = time.perf_counter()
-        token = int(decoder.decode(token if token != image else 0).argmax())
+        token = int(decoder.decode(token).argmax())
         seconds.append(time.perf_counter() - begin)
     phase("steady", tokens=steps, seconds=sum(seconds), median_seconds=statistics.median(seconds))
 
@@ -158,6 +158,7 @@ class ImageText(text.Decoder):
         """See `Decoder`: embeddings [1, S, hidden], features in the places of image tokens."""
         embeddings = self._whole(EMBED, "embed", "input_ids", ids[None], self._ids, axis=1)[0]
         places = np.flatnonzero(ids == self._image)
+        places = places[start + places < len(self._at)]  # one that the model itself says shows nothing
         if len(places):
             embeddings[places] = self._features[self._at[start + places]]
         return {"embeddings": embeddings[None]}

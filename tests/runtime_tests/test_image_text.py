@@ -81,6 +81,17 @@ def test_image_tokens_and_features_must_be_as_many(artifact: tuple[Path, Manifes
         found.prefill(prompt(2, 0))
 
 
+def test_an_image_token_that_the_model_says_shows_nothing(artifact: tuple[Path, Manifest]) -> None:
+    found = conversation(artifact)
+    found.show(found.look(np.ones((1, 3, SMALL.image, SMALL.image), np.float32)))
+    beginning = prompt(1, 0)
+    found.prefill(beginning)
+    embedded = found.entered(np.array([IMAGE], np.int64), len(beginning))["embeddings"]
+    table = found.session.call("embed", "embed", input_ids=np.array([[IMAGE]], np.int64))["embeddings"]
+    np.testing.assert_array_equal(embedded, table)
+    assert np.isfinite(found.decode(IMAGE)).all()
+
+
 def test_memory_is_that_of_the_most_tiles_and_the_whole_context(artifact: tuple[Path, Manifest]) -> None:
     folder, manifest = artifact
     session, driver = make_session(folder, manifest), driver_of(folder, manifest)

@@ -252,8 +252,9 @@ def meshgrid(axes: Sequence[Array], indexing: str = "ij") -> Sequence[Array]:
     return mx.meshgrid(*axes, indexing=indexing)
 
 
-def arange(end: int, **_: Any) -> Array:
-    return mx.arange(end)
+def arange(end: int, *, dtype: Any = None, **_: Any) -> Array:
+    floating = isinstance(end, float) if dtype is None else dtype.is_floating_point
+    return mx.arange(end, dtype=mx.float32 if floating else mx.int32)
 
 
 def linspace(start: float, end: float, steps: int, **_: Any) -> Array:

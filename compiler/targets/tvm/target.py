@@ -83,16 +83,17 @@ class TvmTarget:
             live = max(live, component.live(entry, sizes))
         live += max((s.rows * s.columns for s in component.slots if s.kind == "convolution"), default=0)
         code: dict[str, int] = {}
-        for machine in _machines(job) if component is job.model.components[0] else ():  # one library holds them all
-            code[machine.system] = code.get(machine.system, 0) + len(machine.variants) * _CODE_BYTES[machine.container]
-        phones = {machine.system for machine in _machines(job)} - {"linux"}
+        first = component is job.model.components[0]  # one library holds them all
+        for machine in _known_machines(job):
+            size = len(machine.variants) * _CODE_BYTES[machine.container] if first else 0
+            code[machine.system] = code.get(machine.system, 0) + size
         return Estimate(
             component.name,
             file_bytes=found + tables + sum(code.values()),
             weight_bytes=found + tables,
             state_bytes=states,
             activation_bytes=live * 4,
-            app_bytes={system: found + tables + code.get(system, 0) for system in sorted(phones)},
+            app_bytes={name: found + tables + size for name, size in sorted(code.items()) if name != "linux"},
         )
 
     def check(self, job: Job) -> object:
@@ -121,7 +122,7 @@ class TvmTarget:
         captured: Captured = job.checked or workers.capture_graphs(job, functions, narrowed)
         tensors = weights.tensors(job, weights.tables_of(captured), advance)
         digest = params.write(folder / PARAMETERS, tensors)
-        machines = _machines(job)
+        machines = [triples.host(), *(triples.parse(name, job.options.features) for name in job.options.triples)]
         description = {**packaging.described(job, captured), "params_digest": digest}
         libraries = self._libraries(job, captured, tensors, machines, description, folder, progress)
         packaging.write(job, folder, machines)
@@ -182,7 +183,7 @@ class TvmTarget:
         return built
 
 
-def _machines(job: Job) -> list[Triple]:
+def _known_machines(job: Job) -> list[Triple]:
     """This machine and those of the job's triples that are known; `refusals` names the others."""
     found = [triples.host()]
     for name in job.options.triples:

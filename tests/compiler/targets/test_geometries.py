@@ -6,8 +6,7 @@ was traced with: one prefill of a whole context, then a shorter one and cached s
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from compiler.models.base import read_model
 from compiler.slots import HALF, Scheme
 from compiler.targets import load_target, target_options
 from compiler.targets.base import Job
-from compiler.targets.tvm import triples
 from runtime_tests.drivers.text import Decoder
 from runtime_tests.sessions import make_session
 from tests.compiler.conftest import MINISTRAL3, job_logits, packed, quantized_job, random_tensors, save
@@ -48,19 +46,6 @@ def refusals(target: str, geometry: Geometry) -> list[str]:
     for sentence in found:
         assert sentence.startswith(f"{target}: ") and any(s.name in sentence for s in job.model.slots), sentence
     return found
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No processes of their own for conversions, no library but the one that runs: forty starts of frameworks less."""
-
-    def directly(function: Callable[..., Any], *arguments: Any, progress: Any) -> Any:
-        return function(*arguments, progress)
-
-    monkeypatch.setattr("compiler.targets.tvm.workers.apart", directly)
-    monkeypatch.setattr("compiler.targets.coreml.target.apart", directly)
-    machine = triples.host()
-    monkeypatch.setattr(triples, "host", lambda: dataclasses.replace(machine, variants=machine.variants[-1:]))
 
 
 @pytest.mark.parametrize("seed", SEEDS)

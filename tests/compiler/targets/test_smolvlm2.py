@@ -7,7 +7,6 @@ was traced with: one tile and several, ids, a prompt of embeddings and cached st
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from artifacts import Manifest
 from compiler.slots import HALF, Scheme, Slot
 from compiler.targets import load_target, target_options
 from compiler.targets.base import BuildJob
-from compiler.targets.tvm import triples
 from runtime_tests.sessions import make_session
 from tests.compiler.conftest import Reference, packed, quantized_job
 from tests.compiler.smolvlm import GEOMETRIES, SMALL, write_smolvlm
@@ -28,19 +26,6 @@ OPTIONS: dict[str, dict[str, Any]] = {"onnx": {}, "mlx": {}, "tvm": {"triples": 
 ALL = {"one layer": dataclasses.replace(SMALL, layers=1), **GEOMETRIES}
 NAMES = [name if name == "one layer" else pytest.param(name, marks=pytest.mark.nightly) for name in ALL]
 CONTEXT = 24
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No processes of their own for conversions, and no library but the one that runs."""
-
-    def directly(function: Callable[..., Any], *arguments: Any, progress: Any) -> Any:
-        return function(*arguments, progress)
-
-    monkeypatch.setattr("compiler.targets.tvm.workers.apart", directly)
-    monkeypatch.setattr("compiler.targets.coreml.target.apart", directly)
-    machine = triples.host()
-    monkeypatch.setattr(triples, "host", lambda: dataclasses.replace(machine, variants=machine.variants[-1:]))
 
 
 def mixed(slots: list[Slot], seed: int) -> dict[str, Scheme]:

@@ -6,7 +6,6 @@ from typing import Any
 
 from artifacts.formats import onnx as formats
 from compiler.targets.base import BuildJob
-from compiler.targets.text_card import leading_tokens
 
 
 def sections(job: BuildJob, graph: formats.Graph) -> list[str]:
@@ -16,12 +15,6 @@ def sections(job: BuildJob, graph: formats.Graph) -> list[str]:
 
 def _genai(job: BuildJob) -> str:
     limit: Any = job.model.constants["max_tokens"]
-    matters = (
-        "`update_options` matters: by itself genai's `encode` leaves out the token that every text begins with, and "
-        "the answers are then another model's. "
-        if leading_tokens(job)
-        else ""
-    )
     return (
         "## onnxruntime-genai\n\n```python\nimport onnxruntime_genai as og\n\n"
         'model = og.Model("path/to/this/folder")\n'
@@ -35,7 +28,9 @@ def _genai(job: BuildJob) -> str:
         "while not generator.is_done():\n"
         "    generator.generate_next_token()\n"
         '    print(stream.decode(generator.get_next_tokens()[0]), end="", flush=True)\n```\n\n'
-        f"{matters}The C++, Java, C# and Objective-C interfaces take the same folder. "
+        "`update_options` matters where the tokenizer begins every text with a token: by itself genai's `encode` "
+        "leaves it out, and the answers are then another model's. The C++, Java, C# and "
+        "Objective-C interfaces take the same folder. "
         "`past_present_share_buffer` is on in `genai_config.json`, so the cache is allocated once, for `max_length`."
     )
 
