@@ -34,6 +34,8 @@ from recipes.checkpoints.scenes import HELD_OUT_SEED, Clip, Scene, Turn, make_cl
 from recipes.checkpoints.smolvlm2_checkpoint import OUT, config, measure, save, train_tokenizer
 from recipes.checkpoints.smolvlm2_examples import END, IMAGE, SPECIAL, Example, clip_example, scene_example
 
+HARD = ("How many", "What color", "Where is")  # what is learned last
+
 
 def initialize(model: SmolVLMForConditionalGeneration) -> None:
     """Widths here are far below those that a deviation of 0.02 is meant for."""
@@ -158,8 +160,9 @@ def training_examples(step: int, rows: int) -> list[Example]:
     examples = []
     for row, picture in enumerate(training_pictures(step, rows)):
         rng = random.Random(step * rows + row + 7_000_000_000)
-        turns = list(dict.fromkeys(picture.turns(rng) + picture.turns(rng)))
+        turns = list(dict.fromkeys(turn for _ in range(4) for turn in picture.turns(rng)))
         rng.shuffle(turns)
+        turns.sort(key=lambda turn: not turn[0].startswith(HARD))  # a row takes as many as fit
         if isinstance(picture, Scene):
             examples.append(scene_example(picture, turns, split=row % 16 != 11))
         else:
