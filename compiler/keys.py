@@ -31,6 +31,7 @@ from compiler.slots import Schemes
 
 _HERE = Path(__file__).parent
 _NO_STAGE = ("pipeline.py", "plan.py", "keys.py", "targets")
+_JUDGES = ("golden.py", "task.py")
 _GRANULARITY_NS = 2 * 10**9  # the coarsest clock of a file system in use
 
 
@@ -40,7 +41,7 @@ def weights(
     """Of quantized weights. looked_at: what calibration saw, None where no method looks."""
     rules = {n: (r.bits, r.group, r.symmetric, r.method, options_of(r)) for n, r in assignment.rules.items()}
     stored = checkpoint.config.get("quantization_config")
-    return digest("weights", _code("golden.py"), _tensors(files), stored, _model(model), rules, looked_at)
+    return digest("weights", _code(*_JUDGES), _tensors(files), stored, _model(model), rules, looked_at)
 
 
 def vectors(
@@ -57,6 +58,12 @@ def vectors(
     packed = {name: asdict(scheme) for name, scheme in schemes.items()}
     seen = [array_digest(tokens), text]
     return digest("vectors", _code(), _tensors(files), stored, _model(model), packed, quantized, seen)
+
+
+def answers(files: Sequence[CheckpointFile], checkpoint: Checkpoint, model: Model, asked: str) -> str:
+    """Of the unquantized checkpoint's answers. asked: the digest of the questions."""
+    stored = checkpoint.config.get("quantization_config")
+    return digest("answers", _code(), _tensors(files), stored, _model(model), asked)
 
 
 def digest(*content: Any) -> str:

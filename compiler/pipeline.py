@@ -30,6 +30,7 @@ from artifacts import (
     write_manifest,
 )
 from artifacts.formats import interface, tensor_file, vectors
+from artifacts.formats.task import TASK
 from artifacts.manifest import (
     CheckpointEntry,
     CheckpointFile,
@@ -38,7 +39,7 @@ from artifacts.manifest import (
     RecipeEntry,
     sha256_file,
 )
-from compiler import keys, targets
+from compiler import keys, targets, task
 from compiler.checkpoint import Checkpoint
 from compiler.drivers import Driver, driver_of
 from compiler.heap import return_large_blocks
@@ -49,6 +50,7 @@ from compiler.quantize.packed import PackedWeights, write_config
 from compiler.quantize.rules import Assignment, assign
 from compiler.slots import HALF, Scheme, Slot, Weights
 from compiler.targets.base import TOKENIZER_FILES, BuildJob, Job, copy_tokenizer
+from compiler.task import Asked
 from compiler.text import Held, calibration_file
 from compiler.vectors import entry_outputs
 from recipes.schema import Calibration, Recipe
@@ -72,6 +74,7 @@ class Quantized:
     digest: str
     held_out: Held | None
     looked_at: NDArray[Any] | None
+    asked: Asked | None = None
     checked: dict[str, object] = field(default_factory=dict)
 
     @property
@@ -95,10 +98,11 @@ def quantize(
         checkpoint.check(slot.tensor, slot.shape)
     driver.check(recipe, model, checkpoint.path)
     calibration = recipe.quantize.calibration or Calibration()
-    text = calibration_file(calibration, recipe.resolve(calibration.text))
+    text = calibration_file(calibration, recipe.resolve)
     assignment = assign(recipe.quantize.rules, slots)
     looks = recipe.quantize.budget is not None or runner.calibrates(assignment)
     held_out = driver.held_out(recipe, text if looks else None, model, checkpoint.path)
+    asked = _asked(recipe, model, checkpoint)
     files = keys.CheckpointFiles(checkpoint, out.parent)
     chosen = None
     if recipe.quantize.budget is not None:
@@ -159,7 +163,7 @@ def quantize(
     manifest = read_manifest(out)
     weights = PackedWeights(out)
     entry, digest = manifest.checkpoint, manifest.weights_digest
-    return Quantized(out, model, assignment, weights, entry, groups, digest, held_out, looked_at, checked)
+    return Quantized(out, model, assignment, weights, entry, groups, digest, held_out, looked_at, asked, checked)
 
 
 def _renew(
@@ -227,6 +231,8 @@ def write_vectors(
     driver = driver_of(model)
     if driver.FILE is not None and quantized.held_out is not None:
         _write_own(driver, quantized, quantized.held_out, checkpoint, folder / driver.FILE, target.tolerances, progress)
+    if quantized.asked is not None:
+        _write_task(quantized, quantized.asked, checkpoint, folder / TASK, progress)
     covered = driver.covered(model)
     parts = tuple(
         part.model_copy(update={"entries": tuple(e for e in part.entries if (part.name, e.name) not in covered)})
@@ -263,6 +269,32 @@ def _write_own(
         driver.copy_vectors(made, path, tolerances)
         made.replace(cached)
     for old in place.glob(".golden-*"):
+        if old != cached:
+            old.unlink(missing_ok=True)
+
+
+def _asked(recipe: Recipe, model: Model, checkpoint: Checkpoint) -> Asked | None:
+    wanted = recipe.validation.task
+    if wanted is None:
+        return None
+    reader = driver_of(model).reader(model, checkpoint.path)
+    return task.read(wanted, recipe.resolve(wanted.file), reader, model, checkpoint.path)
+
+
+def _write_task(quantized: Quantized, asked: Asked, checkpoint: Checkpoint, path: Path, progress: Progress) -> None:
+    """Questions depend on no target and on no quantization: answered once, then copied."""
+    model = quantized.model
+    key = keys.answers(quantized.checkpoint.files, checkpoint, model, asked.digest)
+    place = quantized.folder.parent
+    cached = place / f".task-{key[:16]}.safetensors"
+    if not task.intact(cached):
+        made = path.with_name(cached.name)
+        reader = driver_of(model).reader(model, checkpoint.path)
+        original = runner.OriginalWeights(checkpoint, model.slots)
+        task.write(made, asked, reader, model, quantized.assignment.schemes, original, progress)
+        made.replace(cached)
+    shutil.copyfile(cached, path)
+    for old in place.glob(".task-*"):
         if old != cached:
             old.unlink(missing_ok=True)
 

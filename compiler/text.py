@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,14 @@ def text_file(key: str, text: str, resolved: Path) -> Path | None:
     return resolved
 
 
-def calibration_file(calibration: Calibration, resolved: Path) -> Path | None:
-    """The file a recipe's calibration names (`resolved`), None for the built-in text. Raises EdgewrightError."""
-    return text_file(CALIBRATION, calibration.text, resolved)
+def calibration_file(calibration: Calibration, resolve: Callable[[str], Path]) -> Path | None:
+    """The file or folder that a recipe's calibration names, None for the built-in text. Raises EdgewrightError."""
+    if calibration.images is None:
+        return text_file(CALIBRATION, calibration.text, resolve(calibration.text))
+    found = resolve(calibration.images)
+    if not os.path.exists(found):
+        raise EdgewrightError(f"{CALIBRATION}.images: {found}: no such file or folder")
+    return found
 
 
 def documents(key: str, file: Path | None, split: Split, checkpoint: Path) -> Iterator[Document]:
@@ -84,11 +90,11 @@ def documents(key: str, file: Path | None, split: Split, checkpoint: Path) -> It
         raise EdgewrightError(f"{key}: {file} holds no text")
 
 
-def encoder(checkpoint: Path, model: Model) -> Encode:
+def encoder(checkpoint: Path, model: Model, tokenizer: Encoder | None = None) -> Encode:
     """From a document to token ids of the model, after those that the tokenizer begins with. Raises EdgewrightError,
     also when called."""
     path = checkpoint / FILE
-    tokenizer = Encoder(path)
+    tokenizer = tokenizer or Encoder(path)
     constants: Any = model.constants
     leading, vocabulary = tokenizer.leading(), constants["vocab_size"]
 
@@ -116,7 +122,11 @@ def _lines(key: str, text: str, file: Path, checkpoint: Path) -> Iterator[Docume
         if isinstance(entry.get("text"), str):
             yield Document(entry["text"])
         elif isinstance(entry.get("messages"), list):
-            template = template or _chat_template(key, checkpoint)
+            template = template or chat_template(checkpoint)
+            if template is None:
+                raise EdgewrightError(
+                    f"{key}: {checkpoint} has no chat template, which messages need; give texts instead"
+                )
             try:
                 yield Document(template(entry["messages"]), templated=True)
             except Exception as error:  # a template is a program of the checkpoint's: it may raise anything
@@ -125,13 +135,14 @@ def _lines(key: str, text: str, file: Path, checkpoint: Path) -> Iterator[Docume
             raise EdgewrightError(f'{where}: expected {{"text": "…"}} or {{"messages": […]}}')
 
 
-def _chat_template(key: str, checkpoint: Path) -> Any:
+def chat_template(checkpoint: Path) -> Callable[..., str] | None:
+    """A checkpoint's chat template, from messages and options of transformers' `apply_chat_template` to text; None
+    where it has none. Raises EdgewrightError where transformers cannot load its tokenizer."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # its classes raise anything over a tokenizer_config.json that is not theirs
         raise EdgewrightError(f"{checkpoint}: transformers cannot load its tokenizer: {error}") from error
-    if not tokenizer.chat_template:
-        raise EdgewrightError(f"{key}: {checkpoint} has no chat template, which messages need; give texts instead")
-    return lambda messages: tokenizer.apply_chat_template(messages, tokenize=False)
+    template: Any = partial(tokenizer.apply_chat_template, tokenize=False)
+    return template if tokenizer.chat_template else None

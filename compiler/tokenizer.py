@@ -71,6 +71,12 @@ class Encoder:
         found: Encoding = self._explained("cannot encode text", lambda: encode(text, add_special_tokens=special))
         return found
 
+    def decode(self, ids: list[int]) -> str:
+        """The text of tokens, special ones left out."""
+        decode = self._tokenizer.decode
+        text: str = self._explained("cannot decode tokens", lambda: decode(ids, skip_special_tokens=True))
+        return text
+
     def leading(self) -> list[int]:
         """What it puts before every text by itself: a BOS token, or nothing, whatever config.json names."""
         plain, whole = (self.encode(_SAMPLE, add_special_tokens=special).ids for special in (False, True))

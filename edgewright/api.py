@@ -237,6 +237,7 @@ def _validated(
     recipe: Recipe, artifact: Path, phones: Sequence[tuple[Profile, Limits]], progress: Progress
 ) -> Validation:
     from runtime_tests.quality import QualityLimits
+    from runtime_tests.task import TaskLimits
     from runtime_tests.validate import validate as validate_artifact
 
     wanted = recipe.validation
@@ -244,6 +245,7 @@ def _validated(
         artifact,
         phones,
         QualityLimits(**wanted.quality.model_dump(exclude={"text"})) if wanted.quality else None,
+        TaskLimits(**wanted.task.model_dump(include={"max_accuracy_drop", "min_agreement"})) if wanted.task else None,
         strict=wanted.strict,
         allow_unassessed=wanted.allow_unassessed,
         progress=progress,

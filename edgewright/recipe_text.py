@@ -18,7 +18,9 @@ _PATHS = (
     ("checkpoint", "path"),
     ("checkpoint", "config"),
     ("quantize", "calibration", "text"),
+    ("quantize", "calibration", "images"),
     ("validate", "quality", "text"),
+    ("validate", "task", "file"),
 )
 
 

@@ -90,6 +90,12 @@ def _check_text(text: str) -> str:
     return text
 
 
+def _check_questions(file: str) -> str:
+    if not file.endswith(".jsonl"):
+        raise ValueError(f"must be a .jsonl file, one question a line, not {file!r}")
+    return file
+
+
 def _check_group(group: Any) -> Any:
     if group == "channel":
         return group
@@ -157,11 +163,23 @@ class Rule(Strict):
 
 
 class Calibration(Strict):
-    """The text that data-driven methods look at."""
+    """What data-driven methods look at: text, or images with what is asked about them."""
 
     text: Text = BUILT_IN_TEXT
+    images: RecipePath | None = Field(
+        None,
+        min_length=1,
+        description="for models that see: a folder of images, or a .jsonl file of questions with their answers, "
+        "relative to the recipe",
+    )
     tokens: int = Field(16384, ge=1, le=2**30)
     seed: int = Field(0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.images is not None and self.text != BUILT_IN_TEXT:
+            raise ValueError("looks at text or at images, not at both")
+        return self
 
 
 class Budget(Strict):
@@ -211,6 +229,19 @@ class Quality(Strict):
     max_mean_kl: float | None = Field(None, gt=0)
 
 
+class Task(Strict):
+    """Questions with their right answers, asked of the artifact as it ships and of the unquantized checkpoint."""
+
+    file: Annotated[RecipePath, AfterValidator(_check_questions)] = Field(
+        min_length=1, description="a .jsonl file relative to the recipe, one question a line"
+    )
+    max_answer_tokens: int = Field(64, ge=1, le=4096, description="where an answer is cut off")
+    max_accuracy_drop: Fraction | None = Field(
+        None, description="how many of all questions fewer may be answered right than unquantized"
+    )
+    min_agreement: Share | None = Field(None, description="of all answers that are the unquantized checkpoint's")
+
+
 class ProfileLimits(Strict):
     """Limits on one phone. A figure without a limit is reported and gates nothing."""
 
@@ -221,6 +252,7 @@ class ProfileLimits(Strict):
 
 class Validation(Strict):
     quality: Quality | None = None
+    task: Task | None = None
     profiles: dict[str, Annotated[ProfileLimits, BeforeValidator(_empty_mapping)]] = Field(default_factory=dict)
     strict: bool = Field(False, description="a tight verdict fails too")
     allow_unassessed: bool = Field(False, description="a limit that nothing can assess yet passes")

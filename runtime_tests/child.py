@@ -48,6 +48,22 @@ def run_quality(job: Job, manifest: Manifest, emit: Emit) -> None:
     emit({"result": result})
 
 
+def run_task(job: Job, manifest: Manifest, emit: Emit) -> None:
+    """Result: the answers to the artifact's questions, as it ships, and what stood in."""
+    from runtime_tests.drivers import driver_of
+    from runtime_tests.sessions import make_session
+    from runtime_tests.task import ask
+
+    def progress(stage: str, done: int, total: int) -> None:
+        emit({"progress": [stage, done, total]})
+
+    session = make_session(job.artifact, manifest)
+    session.load(threads=job.threads)
+    asker = driver_of(job.artifact, manifest).asker(session, job.artifact, manifest)
+    answers = ask(asker, job.artifact, session.stand_in is not None, progress)
+    emit({"result": {"answers": answers, "stand_in": session.stand_in}})
+
+
 def run_memory(job: Job, manifest: Manifest, emit: Emit) -> None:
     """Load, and use once as the driver does, announcing each phase."""
     from runtime_tests.drivers import driver_of
@@ -84,7 +100,13 @@ def run_model_memory(job: Job, manifest: Manifest, emit: Emit) -> None:
     emit({"result": [figure.model_dump(mode="json") for figure in figures]})
 
 
-_KINDS = {"quality": run_quality, "memory": run_memory, "genai": run_genai, "model_memory": run_model_memory}
+_KINDS = {
+    "quality": run_quality,
+    "task": run_task,
+    "memory": run_memory,
+    "genai": run_genai,
+    "model_memory": run_model_memory,
+}
 
 
 def _take_stdout() -> Emit:

@@ -20,7 +20,7 @@ class Job(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["quality", "memory", "genai", "model_memory"]
+    kind: Literal["quality", "task", "memory", "genai", "model_memory"]
     artifact: Path
     threads: int = Field(2, gt=0)
     prompt_tokens: int | None = Field(512, gt=0)

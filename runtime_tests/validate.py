@@ -22,6 +22,7 @@ from runtime_tests.jobs import Job
 from runtime_tests.phones import Limits, MemoryRuns, ProfileResult, Rules, on_phones
 from runtime_tests.process import Ended, Failure, failure_of, forward, phases, run_child
 from runtime_tests.quality import QualityLimits
+from runtime_tests.task import TaskLimits, carries_task, judge, read_questions
 
 __all__ = ["Failure", "Limits", "ProfileResult", "Validation", "validate"]
 
@@ -71,6 +72,7 @@ def validate(
     artifact: Path,
     profiles: Sequence[tuple[Profile, Limits]] = (),
     quality: QualityLimits | None = None,
+    task: TaskLimits | None = None,
     *,
     strict: bool = False,
     allow_unassessed: bool = False,
@@ -103,6 +105,8 @@ def validate(
     )
     found = _Found([], [], [], [])
     _check_quality(driver, manifest, job, found, progress)
+    if carries_task(manifest):
+        _check_task(job, task or TaskLimits(), found, progress)
     modelled: list[Figure] | None = None
     if manifest.runtime.get("memory") == "modelled":
         modelled = _model_memory(job, found, progress)
@@ -160,6 +164,17 @@ def _check_quality(driver: Driver, manifest: Manifest, job: Job, found: _Found, 
     found.warnings += judged.warnings
     found.figures += judged.figures
     found.checks += judged.checks
+
+
+def _check_task(job: Job, limits: TaskLimits, found: _Found, progress: Progress) -> None:
+    questions = read_questions(job.artifact)
+    ended = run_child(job.model_copy(update={"kind": "task"}), forward(progress))
+    if (failure := failure_of("task", ended)) is not None:
+        found.failures.append(failure)
+        return
+    figures, checks = judge(questions, ended.result["answers"], limits, ended.result["stand_in"])
+    found.figures += figures
+    found.checks += checks
 
 
 def _measure_speed(driver: Driver, job: Job, found: _Found, progress: Progress) -> None:

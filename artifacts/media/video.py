@@ -22,7 +22,7 @@ import numpy as np
 
 from artifacts.documents import open_regular
 from artifacts.errors import MissingTool
-from artifacts.formats.preprocessing import Smolvlm, SmolvlmVideo
+from artifacts.formats.preprocessing import Preprocessing, Smolvlm, SmolvlmVideo
 from artifacts.media.errors import MediaError
 from artifacts.media.images import MAX_PIXELS, Pixels, read_image
 from artifacts.media.tiles import resized, scaled_size
@@ -105,8 +105,10 @@ def clip_of_file(path: Path, description: Smolvlm, *, links: bool = True) -> Cli
     return _clip(str(path), total, fps, description, lambda wanted: _decoded(path, wanted, links))
 
 
-def read_clip(path: Path, description: Smolvlm, *, fps: float | None = None, links: bool = True) -> Clip:
+def read_clip(path: Path, description: Preprocessing, *, fps: float | None = None, links: bool = True) -> Clip:
     """A video file, or a folder of frames, of which `fps` must be given."""
+    if not isinstance(description, Smolvlm):
+        raise MediaError(f"{path}: the model takes images only, no clips")
     if path.is_dir():
         if fps is None:
             raise MediaError(f"{path}: a folder of frames does not say how many make a second; give fps")

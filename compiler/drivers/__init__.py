@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from artifacts import Progress
 from compiler.models.base import Model
+from compiler.questions import Reader
 from compiler.slots import Schemes, Weights
 from compiler.text import Held
 from recipes.schema import Calibration, Recipe
@@ -44,13 +45,17 @@ class Driver(Protocol):
         """Files that an app of this driver needs beside tokenizer and weights, into a package's empty folder."""
 
     def looked_at(self, calibration: Calibration, text: Path | None, model: Model, checkpoint: Path) -> NDArray[Any]:
-        """What calibration looks at; text: the recipe's file, None for what is built in. Raises EdgewrightError."""
+        """What calibration looks at; text: the recipe's file or folder, None for what is built in. Raises
+        EdgewrightError."""
 
     def samples(self, model: Model, table: Weights, looked_at: NDArray[Any]) -> Iterator[Samples]:
         """Of every component, in order. table: the unquantized weights."""
 
     def held_out(self, recipe: Recipe, text: Path | None, model: Model, checkpoint: Path) -> Held | None:
         """What its own vectors are of; None without any. Raises EdgewrightError."""
+
+    def reader(self, model: Model, checkpoint: Path) -> Reader:
+        """What reads the questions of `validate.task`. Raises EdgewrightError where the model answers none."""
 
     def write_vectors(
         self, path: Path, model: Model, schemes: Schemes, held: Held, sides: Mapping[str, Weights], progress: Progress

@@ -7,25 +7,45 @@ here: tiles and prompts themselves (`artifacts/media/`), and the order of calls 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from artifacts import EdgewrightError
-from artifacts.formats.preprocessing import PREPROCESSING, SPECIFICATION, content
+from artifacts.formats.preprocessing import PREPROCESSING, SPECIFICATION, Normalisation, content
 from artifacts.media import PAGE
+from artifacts.media.images import decode_image
+from artifacts.media.prepare import Prepared, prepare
+from artifacts.media.prompt import refuse_overlong
+from artifacts.media.tiles import normalise
+from artifacts.media.video import read_clip
+from compiler.answers import Enter, Prompt
 from compiler.drivers import plain
+from compiler.drivers.text import decoder_samples
 from compiler.models.base import Model
 from compiler.processor import from_processor
+from compiler.questions import Asking, Given, Reader, entries
+from compiler.slots import Weights
+from compiler.text import CALIBRATION, Document, encoder
 from compiler.tokenizer import FILE as TOKENIZER
-from compiler.tokenizer import check_tokenizer
+from compiler.tokenizer import Encoder, check_tokenizer
 from recipes.schema import Calibration, Recipe
 
+if TYPE_CHECKING:
+    import torch
+
+    from compiler.quantize.calibrated.task import Samples
+
 FILE = None
-# entry vectors alone judge it, and nothing is looked at
+# entry vectors judge every entry, and questions the whole
 covered, held_out = plain.covered, plain.held_out
-samples, write_vectors, copy_vectors = plain.samples, plain.write_vectors, plain.copy_vectors
+write_vectors, copy_vectors = plain.write_vectors, plain.copy_vectors
+_IMAGES = f"{CALIBRATION}.images"
+_LENGTH = 512
 _PROCESSOR = ("processor_config.json", "preprocessor_config.json")
 _NO_TOKENIZER = f"the checkpoint has no {TOKENIZER}: the package cannot turn a prompt into tokens"
 _NO_PROCESSOR = (
@@ -57,11 +77,116 @@ def write_companions(model: Model, checkpoint: Path, folder: Path) -> None:
 
 
 def looked_at(calibration: Calibration, text: Path | None, model: Model, checkpoint: Path) -> NDArray[Any]:
-    """Raises EdgewrightError: there is no calibration with images yet, and without them it would fit other inputs."""
-    raise EdgewrightError(
-        "quantize: methods that look at calibration data (gptq, awq) are not there yet for models that see images; "
-        "take rtn, mse or hqq"
+    """A record: `ids` int32 [sequences, length] of conversations one after another, `pixels` uint8 [tiles, size, size,
+    3] of the tiles that their image tokens stand for, in order, and `values` float32 [3, 256], what a channel's pixels
+    become. Conversations are shuffled by the seed. Raises EdgewrightError."""
+    if text is None or calibration.images is None:
+        raise EdgewrightError(
+            f"{_IMAGES}: methods that look at calibration data (gptq, awq) have to see what the model will see: give a "
+            "folder of images, or a .jsonl file of questions with their images and answers; rtn, mse and hqq need none"
+        )
+    found, asking = reader(model, checkpoint), Asking(text if text.is_dir() else text.parent, checkpoint, sees=True)
+    given = list(entries(_IMAGES, text, sees=True))
+    ids: list[int] = []
+    tiles: list[NDArray[np.uint8]] = []
+    for at in np.random.default_rng(calibration.seed).permutation(len(given)):
+        prompt = found.read(asking.given(given[at], answered=True))
+        ids += prompt.ids.tolist()
+        tiles += [] if prompt.pixels is None else [prompt.pixels()]
+        if len(ids) >= calibration.tokens:
+            break
+    if len(ids) < calibration.tokens or not tiles:
+        raise EdgewrightError(
+            f"{_IMAGES}: {text} has {len(ids)} tokens and {len(tiles)} images, {calibration.tokens} tokens are asked "
+            f"for; give more images or set tokens: {len(ids)}"
+        )
+    length = min(_LENGTH, calibration.tokens)
+    whole = np.asarray(ids[: calibration.tokens // length * length], np.int32).reshape(-1, length)
+    pixels = np.concatenate(tiles)
+    record = np.zeros(
+        (), [("ids", np.int32, whole.shape), ("pixels", np.uint8, pixels.shape), ("values", "f4", (3, 256))]
     )
+    gray = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None], (256, 3))
+    record["ids"], record["pixels"] = whole, pixels
+    record["values"] = normalise(gray[None, :, None], from_processor(checkpoint).images.normalisation)[0, :, :, 0]
+    return record
+
+
+def samples(model: Model, table: Weights, looked_at: NDArray[Any]) -> Iterator[Samples]:
+    """The tower over tiles, the table over ids, and the decoder over the embeddings that both make of conversations."""
+    import torch
+
+    from compiler import dialect
+    from compiler.quantize.calibrated.task import Samples
+
+    image: Any = model.constants["image_token_id"]
+    ids = torch.from_numpy(looked_at["ids"].astype(np.int64))
+    pixels, values = torch.from_numpy(looked_at["pixels"]), torch.from_numpy(looked_at["values"].copy())
+    vision, embed = (model.component(name) for name in ("vision", "embed"))
+    tower, rows = vision.module(vision.entry("tile"), {}), embed.module(embed.entry("embed"), {})
+
+    def tile(at: int) -> torch.Tensor:
+        return torch.stack([values[channel][pixels[at, :, :, channel].long()] for channel in range(3)])[None]
+
+    with torch.no_grad(), dialect.weights(table):
+        embeddings = rows(ids)[0]
+        marks = ids.eq(image)
+        features = torch.cat([tower(tile(at))[0].flatten(0, 1) for at in range(len(pixels))])
+        embeddings[marks] = features[: int(marks.sum())]
+    # as many patches as the decoder sees tokens, of tiles from all over
+    patches: Any = model.constants["patches_per_tile"]
+    count = min(len(pixels), max(1, ids.numel() // patches))
+    chosen = np.linspace(0, len(pixels) - 1, count, dtype=np.int64)
+    yield Samples(vision, tower, [(tile(int(at)),) for at in chosen])
+    yield Samples(embed, rows, [(sequence[None],) for sequence in ids])
+    yield decoder_samples(model, table, embeddings)
+
+
+def reader(model: Model, checkpoint: Path) -> Reader:
+    """See `Driver`: image tokens stand for what the tower makes of tiles. Raises EdgewrightError."""
+    if not (checkpoint / TOKENIZER).is_file():
+        raise EdgewrightError(f"{checkpoint}: no {TOKENIZER}, which questions need")
+    if not _has_processor(checkpoint):
+        raise EdgewrightError(_NO_PROCESSOR)
+    description, tokenizer = from_processor(checkpoint), Encoder(checkpoint / TOKENIZER)
+    encode = encoder(checkpoint, model, tokenizer)
+    context: Any = model.constants["max_tokens"]
+
+    def prepared(given: Given) -> Prepared:
+        images = [decode_image(medium.raw, str(medium.path)) for medium in given.media if medium.kind == "image"]
+        clips = [read_clip(medium.path, description) for medium in given.media if medium.kind == "clip"]
+        return prepare(given.text, description, images, clips)
+
+    def read(given: Given) -> Prompt:
+        found = prepared(given)
+        ids = np.array(encode(Document(found.text, given.templated)), np.int64)
+        refuse_overlong(len(ids), context, description, found.image_tokens)
+        return Prompt(ids, (lambda: np.concatenate(prepared(given).pixels)) if found.pixels else None)
+
+    return Reader(read, partial(entering, model, description.images.normalisation), tokenizer, sees=True)
+
+
+def entering(model: Model, normalisation: Normalisation) -> Enter:
+    """What enters the decoder: embeddings of ids, features in the places of image tokens; computed once a prompt."""
+    import torch
+
+    vision, embed = (model.component(name) for name in ("vision", "embed"))
+    tower, rows = vision.module(vision.entry("tile"), {}), embed.module(embed.entry("embed"), {})
+    image = model.constants["image_token_id"]
+    features: dict[int, torch.Tensor] = {}
+
+    def enter(ids: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
+        found: torch.Tensor = rows(ids)[0]
+        for row, prompt in enumerate(prompts):
+            if prompt.pixels is None:
+                continue
+            if id(prompt) not in features:
+                tiles = torch.from_numpy(normalise(prompt.pixels(), normalisation))
+                features[id(prompt)] = tower(tiles)[0].flatten(0, 1)
+            found[row, : len(prompt.ids)][torch.from_numpy(prompt.ids == image)] = features[id(prompt)]
+        return found
+
+    return enter
 
 
 def _has_processor(checkpoint: Path) -> bool:

@@ -17,6 +17,7 @@ from artifacts import EdgewrightError, Progress
 from artifacts.formats import vectors
 from compiler.models.base import Model
 from compiler.models.interface import described
+from compiler.questions import Reader
 from compiler.slots import Schemes, Weights
 from compiler.text import Held
 from recipes.schema import BUILT_IN_TEXT, Calibration, Recipe
@@ -57,8 +58,8 @@ def refuse_text(recipe: Recipe, why: str) -> None:
 
 def looked_at(calibration: Calibration, text: Path | None, model: Model, checkpoint: Path) -> NDArray[Any]:
     """The seeds of the calls."""
-    if calibration.text != BUILT_IN_TEXT:
-        raise EdgewrightError(f"quantize.calibration: {calibration.text}: this model does not read text; leave it out")
+    if (given := calibration.images) is not None or (given := calibration.text) != BUILT_IN_TEXT:
+        raise EdgewrightError(f"quantize.calibration: {given}: this model does not read text or images; leave it out")
     return np.arange(calibration.seed, calibration.seed + _CALLS, dtype=np.int64)
 
 
@@ -92,6 +93,11 @@ def samples(model: Model, table: Weights, looked_at: NDArray[Any]) -> Iterator[S
 def held_out(recipe: Recipe, text: Path | None, model: Model, checkpoint: Path) -> Held | None:
     """None: there are no vectors of its own."""
     return None
+
+
+def reader(model: Model, checkpoint: Path) -> Reader:
+    """See `Driver`; refused before (`check`)."""
+    raise EdgewrightError("validate.task: asks questions, which this model does not answer; leave it out")
 
 
 def write_vectors(

@@ -17,12 +17,14 @@ from artifacts import EdgewrightError, Progress
 from artifacts.formats.golden import GOLDEN
 from artifacts.manifest import sha256_file
 from compiler import golden
+from compiler.answers import Prompt
 from compiler.models.base import Component, Entry, Model
+from compiler.questions import Given, Reader
 from compiler.slots import Schemes, Slot, Weights
 from compiler.tensors import row_blocks
-from compiler.text import CALIBRATION, Held, documents, encoder, text_file
+from compiler.text import CALIBRATION, Document, Held, documents, encoder, text_file
 from compiler.tokenizer import FILE as TOKENIZER
-from compiler.tokenizer import check_tokenizer
+from compiler.tokenizer import Encoder, check_tokenizer
 from recipes.schema import Calibration, Recipe
 
 if TYPE_CHECKING:
@@ -67,6 +69,8 @@ def looked_at(calibration: Calibration, text: Path | None, model: Model, checkpo
     text: the .txt or .jsonl file (None: the built-in text). Documents are shuffled by the seed. Raises EdgewrightError
     when the text is empty, not decodable or too short.
     """
+    if calibration.images is not None:
+        raise EdgewrightError(f"{CALIBRATION}.images: {calibration.images}: this model sees none; give a text")
     if not (checkpoint / TOKENIZER).is_file():
         raise EdgewrightError(
             f"{checkpoint}: no {TOKENIZER}, which calibrated methods (gptq, awq) need; rtn, mse and hqq do not"
@@ -94,16 +98,23 @@ def samples(model: Model, table: Weights, looked_at: NDArray[Any]) -> Iterator[S
     """The decoder over whole sequences, head included; positions of the head weigh by their uncertainty."""
     import torch
 
+    yield decoder_samples(model, table, torch.from_numpy(looked_at.astype(np.int64)))
+
+
+def decoder_samples(model: Model, table: Weights, entered: Tensor) -> Samples:
+    """The decoder over whole sequences of what it is entered by, [sequences, length] ids or embeddings."""
+    import torch
+
     from compiler.quantize.calibrated.task import Samples
 
-    decoder = model.at(looked_at.shape[1]).component(DECODER)
-    ids = torch.from_numpy(looked_at.astype(np.int64))
-    positions = torch.arange(ids.shape[1])[None]
+    length = entered.shape[1]
+    decoder = model.at(length).component(DECODER)
+    positions = torch.arange(length)[None]
     head = next(slot for slot in decoder.slots if slot.name == decoder.head)
-    yield Samples(
+    return Samples(
         decoder,
         from_empty(decoder, decoder.entry("score")),
-        [(sequence[None], positions) for sequence in ids],
+        [(sequence[None], positions) for sequence in entered],
         {head.name: uncertainty(table, head)},
     )
 
@@ -165,6 +176,19 @@ def held_out(recipe: Recipe, text: Path | None, model: Model, checkpoint: Path) 
                 "give another file"
             )
     return golden.held_out(file, checkpoint, model, recipe.context.max_tokens)
+
+
+def reader(model: Model, checkpoint: Path) -> Reader:
+    """See `Driver`: the decoder is entered by the ids themselves."""
+    if not (checkpoint / TOKENIZER).is_file():
+        raise EdgewrightError(f"validate.task: {checkpoint} has no {TOKENIZER}, which questions need")
+    tokenizer = Encoder(checkpoint / TOKENIZER)
+    encode = encoder(checkpoint, model, tokenizer)
+
+    def read(given: Given) -> Prompt:
+        return Prompt(np.array(encode(Document(given.text, given.templated)), np.int64))
+
+    return Reader(read, lambda: lambda ids, prompts: ids, tokenizer)
 
 
 def write_vectors(

@@ -59,6 +59,7 @@ def read(config: Mapping[str, Any], tensors: Collection[str] | None, max_tokens:
     constants = decoder.constants(spec, max_tokens) | {
         "image_token_id": keys.integer("image_token_id", 0, spec.vocab - 1, default),
         "tile_size": tower.image,
+        "patches_per_tile": tower.patches,
         "tokens_per_tile": tokens,
         "max_tiles": max_tiles,
         "scale_factor": scale,

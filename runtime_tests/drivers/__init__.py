@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from artifacts import MANIFEST, Check, EdgewrightError, Figure, Manifest, Progress
+from artifacts.media.images import Pixels
+from artifacts.media.video import Clip
 
 if TYPE_CHECKING:
     from runtime_tests.jobs import Job
@@ -35,6 +37,26 @@ class Judged:
     more: dict[str, Any] = field(default_factory=dict)
 
 
+class Asker(Protocol):
+    """The whole job of an app, by what lies in the artifact: a prompt in, with its images and clips, the answer out."""
+
+    def answer(
+        self,
+        prompt: str,
+        images: Sequence[Pixels] = (),
+        clips: Sequence[Clip] = (),
+        *,
+        leading: Sequence[int] = (),
+        most: int = 64,
+    ) -> str:
+        """What the model says after `leading` and the prompt's tokens, in at most `most` tokens or to the context's
+        end; special tokens are left out. The prompt has a marker for every image and clip.
+
+        images: uint8 [height, width, 3] each, as `media.images.read_image` gives them. Raises EdgewrightError where the
+        prompt is not one, or does not fit the context.
+        """
+
+
 class Driver(Protocol):
     """A module of `runtime_tests/drivers/`."""
 
@@ -47,6 +69,9 @@ class Driver(Protocol):
     def run(self, session: Session, manifest: Manifest, job: Job, phase: Phase) -> None:
         """In the child: one use of the loaded session, announcing each phase with its seconds; at the full load, or at
         the job's."""
+
+    def asker(self, session: Session, artifact: Path, manifest: Manifest) -> Asker:
+        """In the child: who answers questions, of a loaded session. Raises EdgewrightError where nobody does."""
 
     def speed(self, events: Mapping[str, Mapping[str, Any]]) -> Sequence[Figure]:
         """Figures of a run on this host without limits, from its phases."""

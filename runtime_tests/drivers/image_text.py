@@ -23,9 +23,8 @@ from artifacts.media.images import Pixels
 from artifacts.media.prepare import prepare
 from artifacts.media.tiles import normalise
 from artifacts.media.video import Clip
-from runtime_tests.drivers import Judged, Phase, positive, text
+from runtime_tests.drivers import Asker, Judged, Phase, positive, text
 from runtime_tests.drivers.text import Ids, component_of
-from runtime_tests.from_text import TOKENIZER
 from runtime_tests.sessions import Session
 
 if TYPE_CHECKING:
@@ -88,41 +87,31 @@ def speed(events: Mapping[str, Mapping[str, Any]]) -> Sequence[Figure]:
     return [vision, *text.speed(events)]
 
 
+def asker(session: Session, artifact: Path, manifest: Manifest) -> Asker:
+    """See `Driver`."""
+    return Asked(session, artifact, manifest)
+
+
 def conclude(manifest: Manifest, judged: Judged, ask: Callable[..., Ended]) -> Sequence[Failure]:
     """See `Driver`: no runtime reads images itself."""
     return ()
 
 
-class Asked:
-    """The whole job of an app: images or clips and a prompt in, the greedy answer out, by what lies in the artifact."""
+class Asked(text.Asked):
+    """See `Asker`: images and clips become tiles by preprocessing.json."""
 
     def __init__(self, session: Session, artifact: Path, manifest: Manifest) -> None:
-        """Reads preprocessing.json and tokenizer.json. Raises EdgewrightError where one of them is missing."""
-        from tokenizers import Tokenizer
-
-        self._decoder = ImageText(session, artifact, manifest)
+        self._images = ImageText(session, artifact, manifest)
+        super().__init__(self._images, artifact, manifest)
         self._description = preprocessing.read(payload_file(artifact, preprocessing.PREPROCESSING), links=False)
-        self._tokenizer: Any = Tokenizer.from_file(str(payload_file(artifact, TOKENIZER)))
-        eos: Any = manifest.driver.constants.get("eos") if manifest.driver else None
-        self._eos = frozenset(eos or ())
 
-    def answer(self, prompt: str, images: Sequence[Pixels] = (), clips: Sequence[Clip] = (), most: int = 64) -> str:
-        """What the model says after `prompt`, which holds a marker for every image and clip, in at most `most` tokens.
-
-        images: uint8 [height, width, 3] each, as `media.images.read_image` gives them. Special tokens are left out.
-        Raises EdgewrightError where the prompt is not one, or does not fit the context.
-        """
+    def shown(self, prompt: str, images: Sequence[Pixels], clips: Sequence[Clip]) -> str:
+        """The prompt with what stands for each image and clip, whose features the decoder is shown."""
         found = prepare(prompt, self._description, images, clips)
-        ids = np.array(self._tokenizer.encode(found.text, add_special_tokens=False).ids, np.int64)
         tiles = [normalise(pixels, self._description.images.normalisation) for pixels in found.pixels]
-        self._decoder.show(self._decoder.look(np.concatenate(tiles)) if tiles else np.empty((0, 0), np.float32))
-        said: list[int] = []
-        token = int(self._decoder.prefill(ids).argmax())
-        while token not in self._eos and len(said) < most:
-            said.append(token)
-            token = int(self._decoder.decode(token).argmax()) if len(said) < most else token
-        words: str = self._tokenizer.decode(said, skip_special_tokens=True)
-        return words.strip()
+        features = self._images.look(np.concatenate(tiles)) if tiles else np.empty((0, 0), np.float32)
+        self._images.show(features)
+        return found.text
 
 
 class ImageText(text.Decoder):

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts import Figure, Manifest, Progress, ran_here
+from artifacts import EdgewrightError, Figure, Manifest, Progress, ran_here
 from artifacts.formats import vectors
 from artifacts.formats.interface import Component
-from runtime_tests.drivers import Judged, Phase
+from runtime_tests.drivers import Asker, Judged, Phase
 from runtime_tests.sessions import Session
 
 if TYPE_CHECKING:
@@ -63,6 +63,11 @@ def run(session: Session, manifest: Manifest, job: Job, phase: Phase) -> None:
         step(session, manifest.components, 1 + turn)
         seconds.append(time.perf_counter() - begin)
     phase("steady", seconds=sum(seconds), median_seconds=statistics.median(seconds))
+
+
+def asker(session: Session, artifact: Path, manifest: Manifest) -> Asker:
+    """See `Driver`."""
+    raise EdgewrightError(f"{artifact}: carries questions, and its driver answers none; build the artifact again")
 
 
 def speed(events: Mapping[str, Mapping[str, Any]]) -> Sequence[Figure]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from artifacts import MANIFEST, EdgewrightError, Figure, Manifest, Progress, ran_here
 from artifacts.formats.interface import Component, Dimension
 from artifacts.manifest import payload_file
+from artifacts.media.images import Pixels
+from artifacts.media.video import Clip
 from runtime_tests import genai
-from runtime_tests.drivers import Judged, Phase, positive
+from runtime_tests.drivers import Asker, Judged, Phase, positive
 from runtime_tests.from_text import (
     TOKENIZER,
     Prompt,
@@ -117,6 +119,12 @@ def run(session: Session, manifest: Manifest, job: Job, phase: Phase) -> None:
     phase("steady", tokens=steps, seconds=sum(seconds), median_seconds=statistics.median(seconds))
 
 
+def asker(session: Session, artifact: Path, manifest: Manifest) -> Asker:
+    """See `Driver`."""
+    context = positive(artifact, manifest, "max_tokens")
+    return Asked(Decoder(session, component_of(artifact, manifest), context), artifact, manifest)
+
+
 def speed(events: Mapping[str, Mapping[str, Any]]) -> Sequence[Figure]:
     """Seconds to the first token, and tokens a second after it."""
     stand_in, tokens = events["load"]["stand_in"], events["prefill"]["tokens"]
@@ -163,6 +171,41 @@ def _genai(manifest: Manifest, judged: Judged, ask: Callable[..., Ended], eos: A
     return ()
 
 
+class Asked:
+    """See `Asker`. decoder: of the artifact."""
+
+    def __init__(self, decoder: Decoder, artifact: Path, manifest: Manifest) -> None:
+        """Reads tokenizer.json. Raises EdgewrightError where it is missing."""
+        from tokenizers import Tokenizer
+
+        self._decoder = decoder
+        self._tokenizer: Any = Tokenizer.from_file(str(payload_file(artifact, TOKENIZER)))
+        eos: Any = manifest.driver.constants.get("eos") if manifest.driver else None
+        self._eos = frozenset(eos or ())
+
+    def shown(self, prompt: str, images: Sequence[Pixels], clips: Sequence[Clip]) -> str:
+        """Shows the decoder what the prompt speaks of; the text for the tokenizer."""
+        if images or clips:
+            raise EdgewrightError("the model sees neither images nor clips")
+        return prompt
+
+    def answer(
+        self,
+        prompt: str,
+        images: Sequence[Pixels] = (),
+        clips: Sequence[Clip] = (),
+        *,
+        leading: Sequence[int] = (),
+        most: int = 64,
+    ) -> str:
+        """See `Asker`."""
+        text = self.shown(prompt, images, clips)
+        ids = [*leading, *self._tokenizer.encode(text, add_special_tokens=False).ids]
+        said = self._decoder.answer(np.array(ids, np.int64), most, self._eos)
+        words: str = self._tokenizer.decode(said, skip_special_tokens=True)
+        return words.strip()
+
+
 class Decoder:
     """One conversation of batch size 1, in a context of `max_tokens`."""
 
@@ -204,6 +247,16 @@ class Decoder:
         produced = [int(self.prefill(prompt).argmax())]
         while len(produced) < tokens:
             produced.append(int(self.decode(produced[-1]).argmax()))
+        return produced
+
+    def answer(self, prompt: Ids, most: int, ends: Collection[int]) -> list[int]:
+        """The most likely tokens after `prompt`: `most` of them, fewer where one of `ends` or the context ends them."""
+        most = min(most, self._max_tokens - len(prompt))
+        produced: list[int] = []
+        token = int(self.prefill(prompt).argmax())
+        while token not in ends and len(produced) < most:
+            produced.append(token)
+            token = int(self.decode(token).argmax()) if len(produced) < most else token
         return produced
 
     def reset(self) -> None:
