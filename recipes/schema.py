@@ -202,6 +202,17 @@ class Context(Strict):
     max_tokens: int = Field(ge=2, le=2**24, description="prompt and answer together; sets the size of the KV cache")
 
 
+class Vision(Strict):
+    """How large the images are that a model is compiled to see: what memory is planned for.
+
+    Without this section a model whose images are optional (mistral3) is compiled as its text side alone.
+    """
+
+    max_image: int = Field(
+        ge=1, le=2**14, description="longest edge of an image in pixels; larger ones are reduced to it"
+    )
+
+
 class Quality(Strict):
     """Limits against the unquantized checkpoint, on text that nothing was calibrated on."""
 
@@ -238,6 +249,7 @@ class Recipe(Strict):
     checkpoint: Checkpoint
     quantize: Quantize
     context: Context
+    vision: Vision | None = None
     targets: dict[str, SerializeAsAny[BaseModel]] = Field(min_length=1)
     validation: Validation = Field(default_factory=Validation, alias="validate")
     publish: Publish | None = None

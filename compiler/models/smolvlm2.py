@@ -16,8 +16,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from compiler.config import Keys
-from compiler.models import decoder, siglip
-from compiler.models.base import Component, Entry, Model, Port, scheme_arguments
+from compiler.models import decoder, embed, siglip
+from compiler.models.base import Component, Entry, Model, Port
 from compiler.models.decoder_spec import DecoderSpec, read_spec
 from compiler.models.layers import linears
 from compiler.models.siglip import TowerSpec
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 MODEL_TYPES = ("smolvlm",)
 _DRIVER = "image_text"
 _TEXT, _VISION, _CONNECTOR = "model.text_model.", "model.vision_model.", "model.connector.modality_projection.proj"
-_TABLE = f"{_TEXT}embed_tokens"
 _TILES_PER_EDGE = 4  # the longest edge to which the published processors scale an image, in tiles
 _MAX_TILES = _TILES_PER_EDGE**2 + 1  # and the whole image once more
 _IMAGE_TOKEN = 128257
@@ -66,7 +65,7 @@ def read(config: Mapping[str, Any], tensors: Collection[str] | None, max_tokens:
     way = decoder.Way(embedded=True, prefix=_TEXT)
     components = (
         _vision(tower, scale, spec.hidden, max_tiles),
-        _embed(spec, max_tokens),
+        embed.component(spec, max_tokens, _TEXT, _TEXT),
         decoder.component(spec, tensors, max_tokens, way),
     )
     geometry = {"text": asdict(spec), "vision": asdict(tower), "constants": constants}
@@ -145,33 +144,3 @@ def _vision_module(tower: TowerSpec, scale: int, projection: Slot, entry: Entry,
             return (linear(shuffled(encode(pixels)), projection.name),)
 
     return Vision()
-
-
-def _embed(spec: DecoderSpec, max_tokens: int) -> Component:
-    ids = Port("input_ids", "int64", ("batch", "tokens"), below=spec.vocab)
-    embeddings = Port("embeddings", "float32", ("batch", "tokens", spec.hidden))
-    sizes = {"batch": (1, 1), "tokens": (1, max_tokens)}
-    return Component(
-        name="embed",
-        slots=(Slot(_TABLE, f"{_TABLE}.weight", spec.vocab, spec.hidden, "embedding"),),
-        entries=(Entry("embed", (ids,), (embeddings,), sizes),),
-        module=partial(_embed_module, spec),
-        live=partial(_embed_live, spec),
-    )
-
-
-def _embed_live(spec: DecoderSpec, entry: Entry, sizes: Mapping[str, int]) -> int:
-    return sizes["batch"] * sizes["tokens"] * spec.hidden
-
-
-def _embed_module(spec: DecoderSpec, entry: Entry, schemes: Schemes) -> torch.nn.Module:
-    """forward(input_ids int64 [batch, tokens]) -> embeddings float32 [batch, tokens, hidden]."""
-    import torch
-
-    from compiler.dialect import edge
-
-    class Embed(torch.nn.Module):
-        def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor]:
-            return (edge.embedding(input_ids, _TABLE, spec.vocab, spec.hidden, *scheme_arguments(schemes, _TABLE)),)
-
-    return Embed()
