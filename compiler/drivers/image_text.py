@@ -51,9 +51,19 @@ def check(recipe: Recipe, model: Model, checkpoint: Path) -> None:
 
 def write_companions(model: Model, checkpoint: Path, folder: Path) -> None:
     """preprocessing.json and the page by which an app follows it, where the checkpoint has a processor."""
-    if _has_processor(checkpoint):
-        (folder / PREPROCESSING).write_text(content(from_processor(checkpoint)), encoding="utf-8")
-        shutil.copyfile(PAGE, folder / SPECIFICATION)
+    write_description(checkpoint, folder)
+
+
+def write_description(checkpoint: Path, folder: Path, largest: int | None = None) -> None:
+    """See `write_companions`. largest: pixels of the longest edge that no image may have more of."""
+    if not _has_processor(checkpoint):
+        return
+    found = from_processor(checkpoint)
+    if largest is not None and largest < found.images.longest_edge:
+        images = found.images.model_copy(update={"longest_edge": largest})
+        found = found.model_copy(update={"images": images})
+    (folder / PREPROCESSING).write_text(content(found), encoding="utf-8")
+    shutil.copyfile(PAGE, folder / SPECIFICATION)
 
 
 def looked_at(calibration: Calibration, text: Path | None, model: Model, checkpoint: Path) -> NDArray[Any]:

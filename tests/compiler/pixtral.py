@@ -31,13 +31,15 @@ class Geometry:
     layers: int = 2
     activation: str = "silu"
     bias: bool = False
+    vocab: int = 160
+    image_token: int = IMAGE_TOKEN
 
     def config(self) -> Any:
         from transformers import Mistral3Config
 
         text = {
             "model_type": "ministral3",
-            "vocab_size": 160,
+            "vocab_size": self.vocab,
             "hidden_size": self.hidden,
             "intermediate_size": 96,
             "num_hidden_layers": self.layers,
@@ -65,7 +67,7 @@ class Geometry:
         return Mistral3Config(
             text_config=text,
             vision_config=vision,
-            image_token_index=IMAGE_TOKEN,
+            image_token_index=self.image_token,
             spatial_merge_size=self.merge,
             multimodal_projector_bias=self.bias,
             tie_word_embeddings=self.tied,
