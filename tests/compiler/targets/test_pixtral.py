@@ -1,8 +1,7 @@
 """Ministral 3 with its Pixtral tower on every target through the generic path, at mixed bits.
 
-Parity is that of the artifact's own runtime, at the target's own tolerance for exact arithmetic, on inputs that nothing
-was traced with: images of several sizes, alone and beside what is none of theirs, ids, and a prompt of embeddings with
-cached steps behind it.
+Parity is that of the artifact's own runtime in exact arithmetic, on inputs that nothing was traced with: images of
+several sizes, alone and beside what is none of theirs, ids, and a prompt of embeddings with cached steps behind it.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from compiler.slots import HALF
-from compiler.targets import load_target, target_options
+from compiler.targets import target_options
 from compiler.targets.base import BuildJob
 from recipes.schema import Vision
 from runtime_tests.sessions import make_session
@@ -26,6 +25,7 @@ from tests.compiler.targets.test_smolvlm2 import CONTEXT, OPTIONS, language, mix
 
 ALL = {"one layer": dataclasses.replace(SMALL, layers=1), **GEOMETRIES}
 NAMES = [name if name == "one layer" else pytest.param(name, marks=pytest.mark.nightly) for name in ALL]
+EXACT = 2e-5  # of the largest value; a table of angles in half precision is five times as far off
 SIDE = 5  # cells along the longest edge; of 25 the context holds 24
 
 
@@ -48,7 +48,6 @@ def test_every_entry_is_what_pytorch_computes(target: str, name: str, tmp_path: 
 
 def check(job: BuildJob, geometry: Geometry, target: str, folder: Path) -> None:
     manifest = packed(job, target, folder / target)
-    exact, _ = load_target(target).entry_tolerances
     session, reference = make_session(folder / target, manifest), Reference(job)
     session.load(exact=True)
 
@@ -58,13 +57,13 @@ def check(job: BuildJob, geometry: Geometry, target: str, folder: Path) -> None:
         cells = cells_of(image(geometry, rows, columns), geometry.patch, geometry.merge)
         expected = reference.call("vision", "image", **cells)["features"]
         assert expected.shape == (rows * columns, geometry.hidden)
-        assert expected.std() > 100 * exact * np.abs(expected).max()
+        assert expected.std() > 100 * EXACT * np.abs(expected).max()
         for size in bound.sizes or {rows * columns, rows * columns + 3}:
             if size >= rows * columns:
                 found = session.call("vision", "image", **filled(cells, size, geometry))["features"]
-                atol = exact * np.abs(expected).max()
+                atol = EXACT * np.abs(expected).max()
                 np.testing.assert_allclose(found[: rows * columns], expected, atol=atol, rtol=0)
-    language(session, reference, manifest, exact, 160)
+    language(session, reference, manifest, EXACT, 160)
 
 
 def filled(cells: dict[str, NDArray[Any]], size: int, geometry: Geometry) -> dict[str, NDArray[Any]]:
