@@ -31,11 +31,11 @@ _BLOCK_BYTES = 1 << 23
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids [S]; pixels: gives uint8 [tiles, height, width, 3] of what its image tokens stand for, in order; None
-    without any."""
+    """Token ids [S]; pictures: gives what its image tokens stand for, in order, uint8 [tiles, height, width, 3] each;
+    None without any."""
 
     ids: NDArray[np.int64]
-    pixels: Callable[[], NDArray[np.uint8]] | None = None
+    pictures: Callable[[], Sequence[NDArray[np.uint8]]] | None = None
 
 
 Enter = Callable[["Tensor", Sequence[Prompt]], "Tensor"]

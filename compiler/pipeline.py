@@ -92,7 +92,7 @@ def quantize(
     rules is used as it is. Raises EdgewrightError before a weight is read when any target refuses the recipe.
     """
     return_large_blocks()
-    model = read_model(checkpoint.config, checkpoint.names(), recipe.context.max_tokens)
+    model = read_model(checkpoint.config, checkpoint.names(), recipe.context.max_tokens, recipe.vision)
     driver, slots = driver_of(model), model.slots
     for slot in slots:
         checkpoint.check(slot.tensor, slot.shape)

@@ -76,7 +76,7 @@ def plan(recipe: Recipe, config: Mapping[str, Any], tensors: Collection[str] | N
     tensors: names in the checkpoint, where it is at hand. Raises EdgewrightError when the config is of no known family
     or a rule does not fit it.
     """
-    model = read_model(config, tensors, recipe.context.max_tokens)
+    model = read_model(config, tensors, recipe.context.max_tokens, recipe.vision)
     schemes = assign(recipe.quantize.rules, model.slots).schemes
     found = []
     for name, options in recipe.targets.items():
@@ -90,7 +90,7 @@ def longest_context(recipe: Recipe, config: Mapping[str, Any], target: str, limi
 
     0 where none does; None for a model that knows no context.
     """
-    high = _known_positions(read_model(config, None, 2))
+    high = _known_positions(read_model(config, None, 2, recipe.vision))
     if high is None:
         return None
 

@@ -167,7 +167,7 @@ def plan_warnings(recipe: Recipe | str | Path, *, checkpoint: str | Path | None 
     folder = _local(recipe, checkpoint)
     if folder is None:
         return []
-    model = read_model(read_config(folder), None, recipe.context.max_tokens)
+    model = read_model(read_config(folder), None, recipe.context.max_tokens, recipe.vision)
     return [*driver_of(model).warnings(model, folder), *filter(None, [adapter_beside(folder)])]
 
 

@@ -17,7 +17,7 @@ from compiler.models.base import read_model
 from compiler.quantize.packed import PackedWeights
 from compiler.targets import load_target, target_options
 from compiler.targets.base import BuildJob
-from recipes.schema import Recipe
+from recipes.schema import Recipe, Vision
 
 _TOLERANCE = 1e-3
 
@@ -29,6 +29,7 @@ def first_divergence(recipe: Recipe, target: str, quantized: Path, artifact: Pat
         "target": target,
         "options": recipe.targets[target].model_dump(mode="json"),
         "max_tokens": recipe.context.max_tokens,
+        "vision": recipe.vision.model_dump() if recipe.vision else None,
         "quantized": str(quantized),
         "artifact": str(artifact),
     }
@@ -48,10 +49,10 @@ def first_divergence(recipe: Recipe, target: str, quantized: Path, artifact: Pat
 def _search(order: dict[str, Any]) -> str | None:
     from runtime_tests.sessions import make_session
 
-    weights = PackedWeights(Path(order["quantized"]))
+    weights, vision = PackedWeights(Path(order["quantized"])), order["vision"]
     job = BuildJob(
         name=order["name"],
-        model=read_model(weights.config, None, order["max_tokens"]),
+        model=read_model(weights.config, None, order["max_tokens"], Vision(**vision) if vision else None),
         schemes=weights.schemes,
         options=target_options()[order["target"]].model_validate(order["options"]),
         weights=weights,

@@ -220,6 +220,34 @@ class Context(Strict):
     max_tokens: int = Field(ge=2, le=2**24, description="prompt and answer together; sets the size of the KV cache")
 
 
+class Vision(Strict):
+    """How large the images are that a model is compiled to see: what memory is planned for.
+
+    Without this section a model whose images are optional (mistral3) is compiled as its text side alone, and one that
+    sees tiles (smolvlm) takes as many as the published processors make of an image.
+    """
+
+    max_image: int | None = Field(
+        None,
+        ge=1,
+        le=2**14,
+        description="mistral3: longest edge of an image in pixels; larger ones are reduced to it",
+    )
+    max_tiles: int | None = Field(
+        None,
+        ge=1,
+        le=2**10,
+        description="smolvlm: tiles of an image, the one that shows all of it counted; images that would take more are "
+        "reduced",
+    )
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Self:
+        if (self.max_image is None) == (self.max_tiles is None):
+            raise ValueError("needs exactly one of the keys max_image and max_tiles")
+        return self
+
+
 class Quality(Strict):
     """Limits against the unquantized checkpoint, on text that nothing was calibrated on."""
 
@@ -270,6 +298,7 @@ class Recipe(Strict):
     checkpoint: Checkpoint
     quantize: Quantize
     context: Context
+    vision: Vision | None = None
     targets: dict[str, SerializeAsAny[BaseModel]] = Field(min_length=1)
     validation: Validation = Field(default_factory=Validation, alias="validate")
     publish: Publish | None = None

@@ -1,14 +1,18 @@
 """The rule "pixtral": an image stays one picture, of whole cells that become a token each.
 
-What lives here: its size. What must not: files (`images.py`) and prompts (`prompt.py`); normalisation is that of
-`tiles.py`. Sizes and values equal those of transformers' PixtralImageProcessorPil as PixtralProcessor calls it, with
-patch · merge for a patch; this was written from what it computes.
+What lives here: its size, and its cells as the vision entry takes them. What must not: files (`images.py`) and prompts
+(`prompt.py`); normalisation is that of `tiles.py`. Sizes and values equal those of transformers'
+PixtralImageProcessorPil as PixtralProcessor calls it, with patch · merge for a patch; this was written from what it
+computes.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from artifacts.formats.preprocessing import PixtralImages
 from artifacts.media.errors import MediaError
@@ -44,3 +48,25 @@ def fit(image: Pixels, rule: PixtralImages) -> tuple[Cells, Pixels]:
     found = cells(image.shape[0], image.shape[1], rule)
     cell = rule.patch * rule.merge
     return found, resized(image, found.rows * cell, found.cols * cell, rule.resample)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The cells of an image, row after row: pixels float32 [cells, 3, cell, cell], and of the patches of each, row
+    after row, the row and column in the image, counted in patches: int64 [cells, merge²]."""
+
+    pixels: NDArray[np.float32]
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+
+
+def cut(image: NDArray[np.float32], patch: int, merge: int) -> Cut:
+    """image: float32 [3, rows · cell, cols · cell], fitted and normalized."""
+    cell = patch * merge
+    rows, cols = image.shape[1] // cell, image.shape[2] // cell
+    pixels = image.reshape(3, rows, cell, cols, cell).transpose(1, 3, 0, 2, 4).reshape(rows * cols, 3, cell, cell)
+    places = (
+        axis.reshape(rows, merge, cols, merge).transpose(0, 2, 1, 3).reshape(rows * cols, merge**2)
+        for axis in np.mgrid[: rows * merge, : cols * merge]
+    )
+    return Cut(np.ascontiguousarray(pixels), *places)

@@ -7,8 +7,7 @@ here: tiles and prompts themselves (`artifacts/media/`), and the order of calls 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts import EdgewrightError
-from artifacts.formats.preprocessing import PREPROCESSING, SPECIFICATION, Normalisation, content
+from artifacts.formats.preprocessing import PREPROCESSING, SPECIFICATION, Normalisation, Preprocessing, Smolvlm, content
 from artifacts.media import PAGE
 from artifacts.media.images import decode_image
 from artifacts.media.prepare import Prepared, prepare
@@ -39,6 +38,9 @@ if TYPE_CHECKING:
     import torch
 
     from compiler.quantize.calibrated.task import Samples
+
+See = Callable[[Sequence[NDArray[np.float32]]], list["torch.Tensor"]]
+"""The features [image tokens, hidden] of normalized pictures, [tiles, 3, height, width] each."""
 
 FILE = None
 # entry vectors judge every entry, and questions the whole
@@ -72,8 +74,20 @@ def check(recipe: Recipe, model: Model, checkpoint: Path) -> None:
 def write_companions(model: Model, checkpoint: Path, folder: Path) -> None:
     """preprocessing.json and the page by which an app follows it, where the checkpoint has a processor."""
     if _has_processor(checkpoint):
-        (folder / PREPROCESSING).write_text(content(from_processor(checkpoint)), encoding="utf-8")
+        (folder / PREPROCESSING).write_text(content(described(model, checkpoint)), encoding="utf-8")
         shutil.copyfile(PAGE, folder / SPECIFICATION)
+
+
+def described(model: Model, checkpoint: Path) -> Preprocessing:
+    """The checkpoint's processor, for images no larger than those that the model is compiled for."""
+    found, constants = from_processor(checkpoint), model.constants
+    most: Any = constants.get("max_tiles")
+    largest: Any = constants.get("max_image")
+    if isinstance(found, Smolvlm):
+        images = found.images.model_copy(update={"max_tiles": min(most, found.images.max_tiles)})
+        return found.model_copy(update={"images": images})
+    pixtral = found.images.model_copy(update={"longest_edge": min(largest, found.images.longest_edge)})
+    return found.model_copy(update={"images": pixtral})
 
 
 def looked_at(calibration: Calibration, text: Path | None, model: Model, checkpoint: Path) -> NDArray[Any]:
@@ -92,7 +106,7 @@ def looked_at(calibration: Calibration, text: Path | None, model: Model, checkpo
     for at in np.random.default_rng(calibration.seed).permutation(len(given)):
         prompt = found.read(asking.given(given[at], answered=True))
         ids += prompt.ids.tolist()
-        tiles += [] if prompt.pixels is None else [prompt.pixels()]
+        tiles += [] if prompt.pictures is None else prompt.pictures()
         if len(ids) >= calibration.tokens:
             break
     if len(ids) < calibration.tokens or not tiles:
@@ -142,13 +156,16 @@ def samples(model: Model, table: Weights, looked_at: NDArray[Any]) -> Iterator[S
     yield decoder_samples(model, table, embeddings)
 
 
-def reader(model: Model, checkpoint: Path) -> Reader:
-    """See `Driver`: image tokens stand for what the tower makes of tiles. Raises EdgewrightError."""
+def reader(model: Model, checkpoint: Path, see: Callable[[Model], See] | None = None) -> Reader:
+    """See `Driver`: image tokens stand for what the tower makes of pictures. see: `tower` by default.
+
+    Raises EdgewrightError.
+    """
     if not (checkpoint / TOKENIZER).is_file():
         raise EdgewrightError(f"{checkpoint}: no {TOKENIZER}, which questions need")
     if not _has_processor(checkpoint):
         raise EdgewrightError(_NO_PROCESSOR)
-    description, tokenizer = from_processor(checkpoint), Encoder(checkpoint / TOKENIZER)
+    description, tokenizer = described(model, checkpoint), Encoder(checkpoint / TOKENIZER)
     encode = encoder(checkpoint, model, tokenizer)
     context: Any = model.constants["max_tokens"]
 
@@ -161,28 +178,39 @@ def reader(model: Model, checkpoint: Path) -> Reader:
         found = prepared(given)
         ids = np.array(encode(Document(found.text, given.templated)), np.int64)
         refuse_overlong(len(ids), context, description, found.image_tokens)
-        return Prompt(ids, (lambda: np.concatenate(prepared(given).pixels)) if found.pixels else None)
+        return Prompt(ids, (lambda: prepared(given).pixels) if found.pixels else None)
 
-    return Reader(read, partial(entering, model, description.images.normalisation), tokenizer, sees=True)
+    def enter() -> Enter:
+        return entering(model, description.images.normalisation, (see or tower)(model))
+
+    return Reader(read, enter, tokenizer, sees=True)
 
 
-def entering(model: Model, normalisation: Normalisation) -> Enter:
+def tower(model: Model) -> See:
+    """The tower over tiles, every picture's at once."""
+    import torch
+
+    vision = model.component("vision")
+    module = vision.module(vision.entry("tile"), {})
+    return lambda pictures: [module(torch.from_numpy(picture))[0].flatten(0, 1) for picture in pictures]
+
+
+def entering(model: Model, normalisation: Normalisation, see: See) -> Enter:
     """What enters the decoder: embeddings of ids, features in the places of image tokens; computed once a prompt."""
     import torch
 
-    vision, embed = (model.component(name) for name in ("vision", "embed"))
-    tower, rows = vision.module(vision.entry("tile"), {}), embed.module(embed.entry("embed"), {})
+    embed = model.component("embed")
+    rows = embed.module(embed.entry("embed"), {})
     image = model.constants["image_token_id"]
     features: dict[int, torch.Tensor] = {}
 
     def enter(ids: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
         found: torch.Tensor = rows(ids)[0]
         for row, prompt in enumerate(prompts):
-            if prompt.pixels is None:
+            if prompt.pictures is None:
                 continue
             if id(prompt) not in features:
-                tiles = torch.from_numpy(normalise(prompt.pixels(), normalisation))
-                features[id(prompt)] = tower(tiles)[0].flatten(0, 1)
+                features[id(prompt)] = torch.cat(see([normalise(seen, normalisation) for seen in prompt.pictures()]))
             found[row, : len(prompt.ids)][torch.from_numpy(prompt.ids == image)] = features[id(prompt)]
         return found
 

@@ -23,6 +23,8 @@ from compiler.tensors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
+    from recipes.schema import Vision
+
 Dtype = Literal["float32", "int64", "int32", "uint8"]
 
 
@@ -166,6 +168,9 @@ class Family(Protocol):
 
     MODEL_TYPES: values of `model_type` in config.json that it takes. read(config, tensors, max_tokens): the model;
     `tensors` are the names in the checkpoint, None where only a config is at hand. Raises CheckpointError.
+
+    VISION_TYPES, in the place of MODEL_TYPES: those that it takes where a recipe has a section `vision`, which comes
+    fourth then.
     """
 
     MODEL_TYPES: tuple[str, ...]
@@ -173,18 +178,28 @@ class Family(Protocol):
     def read(self, config: Mapping[str, Any], tensors: Collection[str] | None, max_tokens: int) -> Model: ...
 
 
-def read_model(config: Mapping[str, Any], tensors: Collection[str] | None, max_tokens: int) -> Model:
-    """The model of a checkpoint, by the family that takes its `model_type`. Raises CheckpointError."""
+def read_model(
+    config: Mapping[str, Any], tensors: Collection[str] | None, max_tokens: int, vision: Vision | None = None
+) -> Model:
+    """The model of a checkpoint, by the family that takes its `model_type`.
+
+    vision: the recipe's section; without it a model whose images are optional is its text side. Raises CheckpointError.
+    """
     kind = config.get("model_type")
-    known: list[str] = []
+    known: dict[str, list[str]] = {"MODEL_TYPES": [], "VISION_TYPES": []}
+    wanted, more = ("MODEL_TYPES", ()) if vision is None else ("VISION_TYPES", (vision,))
     for module in pkgutil.iter_modules(importlib.import_module(__package__).__path__):
         family: Any = importlib.import_module(f"{__package__}.{module.name}")
-        types: tuple[str, ...] = getattr(family, "MODEL_TYPES", ())
-        if isinstance(kind, str) and kind in types:
-            model: Model = family.read(config, tensors, max_tokens)
-            return replace(model, again=partial(read_model, config, tensors))
-        known += types
-    raise CheckpointError(f"config.json: model_type {kind!r} is not supported; {', '.join(known)} are")
+        if isinstance(kind, str) and kind in getattr(family, wanted, ()):
+            model: Model = family.read(config, tensors, max_tokens, *more)
+            return replace(model, again=partial(read_model, config, tensors, vision=vision))
+        for types, found in known.items():
+            found += getattr(family, types, ())
+    if kind in known["MODEL_TYPES"]:
+        raise CheckpointError(
+            f"vision: is for models of type {', '.join(known['VISION_TYPES'])}, not for {kind}; leave it out"
+        )
+    raise CheckpointError(f"config.json: model_type {kind!r} is not supported; {', '.join(known['MODEL_TYPES'])} are")
 
 
 def scheme_arguments(schemes: Schemes, name: str) -> tuple[int, int, bool]:

@@ -36,9 +36,11 @@ __all__ = [
     "read_spec",
     "rotary_frequencies",
     "slots",
+    "tensor_prefix",
 ]
 
 _PREFIXES = ("model.", "language_model.model.", "model.language_model.")
+_OLDER_HEAD = "language_model.lm_head.weight"
 _NOT_OF_ROPE = ("llama_4_scaling_beta", "max_position_embeddings")  # Ministral-3 keeps them in rope_parameters
 
 
@@ -48,7 +50,7 @@ class Way:
 
     embedded: it is entered by embeddings [batch, tokens, hidden]. The table that made them belongs to another
     component, and a tied head is a second slot over its tensor, because names of slots are unique in a model.
-    prefix: of the slots' names; where `embedded`, of the tensors' too.
+    prefix: of the slots' names, and of the tensors' where they do not go by another.
     """
 
     embedded: bool = False
@@ -63,12 +65,7 @@ def slots(spec: DecoderSpec, tensors: Collection[str] | None = None, way: Way = 
 
     tensors: names in the checkpoint, to find the prefix of the text side (default: the plain one).
     """
-    prefix = way.prefix
-    if tensors is not None and not way.embedded:
-        found = [p for p in _PREFIXES if f"{p}embed_tokens.weight" in tensors]
-        if not found:
-            raise CheckpointError("the checkpoint has no tensor named model.embed_tokens.weight: not a text decoder?")
-        prefix = found[0]
+    prefix = tensor_prefix(tensors, way)
 
     def slot(name: str, rows: int, columns: int, kind: Literal["linear", "embedding", "norm"]) -> Slot:
         return Slot(f"{way.prefix}{name}", f"{prefix}{name}.weight", rows, columns, kind)
@@ -99,10 +96,21 @@ def slots(spec: DecoderSpec, tensors: Collection[str] | None = None, way: Way = 
     found_slots.append(slot("norm", 1, spec.hidden, "norm"))
     if way.embedded or not spec.tied:
         head = f"{prefix}embed_tokens.weight" if spec.tied else "lm_head.weight"
-        if tensors is not None and head not in tensors and not way.embedded:
-            head = "language_model.lm_head.weight"
+        if tensors is not None and head not in tensors and _OLDER_HEAD in tensors:
+            head = _OLDER_HEAD
         found_slots.append(Slot("lm_head", head, spec.vocab, spec.hidden, "linear"))
     return found_slots
+
+
+def tensor_prefix(tensors: Collection[str] | None, way: Way = _BY_IDS) -> str:
+    """What the names of the text side's tensors begin with. Raises CheckpointError where `tensors` have no table."""
+    table = "embed_tokens.weight"
+    if tensors is None or way.prefix + table in tensors:
+        return way.prefix
+    found = [prefix for prefix in _PREFIXES if prefix + table in tensors]
+    if not found:
+        raise CheckpointError(f"the checkpoint has no tensor named {way.prefix}{table}: not a text decoder?")
+    return found[0]
 
 
 def fused_projections(spec: DecoderSpec, prefix: str = "model.") -> list[list[str]]:

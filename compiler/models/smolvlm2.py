@@ -16,20 +16,22 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from compiler.config import Keys
-from compiler.models import decoder, siglip
-from compiler.models.base import Component, Entry, Model, Port, scheme_arguments
+from compiler.models import decoder, embed, siglip
+from compiler.models.base import Component, Entry, Model, Port
 from compiler.models.decoder_spec import DecoderSpec, read_spec
 from compiler.models.layers import linears
 from compiler.models.siglip import TowerSpec
 from compiler.slots import Schemes, Slot
+from compiler.tensors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
 
-MODEL_TYPES = ("smolvlm",)
+    from recipes.schema import Vision
+
+MODEL_TYPES = VISION_TYPES = ("smolvlm",)
 _DRIVER = "image_text"
 _TEXT, _VISION, _CONNECTOR = "model.text_model.", "model.vision_model.", "model.connector.modality_projection.proj"
-_TABLE = f"{_TEXT}embed_tokens"
 _TILES_PER_EDGE = 4  # the longest edge to which the published processors scale an image, in tiles
 _MAX_TILES = _TILES_PER_EDGE**2 + 1  # and the whole image once more
 _IMAGE_TOKEN = 128257
@@ -47,15 +49,20 @@ _LLAMA = {
 }
 
 
-def read(config: Mapping[str, Any], tensors: Collection[str] | None, max_tokens: int) -> Model:
-    """The model of a checkpoint: vision, embed and decoder. See `base.Family`."""
+def read(
+    config: Mapping[str, Any], tensors: Collection[str] | None, max_tokens: int, vision: Vision | None = None
+) -> Model:
+    """The model of a checkpoint: vision, embed and decoder. See `base.Family`; `vision` bounds the tiles."""
+    if vision is not None and (vision.max_tiles is None or vision.max_image is not None):
+        raise CheckpointError("vision: a model that sees tiles is bounded by max_tiles, not by max_image")
     keys = Keys(config)
     spec = _read_text(keys)
     tower, scale = _read_vision(keys)
     tokens = (tower.side // scale) ** 2
     default = _IMAGE_TOKEN if spec.vocab > _IMAGE_TOKEN else None
     # more tiles than the context holds are of no use
-    max_tiles = min(_MAX_TILES, max(1, max_tokens // tokens))
+    wanted = _MAX_TILES if vision is None or vision.max_tiles is None else vision.max_tiles
+    max_tiles = min(wanted, max(1, max_tokens // tokens))
     constants = decoder.constants(spec, max_tokens) | {
         "image_token_id": keys.integer("image_token_id", 0, spec.vocab - 1, default),
         "tile_size": tower.image,
@@ -67,7 +74,7 @@ def read(config: Mapping[str, Any], tensors: Collection[str] | None, max_tokens:
     way = decoder.Way(embedded=True, prefix=_TEXT)
     components = (
         _vision(tower, scale, spec.hidden, max_tiles),
-        _embed(spec, max_tokens),
+        embed.component(spec, max_tokens, _TEXT, _TEXT),
         decoder.component(spec, tensors, max_tokens, way),
     )
     geometry = {"text": asdict(spec), "vision": asdict(tower), "constants": constants}
@@ -146,33 +153,3 @@ def _vision_module(tower: TowerSpec, scale: int, projection: Slot, entry: Entry,
             return (linear(shuffled(encode(pixels)), projection.name),)
 
     return Vision()
-
-
-def _embed(spec: DecoderSpec, max_tokens: int) -> Component:
-    ids = Port("input_ids", "int64", ("batch", "tokens"), below=spec.vocab)
-    embeddings = Port("embeddings", "float32", ("batch", "tokens", spec.hidden))
-    sizes = {"batch": (1, 1), "tokens": (1, max_tokens)}
-    return Component(
-        name="embed",
-        slots=(Slot(_TABLE, f"{_TABLE}.weight", spec.vocab, spec.hidden, "embedding"),),
-        entries=(Entry("embed", (ids,), (embeddings,), sizes),),
-        module=partial(_embed_module, spec),
-        live=partial(_embed_live, spec),
-    )
-
-
-def _embed_live(spec: DecoderSpec, entry: Entry, sizes: Mapping[str, int]) -> int:
-    return sizes["batch"] * sizes["tokens"] * spec.hidden
-
-
-def _embed_module(spec: DecoderSpec, entry: Entry, schemes: Schemes) -> torch.nn.Module:
-    """forward(input_ids int64 [batch, tokens]) -> embeddings float32 [batch, tokens, hidden]."""
-    import torch
-
-    from compiler.dialect import edge
-
-    class Embed(torch.nn.Module):
-        def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor]:
-            return (edge.embedding(input_ids, _TABLE, spec.vocab, spec.hidden, *scheme_arguments(schemes, _TABLE)),)
-
-    return Embed()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +39,7 @@ VISION, EMBED = "vision", "embed"
 
 def load(artifact: Path, manifest: Manifest) -> str:
     """See `Driver`: an image of the most tiles, in a prompt that fills the context beside the answer."""
-    tiles, context = (positive(artifact, manifest, key, 1) for key in ("max_tiles", "max_tokens"))
-    return f"{tiles:,} {'tile' if tiles == 1 else 'tiles'} and {context:,} tokens"
+    return f"{ImageText.most(artifact, manifest)} and {positive(artifact, manifest, 'max_tokens', 1):,} tokens"
 
 
 def judge(session: Session, manifest: Manifest, job: Job, progress: Progress) -> Judged:
@@ -47,23 +47,23 @@ def judge(session: Session, manifest: Manifest, job: Job, progress: Progress) ->
     return Judged()
 
 
-def run(session: Session, manifest: Manifest, job: Job, phase: Phase) -> None:
-    """The phases "vision" (every tile of the largest image), "prefill" and "steady" (tokens decoded after it).
+def run(session: Session, manifest: Manifest, job: Job, phase: Phase, kind: type[ImageText] | None = None) -> None:
+    """The phases "vision" (the largest image), "prefill" and "steady" (tokens decoded after it).
 
     Any pixels and tokens do, their number is what counts. The job's prompt, or one as long as the context has room for
     beside what is decoded; it holds as many image tokens as it has room for.
     """
     artifact = job.artifact
-    context, tiles = positive(artifact, manifest, "max_tokens"), positive(artifact, manifest, "max_tiles", 1)
-    size, vocabulary = (positive(artifact, manifest, key) for key in ("tile_size", "vocab_size"))
+    context, vocabulary = (positive(artifact, manifest, key) for key in ("max_tokens", "vocab_size"))
     image = positive(artifact, manifest, "image_token_id", 0)
-    decoder = ImageText(session, artifact, manifest)
+    kind = kind or ImageText
+    decoder = kind(session, artifact, manifest)
     steps = min(job.steps, context - 1)
     room = context - steps
 
     begin = time.perf_counter()
-    features = decoder.look(np.zeros((tiles, 3, size, size), np.float32))
-    phase("vision", tiles=tiles, seconds=time.perf_counter() - begin)
+    features = decoder.largest()
+    phase("vision", at=kind.most(artifact, manifest), seconds=time.perf_counter() - begin)
     prompt = np.arange(min(job.prompt_tokens or room, room), dtype=np.int64) % vocabulary
     seen = min(len(features), len(prompt) - 1)
     prompt[prompt == image] = (image + 1) % vocabulary
@@ -82,8 +82,8 @@ def run(session: Session, manifest: Manifest, job: Job, phase: Phase) -> None:
 
 def speed(events: Mapping[str, Mapping[str, Any]]) -> Sequence[Figure]:
     """Seconds that the tower takes, to the first token after it, and tokens a second."""
-    stand_in, tiles = events["load"]["stand_in"], events["vision"]["tiles"]
-    vision = ran_here("host_vision", events["vision"]["seconds"], "s", stand_in, at=f"{tiles:,} tiles")
+    stand_in, seen = events["load"]["stand_in"], events["vision"]
+    vision = ran_here("host_vision", seen["seconds"], "s", stand_in, at=seen["at"])
     return [vision, *text.speed(events)]
 
 
@@ -100,17 +100,18 @@ def conclude(manifest: Manifest, judged: Judged, ask: Callable[..., Ended]) -> S
 class Asked(text.Asked):
     """See `Asker`: images and clips become tiles by preprocessing.json."""
 
-    def __init__(self, session: Session, artifact: Path, manifest: Manifest) -> None:
-        self._images = ImageText(session, artifact, manifest)
+    def __init__(
+        self, session: Session, artifact: Path, manifest: Manifest, kind: type[ImageText] | None = None
+    ) -> None:
+        self._images = (kind or ImageText)(session, artifact, manifest)
         super().__init__(self._images, artifact, manifest)
         self._description = preprocessing.read(payload_file(artifact, preprocessing.PREPROCESSING), links=False)
 
     def shown(self, prompt: str, images: Sequence[Pixels], clips: Sequence[Clip]) -> str:
         """The prompt with what stands for each image and clip, whose features the decoder is shown."""
         found = prepare(prompt, self._description, images, clips)
-        tiles = [normalise(pixels, self._description.images.normalisation) for pixels in found.pixels]
-        features = self._images.look(np.concatenate(tiles)) if tiles else np.empty((0, 0), np.float32)
-        self._images.show(features)
+        pictures = [normalise(pixels, self._description.images.normalisation) for pixels in found.pixels]
+        self._images.show(self._images.see(pictures) if pictures else np.empty((0, 0), np.float32))
         return found.text
 
 
@@ -119,15 +120,31 @@ class ImageText(text.Decoder):
 
     def __init__(self, session: Session, artifact: Path, manifest: Manifest) -> None:
         super().__init__(session, component_of(artifact, manifest), positive(artifact, manifest, "max_tokens"))
-        self._tiles = component_of(artifact, manifest, VISION).entry("tile").dimensions["tiles"]
+        self._vision = component_of(artifact, manifest, VISION)
+        self._constant = partial(positive, artifact, manifest)
         self._ids = component_of(artifact, manifest, EMBED).entry("embed").dimensions["tokens"]
         self._image = positive(artifact, manifest, "image_token_id", 0)
         self._features: Floats = np.empty((0, 0), np.float32)
         self._at: Ids = np.empty(0, np.int64)
 
+    @staticmethod
+    def most(artifact: Path, manifest: Manifest) -> str:
+        """The largest image that an artifact promises, in a few words."""
+        tiles = positive(artifact, manifest, "max_tiles", 1)
+        return f"{tiles:,} {'tile' if tiles == 1 else 'tiles'}"
+
+    def largest(self) -> Floats:
+        """[image tokens, hidden] of such an image; any pixels do."""
+        size = self._constant("tile_size")
+        return self.look(np.zeros((self._constant("max_tiles", 1), 3, size, size), np.float32))
+
+    def see(self, pictures: Sequence[Floats]) -> Floats:
+        """[image tokens, hidden] of every image and clip, as `media.prepare` orders and `normalise` leaves them."""
+        return self.look(np.concatenate(pictures))
+
     def look(self, pixels: Floats) -> Floats:
         """[tiles * tokens of a tile, hidden] of normalized pixels [tiles, 3, size, size]."""
-        found = self._whole(VISION, "tile", "pixels", pixels, self._tiles)
+        found = self._whole(VISION, "tile", "pixels", pixels, self._vision.entry("tile").dimensions["tiles"])
         return found.reshape(-1, found.shape[-1])
 
     def show(self, features: Floats) -> None:

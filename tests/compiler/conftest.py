@@ -27,6 +27,7 @@ from compiler.quantize.stream import quantize_checkpoint
 from compiler.slots import Scheme, Schemes, Weights
 from compiler.targets import load_target
 from compiler.targets.base import BuildJob
+from recipes.schema import Vision
 
 YARN = {
     "rope_type": "yarn",
@@ -83,10 +84,10 @@ def ministral(tmp_path: Path) -> Path:
     return save(tmp_path / "ministral", MINISTRAL3, random_tensors(MINISTRAL3))
 
 
-def original(folder: Path, max_tokens: int = 64) -> tuple[Model, OriginalWeights]:
+def original(folder: Path, max_tokens: int = 64, vision: Vision | None = None) -> tuple[Model, OriginalWeights]:
     """The model of a checkpoint folder and its unquantized weights."""
     checkpoint = Checkpoint(folder)
-    model = read_model(checkpoint.config, checkpoint.names(), max_tokens)
+    model = read_model(checkpoint.config, checkpoint.names(), max_tokens, vision)
     return model, OriginalWeights(checkpoint, model.slots)
 
 
@@ -190,10 +191,11 @@ def quantized_job(
     max_tokens: int = 64,
     name: str = "small",
     quantize: Any = rtn.quantize,
+    vision: Vision | None = None,
 ) -> BuildJob:
     """A job over a checkpoint's weights, which are quantized into a new folder."""
     checkpoint = Checkpoint(source)
-    model = read_model(checkpoint.config, checkpoint.names(), max_tokens)
+    model = read_model(checkpoint.config, checkpoint.names(), max_tokens, vision)
     schemes = {s.name: scheme for s in model.slots if not s.is_vector} | dict(others or {})
     folder.mkdir()
     rounders = {n: quantize for n, s in schemes.items() if s.bits != 16}

@@ -14,6 +14,9 @@ GEOMETRY = re.compile(
 FAMILY = (
     "compiler/models/decoder.py",
     "compiler/models/decoder_spec.py",
+    "compiler/models/embed.py",
+    "compiler/models/ministral3.py",
+    "compiler/models/pixtral.py",
     "compiler/models/siglip.py",  # the keys of a tower have the same names
     "compiler/models/smolvlm2.py",
     "runtime_tests/drivers/text.py",

@@ -12,19 +12,23 @@ from PIL import Image
 
 from artifacts import EdgewrightError
 from compiler import task
+from compiler.checkpoint import Checkpoint
 from compiler.drivers import driver_of
+from compiler.models.base import read_model
 from compiler.task import Asked
-from recipes.schema import Task
-from tests.compiler.conftest import original
+from recipes.schema import Task, Vision
 
 ROOT = Path(__file__).parents[2] / "recipes" / "checkpoints"
 SEES, READS = ROOT / "tiny-smolvlm2", ROOT / "tiny-ministral3"
 
 
-def read(folder: Path, lines: list[Any], checkpoint: Path = SEES, context: int = 128) -> Asked:
+def read(
+    folder: Path, lines: list[Any], checkpoint: Path = SEES, context: int = 128, vision: Vision | None = None
+) -> Asked:
     file = folder / "q.jsonl"
     file.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
-    model, _ = original(checkpoint, context)
+    found = Checkpoint(checkpoint)
+    model = read_model(found.config, found.names(), context, vision)
     reader = driver_of(model).reader(model, checkpoint)
     return task.read(Task(file="q.jsonl"), file, reader, model, checkpoint)
 
@@ -50,10 +54,23 @@ def test_a_question_with_its_image(tmp_path: Path, picture: str) -> None:
     assert not second.templated and second.prompt.startswith("<|im_start|>User:<image>And?")
     assert first.right(" 2 ") and first.right("two") and not first.right("Two")
     assert len(found.media) == 1 and found.media[0] == (tmp_path / picture).read_bytes()
-    pixels = found.prompts[0].pixels
-    assert pixels is not None and pixels().shape == (5, 64, 64, 3)  # 2 × 2 tiles and the whole
+    pictures = found.prompts[0].pictures
+    assert pictures is not None and [p.shape for p in pictures()] == [(5, 64, 64, 3)]  # 2 × 2 tiles and the whole
     assert (found.prompts[0].ids == 41).sum() == 5 * 4
     assert found.questions.source.startswith("q.jsonl (sha256 ")
+
+
+@pytest.mark.parametrize(("most", "tiles"), [(5, 5), (4, 1), (1, 1)])
+def test_fewer_tiles_where_the_recipe_says_so(tmp_path: Path, picture: str, most: int, tiles: int) -> None:
+    """An image that would take more is reduced; package and plan say the same bound."""
+    line = {"question": "How many?", "answer": "two", "image": picture}
+    found = read(tmp_path, [line], vision=Vision(max_tiles=most))
+    assert (found.prompts[0].ids == 41).sum() == tiles * 4
+    checkpoint = Checkpoint(SEES)
+    model = read_model(checkpoint.config, checkpoint.names(), 128, Vision(max_tiles=most))
+    assert model.component("vision").entry("tile").dimensions["tiles"] == (1, most)
+    driver_of(model).write_companions(model, SEES, tmp_path)
+    assert json.loads((tmp_path / "preprocessing.json").read_text())["images"]["max_tiles"] == most
 
 
 def test_a_text_model_reads_prompts(tmp_path: Path) -> None:

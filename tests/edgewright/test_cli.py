@@ -165,7 +165,8 @@ def test_the_recipe_schema_is_json_schema(edgewright):
     _, out, _ = edgewright("recipes", "schema")
     schema = json.loads(out)
     assert schema["$schema"].startswith("https://json-schema.org/")
-    assert {"name", "checkpoint", "quantize", "context", "targets", "validate", "publish"} == set(schema["properties"])
+    sections = {"checkpoint", "quantize", "context", "vision", "targets", "validate", "publish"}
+    assert {"name", *sections} == set(schema["properties"])
 
 
 def test_profiles_are_listed_and_shown_with_their_sources(edgewright):

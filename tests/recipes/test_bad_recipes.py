@@ -85,6 +85,23 @@ CASES = {
     ),
     "text that looks like a number": (MINIMAL.replace("bits: 4", 'bits: "4"'), [r"bits: must be 4, 8 or 16, not '4'"]),
     "true for a number": (MINIMAL.replace("512", "true"), [r"context\.max_tokens: must be a whole number, not true"]),
+    "a bound on images that is not said": (
+        MINIMAL + "vision: {}\n",
+        [r"vision: needs exactly one of the keys max_image and max_tiles"],
+    ),
+    "questions in no .jsonl file": (
+        MINIMAL + "validate: {task: {file: questions.csv}}\n",
+        [r"validate\.task\.file: must be a \.jsonl file, one question a line, not 'questions\.csv'"],
+    ),
+    "text and images to look at": (
+        MINIMAL.replace("context", "  calibration: {text: a.txt, images: b}\ncontext"),
+        [r"quantize\.calibration: looks at text or at images, not at both"],
+    ),
+    "an image of no size": (MINIMAL + "vision: {max_image: 0}\n", [r"vision\.max_image: must be at least 1, not 0"]),
+    "a key that images do not have": (
+        MINIMAL + "vision: {max_image: 560, max_imges: 2}\n",
+        [r"vision\.max_imges: unknown key; did you mean \"max_image\""],
+    ),
     "a number out of bounds": (MINIMAL.replace("512", "1"), [r"context\.max_tokens: must be at least 2, not 1"]),
     "bits that nothing has": (MINIMAL.replace("bits: 4", "bits: 5"), [r"bits: must be 4, 8 or 16, not 5"]),
     "a group that nothing has": (

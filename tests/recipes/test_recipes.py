@@ -90,7 +90,8 @@ def test_the_json_schema_knows_every_method_and_target(model):
 def test_recipes_that_ship_are_found_by_name(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert find("quickstart") == shipped()["quickstart"]
-    assert {"quickstart", "quickstart-int8", "ministral-3-3b-int4", "ministral-3-3b-int8"} <= set(shipped())
+    ministral = {"ministral-3-3b-int4", "ministral-3-3b-int8", "ministral-3-3b-vision-int4"}
+    assert {"quickstart", "quickstart-int8", *ministral} <= set(shipped())
 
 
 def test_a_path_is_never_taken_for_a_name(tmp_path, monkeypatch):

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 NARROW = {"int64": "int32", "uint8": "int32"}
 """Core ML has no wider whole numbers."""
+FLOAT32 = "float32_"
+"""Begins the names of operations that compute in float32, whatever the compute precision."""
 Sizes = tuple[int, ...] | tuple[None, int, int]
 """Sizes that a named dimension may have: a list of them, or (None, smallest, largest) for all between."""
 
@@ -93,4 +95,6 @@ def capture(call: Call, schemes: Schemes, *, stateful: bool) -> ExportedProgram:
     for node in program.graph.nodes:
         if str(node.target) == "aten.slice.Tensor" and node.args[2] == -1:
             node._rename(LAST_POSITION)
+        elif str(node.target) == "aten.embedding.default":  # of a table that the graph holds itself: angles
+            node._rename(FLOAT32 + node.name)
     return program

@@ -32,12 +32,12 @@ from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_O
 
 from artifacts import EdgewrightError
 from compiler.slots import Weights
+from compiler.targets.coreml.capture import FLOAT32
 from compiler.targets.coreml.placeholders import Part, cast_without_value, constant, freeze
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FLOAT32 = "float32_"
 _MASKED = -1e4  # far below any score, and finite in float16
 
 

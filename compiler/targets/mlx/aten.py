@@ -309,6 +309,7 @@ ATEN: dict[str, Callable[..., Any]] = {
     "aten.sub.Tensor": subtract,
     "aten.mul.Tensor": lambda x, y: x * y,
     "aten.div.Tensor": divide,
+    "aten.eq.Tensor": mx.equal,
     "aten.pow.Tensor_Scalar": lambda x, y: x**y,
     "aten.mean.dim": mean,
     "aten.sum.dim_IntList": sum_over,

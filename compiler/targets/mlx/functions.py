@@ -129,12 +129,7 @@ def export_component(program: ExportedProgram, folder: Path, name: str, dtype: m
     The function takes the program's inputs, floating ones in `dtype`, and gives its outputs in it.
     """
     function = GraphFunction(program)
-    weights = {}
-    for key, tensor in {**program.state_dict, **program.constants}.items():
-        array = mx.array(tensor.detach().numpy())
-        if key in function.weight_layouts:
-            array = conv_layout(array, *function.weight_layouts[key])
-        weights[key] = _cast(array, dtype)
+    weights = {key: _cast(array, dtype) for key, array in _own(program, function).items()}
     mx.save_safetensors(str(folder / f"{name}.safetensors"), weights, metadata={"format": "mlx"})
     examples = [_cast(mx.array(value.numpy()), dtype) for value in program.example_inputs[0]]
 
@@ -143,6 +138,16 @@ def export_component(program: ExportedProgram, folder: Path, name: str, dtype: m
 
     with mx.exporter(str(folder / f"{name}.mlxfn"), traced) as exporter:
         exporter(*examples, **weights)
+
+
+def _own(program: ExportedProgram, function: GraphFunction) -> dict[str, mx.array]:
+    """The tensors that a program holds itself, by name and as its function takes them."""
+    found = {}
+    for key, tensor in {**program.state_dict, **program.constants}.items():
+        array = mx.array(tensor.detach().numpy())
+        layout = function.weight_layouts.get(key)
+        found[key] = array if layout is None else conv_layout(array, *layout)
+    return found
 
 
 def check(job: Job) -> None:
@@ -162,11 +167,14 @@ def export_entry(
     then states.
     """
     weights = load_lazily(package)
-    graphs = [GraphFunction(capture(component, entry, job.schemes, size)) for size in sizes]
-    turn = iter([graph for graph in graphs for _ in _TRACED_IN])  # the order in which the exporter traces
+    programs = [capture(component, entry, job.schemes, size) for size in sizes]
+    graphs = [(found := GraphFunction(program), _own(program, found)) for program in programs]
+    # the order in which the exporter traces; what a graph holds itself becomes part of its traces
+    turn = iter([(graph, own, dtype) for graph, own in graphs for dtype in _TRACED_IN])
 
     def step(*inputs: mx.array, **given: mx.array) -> tuple[mx.array, ...]:
-        return next(turn)(*inputs, **given)
+        graph, own, dtype = next(turn)
+        return graph(*inputs, **given, **{name: _cast(array, dtype) for name, array in own.items()})
 
     with mx.exporter(str(path), step) as exporter:
         for size in sizes:

@@ -41,8 +41,10 @@ def _matmul(x: Tensor, y: Tensor, transpose_x: Any = False, transpose_y: Any = F
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-    """softmax(q @ k.T / sqrt(size) + mask) @ v; a boolean mask says who takes part."""
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask)
+    """softmax(q @ k.T / sqrt(size) + mask) @ v; a boolean mask says who takes part, and has values where only floats
+    are shapes alone."""
+    mask = None if attn_mask is None else attn_mask.to(query.device)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
 def _einsum(values: list[Tensor], equation: str) -> Tensor:

@@ -18,7 +18,7 @@ from artifacts import Manifest
 from compiler.slots import HALF, Scheme, Slot
 from compiler.targets import load_target, target_options
 from compiler.targets.base import BuildJob
-from runtime_tests.sessions import make_session
+from runtime_tests.sessions import Session, make_session
 from tests.compiler.conftest import Reference, packed, quantized_job
 from tests.compiler.smolvlm import GEOMETRIES, SMALL, write_smolvlm
 
@@ -66,29 +66,39 @@ def check(job: BuildJob, target: str, folder: Path) -> None:
     session, reference = make_session(folder, manifest), Reference(job)
     session.load(exact=True)
     random = np.random.default_rng(0)
-
-    def same(component: str, entry: str, **arrays: NDArray[Any]) -> NDArray[Any]:
-        found, expected = (side.call(component, entry, **arrays) for side in (session, reference))
-        assert found.keys() == expected.keys()
-        (value,) = expected.values()
-        np.testing.assert_allclose(next(iter(found.values())), value, atol=exact * np.abs(value).max(), rtol=0)
-        assert value.std() > 100 * exact * np.abs(value).max()
-        return value
-
     constants: dict[str, Any] = dict(job.model.constants)
     edge = constants["tile_size"]
     for tiles in sizes(manifest, "vision", "tile", "tiles"):
-        features = same("vision", "tile", pixels=random.uniform(-1, 1, (tiles, 3, edge, edge)).astype(np.float32))
+        pixels = random.uniform(-1, 1, (tiles, 3, edge, edge)).astype(np.float32)
+        features = same(session, reference, exact, "vision", "tile", pixels=pixels)
         assert features.shape[:2] == (tiles, constants["tokens_per_tile"])
+    language(session, reference, manifest, exact, constants["vocab_size"])
+
+
+def same(
+    session: Session, reference: Reference, exact: float, component: str, entry: str, **arrays: NDArray[Any]
+) -> NDArray[Any]:
+    """The reference's only output, which the session gives too."""
+    found, expected = (side.call(component, entry, **arrays) for side in (session, reference))
+    assert found.keys() == expected.keys()
+    (value,) = expected.values()
+    np.testing.assert_allclose(next(iter(found.values())), value, atol=exact * np.abs(value).max(), rtol=0)
+    assert value.std() > 100 * exact * np.abs(value).max()
+    return value
+
+
+def language(session: Session, reference: Reference, manifest: Manifest, exact: float, vocabulary: int) -> None:
+    """The components embed and decoder: ids, prompts of embeddings and cached steps behind them."""
+    random = np.random.default_rng(1)
     for count in sizes(manifest, "embed", "embed", "tokens"):
-        same("embed", "embed", input_ids=random.integers(0, constants["vocab_size"], (1, count)))
+        ids = random.integers(0, vocabulary, (1, count))
+        width = same(session, reference, exact, "embed", "embed", input_ids=ids).shape[-1]
     for count in sizes(manifest, "decoder", "prefill", "tokens"):
         session.reset()
         reference.reset()
-        width = job.model.component("decoder").entry("prefill").inputs[0].shape[-1]
-        assert isinstance(width, int)
         places = np.arange(min(count + 2, CONTEXT))[None]
         given = random.standard_normal((1, places.shape[1], width)).astype(np.float32)
-        same("decoder", "prefill", embeddings=given[:, :count], positions=places[:, :count])
+        same(session, reference, exact, "decoder", "prefill", embeddings=given[:, :count], positions=places[:, :count])
         for at in range(count, places.shape[1]):
-            same("decoder", "decode", embeddings=given[:, at : at + 1], positions=places[:, at : at + 1])
+            one = slice(at, at + 1)
+            same(session, reference, exact, "decoder", "decode", embeddings=given[:, one], positions=places[:, one])

@@ -52,6 +52,13 @@ def test_operation_gives_what_its_definition_says(case: Case) -> None:
         np.testing.assert_allclose(value.numpy(), wanted, rtol=2e-5, atol=2e-6)
 
 
+def test_a_mask_of_values_goes_with_queries_that_have_only_shapes() -> None:
+    """As they are where memory is counted: numbers that say who sees whom are computed, floats are not."""
+    query, mask = torch.empty((1, 2, 3, 4), device="meta"), torch.ones((3, 3), dtype=torch.bool)
+    found = ops.table()["scaled_dot_product_attention"](query, query, query, mask)
+    assert found.is_meta and found.shape == query.shape
+
+
 def test_every_operation_is_tried() -> None:
     elsewhere = {name for name in ops.table() if name.startswith(("constexpr_", "list_", "make_list"))}
     assert {case.operation for case in CASES} | elsewhere == set(ops.table())
