@@ -154,19 +154,25 @@ def check(job: Job) -> None:
 
 
 def export_entry(
-    job: BuildJob, component: Component, entry: Entry, sizes: Sequence[Mapping[str, int]], package: Path, path: Path
+    job: BuildJob,
+    component: Component,
+    entry: Entry,
+    sizes: Sequence[Mapping[str, int]],
+    package: Path,
+    path: Path,
+    slotted: Callable[[str], str] = str,
 ) -> None:
     """Write the traces of an entry, in float16 and float32 at each of `sizes`, into one file.
 
-    Arguments: inputs and then states; keyword arguments: the tensors of the package's safetensors. Results: outputs and
-    then states.
+    Arguments: inputs and then states; keyword arguments: the tensors of the package's safetensors, of which `slotted`
+    gives the names by their slots. Results: outputs and then states.
     """
     weights = load_lazily(package)
     graphs = [GraphFunction(capture(component, entry, job.schemes, size)) for size in sizes]
     turn = iter([graph for graph in graphs for _ in _TRACED_IN])  # the order in which the exporter traces
 
     def step(*inputs: mx.array, **given: mx.array) -> tuple[mx.array, ...]:
-        return next(turn)(*inputs, **given)
+        return next(turn)(*inputs, **{slotted(name): array for name, array in given.items()})
 
     with mx.exporter(str(path), step) as exporter:
         for size in sizes:

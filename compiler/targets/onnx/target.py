@@ -138,7 +138,7 @@ class OnnxTarget:
 
 
 def _packaging(job: Job) -> Packaging:
-    found: Packaging = packaging_of(_PACKAGE, job.model.driver) or generic
+    found: Packaging = packaging_of(_PACKAGE, job.model) or generic
     return found
 
 
