@@ -71,9 +71,9 @@ GEOMETRIES = {
     ),
     # pixels behind the last whole patch, as the 2.2B has them, and a scale of 3
     "leftover pixels": Geometry(
-        image=100, patch=16, scale=3, tied=True, vision_heads=8, heads=4, kv_heads=4, vision_hidden=96, hidden=32
+        image=100, patch=16, scale=3, tied=True, vision_heads=8, heads=2, kv_heads=2, vision_hidden=96, hidden=32
     ),
-    "every patch a token": Geometry(image=48, patch=16, scale=1, tied=False, vision_heads=1, heads=2, kv_heads=2),
+    "every patch a token": Geometry(image=48, patch=16, scale=1, tied=False, vision_heads=1, heads=4, kv_heads=4),
 }
 
 
