@@ -24,7 +24,7 @@ from compiler.targets.base import BuildJob, Job
 from compiler.targets.card import About
 
 FAMILY = "smolvlm2"
-_TEMPLATE, _OLD_TEMPLATE = "chat_template.jinja", "chat_template.json"
+_TEMPLATE, _OLD_TEMPLATE, _TOKENIZER = "chat_template.jinja", "chat_template.json", "tokenizer_config.json"
 _DROPPED = ("quantization_config", "torch_dtype", "_name_or_path", "auto_map", "model_file")
 _FPS = 1  # of mlx-swift's reader, which takes no checkpoint that says nothing of clips
 
@@ -84,7 +84,8 @@ def _cleaned(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_processor(job: BuildJob, folder: Path) -> None:
-    """processor_config.json, preprocessor_config.json and the chat template, where preprocessing.json lies there."""
+    """processor_config.json, preprocessor_config.json and the chat template, where preprocessing.json and the
+    tokenizer's files lie there."""
     if not (folder / preprocessing.PREPROCESSING).is_file():
         return
     found = preprocessing.read(folder / preprocessing.PREPROCESSING)
@@ -116,10 +117,19 @@ def write_processor(job: BuildJob, folder: Path) -> None:
     inner = composite.get("image_processor", {}) | decided
     _write(folder / PROCESSOR, composite | own | {"image_processor": inner})
     _write(folder / IMAGES, older | decided | own | {"video_sampling": sampling})
-    if not (job.source / _TEMPLATE).is_file() and (job.source / _OLD_TEMPLATE).is_file():
-        template = read_json(job.source / _OLD_TEMPLATE).get("chat_template")
-        if isinstance(template, str):
-            (folder / _TEMPLATE).write_text(template, encoding="utf-8")
+    _write_template(job.source, folder)
+
+
+def _write_template(source: Path, folder: Path) -> None:
+    """The chat template in a file of its own, where mlx-vlm looks, and in tokenizer_config.json, where transformers.js
+    does."""
+    tokenizer = _document(folder / _TOKENIZER)
+    template = tokenizer.get("chat_template") or _document(source / _OLD_TEMPLATE).get("chat_template")
+    if (folder / _TEMPLATE).is_file():
+        template = (folder / _TEMPLATE).read_text(encoding="utf-8")
+    if isinstance(template, str):
+        (folder / _TEMPLATE).write_text(template, encoding="utf-8")
+        _write(folder / _TOKENIZER, tokenizer | {"chat_template": template})
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -128,6 +138,13 @@ def _document(path: Path) -> dict[str, Any]:
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def stored_twice(job: Job) -> str:
+    """A sentence of README.md, where table and head are the same weights."""
+    if not text_spec(job).tied:
+        return ""
+    return " The table of embeddings and the head are the same weights; this layout has each where it is used, twice."
 
 
 def image_text_about(job: Job) -> About:

@@ -17,48 +17,27 @@ import pytest
 from mlx_vlm.models.smolvlm import VisionConfig
 from mlx_vlm.prompt_utils import apply_chat_template
 from mlx_vlm.utils import process_inputs
-from tokenizers import Tokenizer
 
 from artifacts import Manifest
-from artifacts.media.images import Pixels
-from artifacts.media.prepare import prepare
-from compiler.processor import from_processor
-from compiler.slots import HALF, Scheme
-from compiler.targets import load_target, target_options
+from compiler.slots import Scheme
+from compiler.targets import load_target
 from compiler.targets.base import BuildJob
 from compiler.targets.mlx.packaging import image_text
-from recipes.checkpoints.scenes import SceneExample, held_out_scenes
 from runtime_tests.drivers.image_text import Asked
 from runtime_tests.sessions import make_session
 from runtime_tests.sessions.mlx import restore_zero_points
-from tests.compiler.conftest import packed, quantized_job
+from tests.compiler.conftest import packed
+from tests.compiler.smolvlm import Question, questions, tiny_job
 
-TINY = Path(__file__).parents[3] / "recipes" / "checkpoints" / "tiny-smolvlm2"
 SCENES, MOST = 8, 64
 Package = tuple[Path, BuildJob, Manifest]
-
-
-def shipped_schemes() -> dict[str, Scheme]:
-    """As the quickstart has them: a decoder in 4 bits, a tower in 8, its convolution in half precision."""
-    model = quantized_model()
-    tower = {s.name: Scheme(8, 32) for s in model.component("vision").slots if not s.is_vector}
-    return tower | {s.name: HALF for s in model.slots if s.kind == "convolution"}
-
-
-def quantized_model() -> Any:
-    from compiler.checkpoint import Checkpoint
-    from compiler.models.base import read_model
-
-    checkpoint = Checkpoint(TINY)
-    return read_model(checkpoint.config, checkpoint.names(), 256)
 
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
     """Of the checkpoint that ships. Shared: read it, never change it."""
     folder = tmp_path_factory.mktemp("mlx-vlm")
-    options = target_options()["mlx"]()
-    job = quantized_job(folder / "packed", TINY, options, Scheme(4, 32), shipped_schemes(), max_tokens=256)
+    job = tiny_job(folder / "packed", "mlx", Scheme(4, 32))
     return folder / "mlx", job, packed(job, "mlx", folder / "mlx", companions=True)
 
 
@@ -69,16 +48,14 @@ def asked(package: Package, *, exact: bool) -> Asked:
     return Asked(session, folder, manifest)
 
 
-def pixels(example: SceneExample) -> Pixels:
-    return np.asarray(example.image.convert("RGB"))
-
-
-def said(model: Any, processor: Any, example: SceneExample) -> tuple[str, str]:
-    """mlx-vlm's prompt and its greedy answer."""
-    prompt = apply_chat_template(processor, model.config, example.question, num_images=1)
-    image = [example.image.convert("RGB")]
+def said(model: Any, processor: Any, question: Question) -> str:
+    """mlx-vlm's greedy answer, to a prompt of its own."""
+    prompt = apply_chat_template(processor, model.config, question.example.question, num_images=1)
+    assert prompt == question.prompt
+    image = [question.example.image.convert("RGB")]
     answer = mlx_vlm.generate(model, processor, prompt, image, max_tokens=MOST, temperature=0.0, verbose=False)
-    return prompt, answer.text.strip()
+    found: str = answer.text.strip()
+    return found
 
 
 def test_the_same_answers_as_our_session(package: Package) -> None:
@@ -87,29 +64,26 @@ def test_the_same_answers_as_our_session(package: Package) -> None:
     restore_zero_points(model)
     ours = asked(package, exact=True)
     right = 0
-    for example in held_out_scenes(SCENES, first=5000):
-        prompt, answer = said(model, processor, example)
-        assert answer == ours.answer(prompt, [pixels(example)], most=MOST)
-        right += answer == example.answer.strip()
+    for question in questions(SCENES):
+        answer = said(model, processor, question)
+        assert answer == ours.answer(question.prompt, [question.image], most=MOST)
+        right += answer == question.example.answer.strip()
     assert right >= 3  # no model that guesses
 
 
 def test_an_answer_as_it_is_loaded(package: Package) -> None:
     """In float16, which takes a CPU many times as long."""
-    example = min(held_out_scenes(SCENES, first=5000), key=lambda e: len(e.answer))
-    prompt, answer = said(*mlx_vlm.load(str(package[0])), example)
-    assert answer == asked(package, exact=False).answer(prompt, [pixels(example)], most=MOST) != ""
+    question = min(questions(SCENES), key=lambda q: len(q.example.answer))
+    answer = said(*mlx_vlm.load(str(package[0])), question)
+    assert answer == asked(package, exact=False).answer(question.prompt, [question.image], most=MOST) != ""
 
 
 def test_its_processor_writes_our_prompt_and_cuts_our_tiles(package: Package) -> None:
     _, processor = mlx_vlm.load(str(package[0]), lazy=True)
-    tokenizer, description = Tokenizer.from_file(str(TINY / "tokenizer.json")), from_processor(TINY)
-    for example in held_out_scenes(SCENES, first=5000):
-        prompt = f"<|im_start|>User:<image>{example.question}<end_of_utterance>\nAssistant:"
-        ours = prepare(prompt, description, [pixels(example)])
-        theirs = process_inputs(processor, [prompt], [example.image.convert("RGB")])
-        assert np.array(theirs["input_ids"])[0].tolist() == tokenizer.encode(ours.text, add_special_tokens=False).ids
-        assert theirs["pixel_values"].shape[1] == len(ours.pixels[0])
+    for question in questions(SCENES):
+        theirs = process_inputs(processor, [question.prompt], [question.example.image.convert("RGB")])
+        assert np.array(theirs["input_ids"])[0].tolist() == question.ids
+        np.testing.assert_allclose(np.array(theirs["pixel_values"])[0], question.tiles, atol=1e-6)
 
 
 def test_the_same_features_from_the_same_tensors(package: Package) -> None:

@@ -19,7 +19,7 @@ from compiler.targets.mlx import generic
 from compiler.targets.mlx.packaging import Narrowed
 from compiler.targets.mlx.packaging.text import write_configs
 from compiler.targets.mlx.packaging.text_config import quantization_section
-from compiler.targets.smolvlm import FAMILY, explicit_config, image_text_about, text_spec, write_processor
+from compiler.targets.smolvlm import FAMILY, explicit_config, image_text_about, stored_twice, text_spec, write_processor
 
 FAMILIES = (FAMILY,)
 check, state_bytes, called = generic.check, generic.state_bytes, generic.called
@@ -105,7 +105,7 @@ def sections(job: BuildJob, runtime: MlxRuntime) -> list[str]:
     moved = misplaced(side)
     positions = ": at the " + f"{side} patches along an edge that this model has, "
     positions += f"**{moved} of them get their neighbour's position** on a CPU" if moved else "each gets its own"
-    return [_PYTHON, _SWIFT, generic.calling(runtime), _RUN.format(positions=positions)]
+    return [_PYTHON + stored_twice(job), _SWIFT, generic.calling(runtime), _RUN.format(positions=positions)]
 
 
 def misplaced(side: int) -> int:
