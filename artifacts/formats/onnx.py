@@ -45,11 +45,20 @@ class Cache(_Strict):
     mask: str | None
 
 
+class Images(_Strict):
+    """Tiles as transformers hands them over: `port`, [tiles, channels, height, width], goes in as [1, tiles, …], and
+    beside it an input `mask`, bool [1, tiles, height, width], with a one for every pixel that is of an image."""
+
+    port: Name
+    mask: str
+
+
 class Graph(_Strict):
     """One file. entries: those of the component that it answers; inputs, outputs, states: their ports by the names in
     the file; inputs that it does not read are left out.
 
     tokens: whether its outputs are the last token's or of all; None where entries have no `SCORE` beside them.
+    images: None where every input is as its port.
     """
 
     file: str
@@ -60,6 +69,7 @@ class Graph(_Strict):
     states: dict[Name, State]
     cache: Cache | None
     tokens: Literal["last", "all"] | None
+    images: Images | None = None
 
 
 class CacheError(_Strict):

@@ -99,6 +99,10 @@ class OnnxSession:
         sizes = call_sizes(f"{component}.{entry}", known, arrays)
         opened = self._opened(graph, score=score and graph.tokens == "last")
         feeds = {name: np.ascontiguousarray(arrays[port]) for port, name in graph.inputs.items()}
+        if graph.images is not None:
+            tiles = arrays[graph.images.port]
+            feeds[graph.inputs[graph.images.port]] = np.ascontiguousarray(tiles[None])
+            feeds[graph.images.mask] = np.ones((1, len(tiles), *tiles.shape[2:]), np.bool_)
         if graph.cache is not None:
             total = _total(graph.cache, arrays[graph.cache.positions])
             if graph.cache.mask is not None:
@@ -186,8 +190,8 @@ class OnnxSession:
         """Compare a loaded graph with the manifest, and allocate the states that it has."""
         file = self._files[graph.file]
         inputs, outputs = ({t.name: t for t in tensors} for tensors in (session.get_inputs(), session.get_outputs()))
-        mask = graph.cache.mask if graph.cache is not None else None
-        wanted = {*graph.inputs.values(), *(state.input or "" for state in graph.states.values()), mask or ""} - {""}
+        masks = {made.mask or "" for made in (graph.cache, graph.images) if made is not None}
+        wanted = {*graph.inputs.values(), *(state.input or "" for state in graph.states.values()), *masks} - {""}
         given = {*graph.outputs.values(), *(state.output or "" for state in graph.states.values())} - {""}
         if wanted != set(inputs) or not given <= set(outputs):
             differing = sorted((wanted ^ set(inputs)) | (given - set(outputs)))
@@ -212,11 +216,13 @@ def _fits(graph: formats.Graph, component: interface.Component) -> bool:
     entries = {entry.name: entry for entry in component.entries}
     states = {state.name: state.shape for state in component.states}
     asked = {graph.cache.positions} if graph.cache is not None else set()
+    shown = {graph.images.port} if graph.images is not None else set()
     return (
         {*graph.entries} <= set(entries)
         and {*graph.states} <= set(states)
         and all(state.input or state.output for state in graph.states.values())
         and all(_as_wide(state.shape, states[name]) for name, state in graph.states.items())
+        and shown <= {*graph.inputs}
         and all({*graph.inputs} | asked <= {port.name for port in entries[name].inputs} for name in graph.entries)
         and all({*graph.outputs} == {port.name for port in entries[name].outputs} for name in graph.entries)
     )

@@ -26,6 +26,7 @@ KNOW = {
     "compiler/drivers/text.py": "text for calibration and golden vectors",
     "compiler/golden.py": "golden vectors of a text decoder",
     "compiler/text.py": "token ids of a text",
+    "compiler/targets/smolvlm.py": "the config that loaders of every runtime read",
     "compiler/targets/text_card.py": "what an app must know of tokens",
     "compiler/targets/onnx/attention.py": "attributes of onnxruntime's GroupQueryAttention have these names",
     "runtime_tests/drivers/image_text.py": "tokens to measure with",

@@ -53,7 +53,7 @@ class CoreMLTarget:
 
     def refusals(self, job: Job) -> list[str]:
         """What of a recipe this target cannot express, one sentence each."""
-        packaging = packaging_of(_PACKAGE, job.model.driver)
+        packaging = packaging_of(_PACKAGE, job.model)
         return [*_refusals(job), *(packaging.refusals(job) if packaging else [])]
 
     def estimate(self, job: Job) -> list[Estimate]:
@@ -86,7 +86,7 @@ class CoreMLTarget:
     def build(self, job: BuildJob, folder: Path, progress: Progress) -> Built:
         """Write the packages, a README, and the tokenizer files."""
         options: CoreMLOptions = job.options
-        packaging = packaging_of(_PACKAGE, job.model.driver)
+        packaging = packaging_of(_PACKAGE, job.model)
         metadata = {
             "shortDescription": f"{job.name}{packaging.PURPOSE if packaging else ''}, made by Edgewright.",
             "author": "Edgewright",
@@ -119,7 +119,7 @@ class CoreMLTarget:
         gives. For naming the first operation that differs once parity has failed."""
         from compiler.targets.coreml.trace import call_values
 
-        packaging = packaging_of(_PACKAGE, job.model.driver)
+        packaging = packaging_of(_PACKAGE, job.model)
         for call, inputs in packaging.examples(job) if packaging else ():
             values = call_values(call, job.schemes, job.weights, inputs)
             if not job.options.stateful:
@@ -128,7 +128,7 @@ class CoreMLTarget:
 
 
 def _packages(job: Job) -> dict[str, list[Call]]:
-    packaging = packaging_of(_PACKAGE, job.model.driver)
+    packaging = packaging_of(_PACKAGE, job.model)
     if packaging:
         found: dict[str, list[Call]] = packaging.packages(job)
         return found

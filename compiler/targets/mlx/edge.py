@@ -7,7 +7,7 @@
 | rms_norm, add_rms_norm | fast.rms_norm |
 | layer_norm | fast.layer_norm |
 | bias | addition |
-| convolution | dequantize of the whole weight, conv_general |
+| convolution | conv_general; below 16 bits behind a dequantize of the whole weight |
 | rotary, attention | fast.rope, slice_update into the caches, fast.scaled_dot_product_attention |
 """
 
@@ -170,12 +170,11 @@ def convolution(
     dilation: list[int],
     groups: int,
 ) -> mx.array:
-    if bits == 16:
-        matrix = weights[f"{slot}.weight"]
-    else:
+    kernel = weights[f"{slot}.weight"]
+    if bits != 16:
         affine = _affine(weights, slot)
         matrix = mx.dequantize(*affine, group_size=_group(affine, math.prod(shape[1:])), bits=bits)
-    kernel = channels_last(matrix.reshape(shape))  # as in `conv_layout`, whose copy cannot be traced
+        kernel = channels_last(matrix.reshape(shape))  # as in `conv_layout`, whose copy cannot be traced
     return conv(x.joined() if isinstance(x, Parts) else x, kernel, None, stride, padding, dilation, groups)
 
 

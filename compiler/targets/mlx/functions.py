@@ -159,12 +159,18 @@ def check(job: Job) -> None:
 
 
 def export_entry(
-    job: BuildJob, component: Component, entry: Entry, sizes: Sequence[Mapping[str, int]], package: Path, path: Path
+    job: BuildJob,
+    component: Component,
+    entry: Entry,
+    sizes: Sequence[Mapping[str, int]],
+    package: Path,
+    path: Path,
+    slotted: Callable[[str], str] = str,
 ) -> None:
     """Write the traces of an entry, in float16 and float32 at each of `sizes`, into one file.
 
-    Arguments: inputs and then states; keyword arguments: the tensors of the package's safetensors. Results: outputs and
-    then states.
+    Arguments: inputs and then states; keyword arguments: the tensors of the package's safetensors, of which `slotted`
+    gives the names by their slots. Results: outputs and then states.
     """
     weights = load_lazily(package)
     programs = [capture(component, entry, job.schemes, size) for size in sizes]
@@ -174,7 +180,8 @@ def export_entry(
 
     def step(*inputs: mx.array, **given: mx.array) -> tuple[mx.array, ...]:
         graph, own, dtype = next(turn)
-        return graph(*inputs, **given, **{name: _cast(array, dtype) for name, array in own.items()})
+        tables = {name: _cast(array, dtype) for name, array in own.items()}
+        return graph(*inputs, **{slotted(name): array for name, array in given.items()}, **tables)
 
     with mx.exporter(str(path), step) as exporter:
         for size in sizes:

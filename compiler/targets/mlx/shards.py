@@ -3,7 +3,8 @@
 MLX's affine form of a weight [rows, columns] is `weight` (uint32 words of codes, lowest bits first), `scales` and
 `biases` [rows, groups]; a value is scale * code + bias with an unsigned code. The words are those of the packed
 checkpoint, copied; a scale is its scale; the bias is -scale * zero point, -8 or -128 times the scale where symmetric.
-Everything else is float16 as well: MLX promotes a mixture of float16 and bfloat16 to float32 without a word.
+Everything else is float16 as well, a convolution with its channels last: MLX promotes a mixture of float16 and
+bfloat16 to float32 without a word.
 
 Format: https://huggingface.co/docs/safetensors; `mx.quantize` in the reference of MLX. Knows no configuration file.
 """
@@ -33,21 +34,24 @@ _ALIGN = 64
 Half = NDArray[np.float16]
 
 
-def package_tensors(slots: Sequence[Slot], weights: PackedWeights, prefix: str) -> list[Tensor]:
-    """The tensors of a package in the order of the slots; `prefix` goes before every name."""
+def package_tensors(slots: Sequence[Slot], weights: PackedWeights, named: Callable[[str], str] = str) -> list[Tensor]:
+    """The tensors of a package in the order of the slots. named: what a package calls a slot, or a tensor of it."""
     reader = SlotReader(weights)
-    return [tensor for slot in slots for tensor in _slot_tensors(slot, reader, prefix)]
+    return [tensor for slot in slots for tensor in _slot_tensors(slot, reader, named)]
 
 
-def _slot_tensors(slot: Slot, reader: SlotReader, prefix: str) -> list[Tensor]:
+def _slot_tensors(slot: Slot, reader: SlotReader, named: Callable[[str], str]) -> list[Tensor]:
     weights, scheme = reader.weights, reader.weights.scheme(slot.name)
 
     def half(blocks: Blocks) -> Blocks:
         return lambda: (to_half(block, slot.name) for block in blocks())
 
     if scheme.bits == 16:
-        shape = (slot.columns,) if slot.is_vector else (slot.rows, slot.columns)
-        return [Tensor(prefix + slot.key, "float16", shape, half(reader.values([slot])))]
+        shape, values = slot.shape, half(reader.values([slot]))
+        if slot.kernel:  # MLX's convolutions take [out, *kernel, in]
+            shape = (slot.rows, *slot.kernel, slot.shape[1])
+            return [Tensor(named(slot.key), "float16", shape, _channels_last(values, slot.shape[1:]))]
+        return [Tensor(named(slot.key), "float16", shape, values)]
     count = stored(scheme, slot.columns).groups(slot.columns)
     groups, repeated = (slot.rows, count), count // scheme.groups(slot.columns)
     words = (slot.rows, slot.columns * scheme.bits // 32)
@@ -62,12 +66,16 @@ def _slot_tensors(slot: Slot, reader: SlotReader, prefix: str) -> list[Tensor]:
             yield np.repeat(to_half(bfloat16(exact) if edges else exact, slot.name), repeated, 1)
 
     edges = not scheme.symmetric and is_edge_anchored(slot, weights)
-    name = prefix + slot.name
+    name = named(slot.name)
     return [
         Tensor(f"{name}.weight", "uint32", words, reader.codes([slot])),
         Tensor(f"{name}.scales", "float16", groups, scales),
         Tensor(f"{name}.biases", "float16", groups, biases),
     ]
+
+
+def _channels_last(blocks: Blocks, inner: tuple[int, ...]) -> Blocks:
+    return lambda: (np.moveaxis(block.reshape(-1, *inner), 1, -1) for block in blocks())
 
 
 def unsigned_zeros(zeros: Int8 | None, bits: int) -> Float32:

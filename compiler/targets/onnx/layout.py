@@ -26,7 +26,8 @@ class Plan:
     """A graph file to be: an entry of a component, lowered, which answers the entries `serves`.
 
     inputs, outputs: names in the file where they are not those of the ports; states are among both.
-    inline: whether small vectors of slots are part of the graph. finish: has the last word on the graph.
+    inline: whether small vectors of slots are part of the graph. images: see `formats.Graph`. finish: has the last word
+    on the graph.
     """
 
     file: str
@@ -38,6 +39,7 @@ class Plan:
     inputs: Mapping[str, str] = field(default_factory=dict)
     outputs: Mapping[str, str] = field(default_factory=dict)
     inline: bool = True
+    images: formats.Images | None = None
     finish: Callable[[ir.Graph], None] | None = None
 
 
@@ -90,6 +92,7 @@ def lower(job: Job, plan: Plan) -> Lowered:
         },
         cache=cache,
         tokens=tokens,
+        images=plan.images,
     )
     return Lowered(model, low.weights, record)
 

@@ -99,14 +99,15 @@ class OnnxTarget:
         for at, plan in enumerate(packaging.plans(job, cache)):
             lowered = job.checked[at] if job.checked else lower(job, plan)
             if plan.data not in data:
+                (folder / plan.data).parent.mkdir(exist_ok=True)
                 data[plan.data] = ExternalData(folder / plan.data)
             bind(lowered.model.graph, lowered.weights, data[plan.data], reader, plan.inline)
             write_model(lowered.model, folder / plan.file)
             graphs.append(lowered.record)
         for file in data.values():
             file.close()
-        packaging.write(job, folder, graphs)
         copy_tokenizer(job.source, folder)
+        packaging.write(job, folder, graphs)
         error = None
         if cache is not None:
             error = formats.CacheError(
@@ -138,7 +139,7 @@ class OnnxTarget:
 
 
 def _packaging(job: Job) -> Packaging:
-    found: Packaging = packaging_of(_PACKAGE, job.model.driver) or generic
+    found: Packaging = packaging_of(_PACKAGE, job.model) or generic
     return found
 
 

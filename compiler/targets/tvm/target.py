@@ -193,7 +193,7 @@ def _known_machines(job: Job) -> list[Triple]:
 
 
 def _packaging(job: Job) -> Packaging:
-    found: Packaging = packaging_of(_PACKAGE, job.model.driver) or generic
+    found: Packaging = packaging_of(_PACKAGE, job.model) or generic
     return found
 
 

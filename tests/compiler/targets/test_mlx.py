@@ -213,7 +213,7 @@ def test_shards_hold_the_same_and_are_aligned(
         nonlocal written
         written += count
 
-    shards.write_shards(shards.package_tensors(job.model.slots, job.weights, ""), folder, 1, advance, limit=20_000)
+    shards.write_shards(shards.package_tensors(job.model.slots, job.weights), folder, 1, advance, limit=20_000)
     files = sorted(folder.glob("model-*-of-*.safetensors"))
     assert len(files) > 2 and all(f.stat().st_size < 24_000 for f in files)
     assert written == sum(a.nbytes for a in whole.values())

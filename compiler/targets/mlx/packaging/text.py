@@ -7,21 +7,20 @@ With `mlxfn_prefill` also `decoder.mlxfn`, for C++ and Swift without a model cla
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from artifacts import Progress
 from artifacts.formats.mlx import Exported, MlxRuntime
 from compiler.checkpoint import read_config
-from compiler.models.base import Entry
+from compiler.models.base import Component, Entry
 from compiler.models.decoder import DecoderSpec, read_spec
 from compiler.targets.base import BuildJob, Job
 from compiler.targets.card import About
 from compiler.targets.mlx.geometry import kv_group
 from compiler.targets.mlx.options import MlxOptions
+from compiler.targets.mlx.packaging import Narrowed
 from compiler.targets.mlx.packaging.text_config import is_wrapped, package_config, tensor_prefix, unreadable
 from compiler.targets.text_card import text_about, tokens_section
 
@@ -73,10 +72,14 @@ def refusals(job: Job) -> list[str]:
     return found
 
 
-def state_bytes(job: Job) -> int:
+def check(job: Job) -> None:
+    """Nothing: a model class of the ecosystem needs no graph."""
+
+
+def state_bytes(job: Job, component: Component) -> int:
     """Of the cache as mlx-lm keeps it: float16, or codes with a scale and a bias for each group."""
     spec, options = read_spec(job.model.config), _options(job)
-    values = sum(int(np.prod(s.sized({}))) for s in job.model.component("decoder").states)
+    values = component.state_values
     if options.kv_bits == 16:
         return values * 2
     return values * options.kv_bits // 8 + values // (kv_group(spec.head_dim) or 32) * 4
@@ -87,9 +90,9 @@ def called(entry: Entry) -> dict[str, int]:
     return {name: min(size, _PREFILL_STEP) for name, size in entry.largest().items()}
 
 
-def prefix(job: BuildJob) -> str:
-    """What goes before the slot names in the package."""
-    return tensor_prefix(checkpoint_config(job))
+def named(job: BuildJob) -> Callable[[str], str]:
+    """The names of the slots behind a prefix."""
+    return tensor_prefix(checkpoint_config(job)).__add__
 
 
 def checkpoint_config(job: BuildJob) -> Mapping[str, Any]:
@@ -97,13 +100,11 @@ def checkpoint_config(job: BuildJob) -> Mapping[str, Any]:
     return read_config(job.source) if (job.source / "config.json").exists() else job.weights.config
 
 
-def write(job: BuildJob, folder: Path, progress: Progress) -> MlxRuntime:
-    """Everything beside the weights, which lie in the folder already."""
+def write(job: BuildJob, folder: Path, progress: Progress) -> tuple[MlxRuntime, Narrowed]:
+    """See `packaging.Packaging`."""
     source, options = checkpoint_config(job), _options(job)
     spec = read_spec(source)
-    _write_json(folder / "config.json", package_config(source, spec, job.model.slots, job.schemes))
-    if not (folder / "generation_config.json").exists():
-        _write_json(folder / "generation_config.json", _generation_config(spec))
+    write_configs(folder, package_config(source, spec, job.model.slots, job.schemes), spec)
     component = job.model.component("decoder")
     runtime = MlxRuntime(
         loader="mlx-lm",
@@ -123,7 +124,7 @@ def write(job: BuildJob, folder: Path, progress: Progress) -> MlxRuntime:
         progress("tracing functions", 1, 1)
         exported = Exported(file=FUNCTIONS, prefill_tokens=options.mlxfn_prefill)
         runtime = runtime.model_copy(update={"exported": exported})
-    return runtime
+    return runtime, {}
 
 
 def about(job: Job) -> About:
@@ -131,7 +132,7 @@ def about(job: Job) -> About:
     return text_about(job)
 
 
-def sections(job: BuildJob) -> list[str]:
+def sections(job: BuildJob, runtime: MlxRuntime) -> list[str]:
     """Of the README: tokens, how each loader takes the package, and where one of them does not."""
     source = checkpoint_config(job)
     spec, max_tokens = read_spec(source), job.model.constants["max_tokens"]
@@ -195,10 +196,13 @@ def _functions(count: int, spec: DecoderSpec, max_tokens: Any) -> str:
     )
 
 
-def _generation_config(spec: DecoderSpec) -> dict[str, Any]:
-    eos = spec.eos[0] if len(spec.eos) == 1 else list(spec.eos)
-    found = {"bos_token_id": spec.bos, "eos_token_id": eos or None}
-    return {key: value for key, value in found.items() if value is not None}
+def write_configs(folder: Path, config: Mapping[str, Any], spec: DecoderSpec) -> None:
+    """config.json, and generation_config.json where the checkpoint had none."""
+    _write_json(folder / "config.json", config)
+    if not (folder / "generation_config.json").exists():
+        eos = spec.eos[0] if len(spec.eos) == 1 else list(spec.eos)
+        found = {"bos_token_id": spec.bos, "eos_token_id": eos or None}
+        _write_json(folder / "generation_config.json", {k: v for k, v in found.items() if v is not None})
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from compiler.models.decoder import WRAPPERS, DecoderSpec
@@ -57,7 +57,9 @@ def package_config(source: Mapping[str, Any], spec: DecoderSpec, slots: list[Slo
         config |= {"tie_word_embeddings": spec.tied, "dtype": "float16"}
     else:
         config |= text_values(spec, source)
-    if (quantization := quantization_section(slots, schemes, tensor_prefix(source))) is not None:
+    prefix = tensor_prefix(source)
+    # mlx-swift drops the prefix of a wrapped decoder before it looks a module up, so there each has both names
+    if (quantization := quantization_section(slots, schemes, lambda name: (prefix + name, name))) is not None:
         config |= {"quantization": quantization, "quantization_config": quantization}
     return dict(sorted(config.items()))
 
@@ -123,10 +125,12 @@ def _magnitudes(rope: Mapping[str, Any]) -> tuple[float, float]:
     return 1.0, 0.0
 
 
-def quantization_section(slots: list[Slot], schemes: Schemes, prefix: str) -> dict[str, Any] | None:
+def quantization_section(
+    slots: list[Slot], schemes: Schemes, modules: Callable[[str], tuple[str, ...]]
+) -> dict[str, Any] | None:
     """The commonest scheme as the default, the others by module; None when nothing is quantized.
 
-    mlx-swift drops the prefix of a wrapped decoder before it looks a module up, so there each has both names.
+    modules: by which names loaders look a slot's module up.
     """
     quantized = {s.name: stored(schemes[s.name], s.columns) for s in slots if schemes.get(s.name, HALF).bits != 16}
     if not quantized:
@@ -140,5 +144,5 @@ def quantization_section(slots: list[Slot], schemes: Schemes, prefix: str) -> di
     for name, scheme in quantized.items():
         if (scheme.group, scheme.bits) != default:
             own = {"group_size": scheme.group, "bits": scheme.bits, "mode": "affine"}
-            section |= dict.fromkeys((prefix + name, name), own)
+            section |= dict.fromkeys(modules(name), own)
     return section

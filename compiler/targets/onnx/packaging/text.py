@@ -39,7 +39,7 @@ LIBRARY = "onnxruntime-genai"
 TOKENIZER_OPTIONS = {"add_special_tokens": "true"}
 _MASK, _POSITIONS = "attention_mask", "position_ids"
 _PAST, _PRESENT = "past_key_values.{}.{}", "present.{}.{}"
-_BATCH = 1 << 20
+BATCH = 1 << 20
 
 
 def refusals(job: Job) -> list[str]:
@@ -49,16 +49,35 @@ def refusals(job: Job) -> list[str]:
 
 def entries(job: Job, component: Component) -> list[Entry]:
     """One, for prefill and decoding."""
-    return [component.entry("prefill" if job.options.logits == "last" else formats.SCORE)]
+    return [decoder_entry(job, component)]
+
+
+def decoder_entry(job: Job, decoder: Component) -> Entry:
+    """What the graph of a decoder computes."""
+    return decoder.entry("prefill" if job.options.logits == "last" else formats.SCORE)
 
 
 def plans(job: Job, cache: Sequence[CacheScales] | None) -> list[Plan]:
     """One graph for all entries; see `packaging.Packaging`."""
+    (decoder,) = job.model.components
+    return [decoder_plan(job, decoder, MODEL, DATA, cache)]
+
+
+def decoder_plan(
+    job: Job,
+    decoder: Component,
+    file: str,
+    data: str,
+    cache: Sequence[CacheScales] | None,
+    *,
+    entered: str = "input_ids",
+    batch: str = "batch",
+) -> Plan:
+    """A graph for all entries of a decoder. entered: what its first port is called there; batch: its first size."""
     from compiler.targets.onnx.attention import Attention
     from compiler.targets.onnx.layout import Plan
 
-    (decoder,) = job.model.components
-    (entry,) = entries(job, decoder)
+    entry = decoder_entry(job, decoder)
     kinds = [(at // 2, kind) for at, kind in enumerate(("key", "value") * (len(decoder.states) // 2))]
     past, present = (
         {state.name: name.format(*kind) for state, kind in zip(decoder.states, kinds, strict=True)}
@@ -69,36 +88,35 @@ def plans(job: Job, cache: Sequence[CacheScales] | None) -> list[Plan]:
         """Sizes by the names that users of such packages know, and the caches' own type."""
         import onnx_ir as ir
 
-        sizes = {_MASK: ["batch", "total"], "input_ids": ["batch", "sequence"], _POSITIONS: ["batch", "sequence"]}
         for value in (*graph.inputs, *graph.outputs):
             assert value.name is not None and value.shape is not None
-            if value.name in sizes:
-                value.shape = ir.Shape(sizes[value.name])
+            if value.name == _MASK:
+                value.shape = ir.Shape([batch, "total"])
+            elif value.name in (entered, _POSITIONS):
+                value.shape = ir.Shape([batch, "sequence", *value.shape[2:]])
             elif value.name in (*past.values(), *present.values()):
                 length = "past" if value.name in past.values() else "total"
-                value.shape = ir.Shape(["batch", value.shape[1], length, value.shape[3]])
+                value.shape = ir.Shape([batch, value.shape[1], length, value.shape[3]])
                 if cache is not None:
                     value.dtype = ir.DataType.INT8
             else:
                 rows = 1 if job.options.logits == "last" else "sequence"
-                value.shape = ir.Shape(["batch", rows, value.shape[2]])
+                value.shape = ir.Shape([batch, rows, value.shape[2]])
         mask = next(value for value in graph.inputs if value.name == _MASK)
         graph.inputs.remove(mask)
         graph.inputs.insert(1, mask)
 
-    return [
-        Plan(
-            file=MODEL,
-            data=DATA,
-            component=decoder,
-            entry=replace(entry, dimensions={**entry.dimensions, "batch": (1, _BATCH)}),
-            serves=tuple(shipped.name for shipped in decoder.shipped),
-            attention=Attention(_MASK, cache),
-            inputs={"positions": _POSITIONS, **past},
-            outputs=present,
-            finish=finish,
-        )
-    ]
+    return Plan(
+        file=file,
+        data=data,
+        component=decoder,
+        entry=replace(entry, dimensions={**entry.dimensions, "batch": (1, BATCH)}),
+        serves=tuple(shipped.name for shipped in decoder.shipped),
+        attention=Attention(_MASK, cache),
+        inputs={entry.inputs[0].name: entered, "positions": _POSITIONS, **past},
+        outputs=present,
+        finish=finish,
+    )
 
 
 def measured(job: BuildJob) -> list[CacheScales]:
