@@ -119,6 +119,8 @@ def read_spec(config: Mapping[str, Any], wrapped: bool = False) -> DecoderSpec:
     layers = integer("num_hidden_layers", 1 << 12)
     vocab, max_positions = integer("vocab_size", 1 << 24), integer("max_position_embeddings", _MAX_POSITIONS)
     rope = _rope(of)
+    # transformers ties what the whole model's config ties, whatever its text_config says
+    whole = outer if "tie_word_embeddings" in outer.values else inner
     original_positions = rope.get("original_max_position_embeddings", max_positions)
     return DecoderSpec(
         model_type=kind,
@@ -130,7 +132,7 @@ def read_spec(config: Mapping[str, Any], wrapped: bool = False) -> DecoderSpec:
         head_dim=head_dim,
         intermediate=integer("intermediate_size", 1 << 22),
         eps=of("rms_norm_eps").number("rms_norm_eps", 0, 1, 1e-6),
-        tied=of("tie_word_embeddings").flag("tie_word_embeddings", kind == "smollm3"),
+        tied=whole.flag("tie_word_embeddings", kind == "smollm3"),
         max_positions=max_positions,
         original_positions=original_positions,
         rope=rope,

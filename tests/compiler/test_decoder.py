@@ -85,6 +85,14 @@ def test_a_wrapped_text_side_is_found(tmp_path: Path) -> None:
     np.testing.assert_array_equal(reference_logits(model, weights, ids), reference_logits(plain_model, plain, ids))
 
 
+@pytest.mark.parametrize(("outer", "inner", "tied"), [(True, False, True), (False, True, False), (None, True, True)])
+def test_the_whole_model_says_whether_its_head_is_tied(outer: bool | None, inner: bool, tied: bool) -> None:
+    """transformers 5 saves a text_config that says false inside of a model that ties them."""
+    config = {"model_type": "mistral3", "text_config": {**MINISTRAL3, "tie_word_embeddings": inner}}
+    config |= {} if outer is None else {"tie_word_embeddings": outer}
+    assert decoder.read_spec(config).tied is tied
+
+
 def test_cached_decoding_equals_one_prefill(ministral: Path) -> None:
     model, weights = original(ministral)
     (component,) = model.components
