@@ -30,7 +30,7 @@ from compiler.quantize.rules import Assignment, options_of
 from compiler.slots import Schemes
 
 _HERE = Path(__file__).parent
-_NO_STAGE = ("pipeline.py", "plan.py", "keys.py", "targets")
+_NO_STAGE = ("pipeline.py", "plan.py", "keys.py", "quantized.py", "expectations.py", "targets")
 _JUDGES = ("golden.py", "task.py")
 _GRANULARITY_NS = 2 * 10**9  # the coarsest clock of a file system in use
 

@@ -1,7 +1,7 @@
 """The compiler, as one page: checkpoint → quantized weights → one package for each target, with its golden vectors.
 
-Takes recipes and folders, never phone profiles, and runs no artifact. Stages are resumable: quantized weights and
-golden vectors whose key (`keys.py`) is unchanged are used again.
+Takes recipes and folders, never phone profiles, and runs no artifact. Stages are resumable: quantized weights
+whose key (`keys.py`) is unchanged are used again.
 """
 
 from __future__ import annotations
@@ -11,13 +11,11 @@ import platform
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-from numpy.typing import NDArray
 
 from artifacts import (
     MANIFEST,
@@ -29,8 +27,7 @@ from artifacts import (
     staged,
     write_manifest,
 )
-from artifacts.formats import interface, tensor_file, vectors
-from artifacts.formats.task import TASK
+from artifacts.formats import interface
 from artifacts.manifest import (
     CheckpointEntry,
     CheckpointFile,
@@ -41,46 +38,21 @@ from artifacts.manifest import (
 )
 from compiler import keys, targets, task
 from compiler.checkpoint import Checkpoint
-from compiler.drivers import Driver, driver_of
+from compiler.drivers import driver_of
 from compiler.heap import return_large_blocks
 from compiler.models.base import Component, Model, read_model
 from compiler.models.interface import described
 from compiler.quantize import budget, evidence, runner
 from compiler.quantize.packed import PackedWeights, write_config
 from compiler.quantize.rules import Assignment, assign
-from compiler.slots import HALF, Scheme, Slot, Weights
+from compiler.quantized import Quantized
+from compiler.slots import HALF, Scheme, Slot
 from compiler.targets.base import TOKENIZER_FILES, BuildJob, Job, copy_tokenizer
 from compiler.task import Asked
-from compiler.text import Held, calibration_file
-from compiler.vectors import entry_outputs
+from compiler.text import calibration_file
 from recipes.schema import Calibration, Recipe
 
 _TOOLS = ("edgewright", "torch", "transformers")
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """A quantized checkpoint on disk with all that the targets need of it.
-
-    checked: what each target's `check` found, until its `build` takes it.
-    """
-
-    folder: Path
-    model: Model
-    assignment: Assignment
-    weights: PackedWeights
-    checkpoint: CheckpointEntry
-    groups: tuple[QuantizationGroup, ...]
-    digest: str
-    held_out: Held | None
-    looked_at: NDArray[Any] | None
-    asked: Asked | None = None
-    checked: dict[str, object] = field(default_factory=dict)
-
-    @property
-    def unfused(self) -> list[tuple[str, ...]]:
-        """Projections that one matmul could serve, had the rules not given its members different schemes."""
-        return [names for part in self.model.components for names in part.unfused(self.assignment.schemes)]
 
 
 def quantize(
@@ -223,80 +195,12 @@ def build(
     )
 
 
-def write_vectors(
-    draft: ManifestDraft, quantized: Quantized, checkpoint: Checkpoint, folder: Path, progress: Progress
-) -> None:
-    """What a package has to answer: the vectors of its driver, and of every entry that these do not judge."""
-    model, target = quantized.model, targets.load_target(draft.target)
-    driver = driver_of(model)
-    if driver.FILE is not None and quantized.held_out is not None:
-        _write_own(driver, quantized, quantized.held_out, checkpoint, folder / driver.FILE, target.tolerances, progress)
-    if quantized.asked is not None:
-        _write_task(quantized, quantized.asked, checkpoint, folder / TASK, progress)
-    covered = driver.covered(model)
-    parts = tuple(
-        part.model_copy(update={"entries": tuple(e for e in part.entries if (part.name, e.name) not in covered)})
-        for part in draft.components
-    )
-    if any(part.entries for part in parts):
-        plan = vectors.planned(parts, 0, *target.entry_tolerances)
-        outputs = entry_outputs(model, quantized.assignment.schemes, quantized.weights, plan, parts)
-        arrays, metadata = vectors.content(plan, outputs)
-        tensor_file.write_tensors(folder / vectors.VECTORS, arrays, metadata, vectors.MAX_BYTES)
-
-
-def _write_own(
-    driver: Driver,
-    quantized: Quantized,
-    held: Held,
-    checkpoint: Checkpoint,
-    path: Path,
-    tolerances: Mapping[str, float],
-    progress: Progress,
-) -> None:
-    """They depend on no target but for the tolerances: computed once, then copied."""
-    model, schemes = quantized.model, quantized.assignment.schemes
-    key = keys.vectors(quantized.checkpoint.files, checkpoint, model, schemes, quantized.digest, held.tokens, held.text)
-    place = quantized.folder.parent
-    cached = place / f".golden-{key[:16]}.safetensors"
-    if not driver.copy_vectors(cached, path, tolerances):
-        sides: dict[str, Weights] = {
-            "reference": quantized.weights,
-            "original": runner.OriginalWeights(checkpoint, model.slots),
-        }
-        made = path.with_name(cached.name)  # in the folder of an unfinished package: a killed run leaves nothing behind
-        driver.write_vectors(made, model, schemes, held, sides, progress)
-        driver.copy_vectors(made, path, tolerances)
-        made.replace(cached)
-    for old in place.glob(".golden-*"):
-        if old != cached:
-            old.unlink(missing_ok=True)
-
-
 def _asked(recipe: Recipe, model: Model, checkpoint: Checkpoint) -> Asked | None:
     wanted = recipe.validation.task
     if wanted is None:
         return None
     reader = driver_of(model).reader(model, checkpoint.path)
     return task.read(wanted, recipe.resolve(wanted.file), reader, model, checkpoint.path)
-
-
-def _write_task(quantized: Quantized, asked: Asked, checkpoint: Checkpoint, path: Path, progress: Progress) -> None:
-    """Questions depend on no target and on no quantization: answered once, then copied."""
-    model = quantized.model
-    key = keys.answers(quantized.checkpoint.files, checkpoint, model, asked.digest)
-    place = quantized.folder.parent
-    cached = place / f".task-{key[:16]}.safetensors"
-    if not task.intact(cached):
-        made = path.with_name(cached.name)
-        reader = driver_of(model).reader(model, checkpoint.path)
-        original = runner.OriginalWeights(checkpoint, model.slots)
-        task.write(made, asked, reader, model, quantized.assignment.schemes, original, progress)
-        made.replace(cached)
-    shutil.copyfile(cached, path)
-    for old in place.glob(".task-*"):
-        if old != cached:
-            old.unlink(missing_ok=True)
 
 
 def tool_versions(names: Iterable[str] = ()) -> dict[str, str]:

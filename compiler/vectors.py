@@ -30,8 +30,9 @@ def entry_outputs(
         c.name: [torch.zeros(s.sized({}), dtype=getattr(torch, s.dtype)) for s in c.states] for c in model.components
     }
     found: list[Mapping[str, NDArray[Any]]] = []
+    answered: dict[str, NDArray[Any]] = {}
     with torch.no_grad(), dialect.weights(weights):
-        for call, arrays in vectors.inputs(plan, components):
+        for call, arrays in vectors.inputs(plan, components, answered):
             component = model.component(call.component)
             entry = component.entry(call.entry)
             arguments = [torch.from_numpy(arrays[port.name]) for port in entry.inputs]
@@ -40,4 +41,5 @@ def entry_outputs(
             if entry.keeps:
                 states[component.name] = list(results[len(entry.outputs) :])
             found.append({port.name: out.numpy() for port, out in zip(entry.outputs, outputs, strict=True)})
+            answered |= found[-1]
     return found

@@ -31,10 +31,10 @@ from compiler.checkpoint import Checkpoint, listed
 from compiler.config import adapter_beside, read_config
 from compiler.drivers import driver_of
 from compiler.models.base import read_model
-from compiler.pipeline import Quantized
 from compiler.plan import TargetPlan
 from compiler.plan import plan as plan_targets
 from compiler.quantize.methods import method_options
+from compiler.quantized import Quantized
 from compiler.targets import target_options
 from device_farm import Profile, list_profiles, load_profile
 from recipes.errors import nearest
@@ -77,8 +77,8 @@ def run(
         RecipeError, EdgewrightError: bad input, or a place that cannot be written. MissingTool: a runtime that is not
             installed. Both carry `exit_code`.
     """
-    from artifacts.formats.golden import MAX_BYTES as GOLDEN_BYTES
     from compiler import pipeline
+    from compiler.expectations import write_vectors
     from edgewright import report as reports
     from edgewright import standing
     from edgewright.folder import Ledger
@@ -114,10 +114,10 @@ def run(
 
     manifests: dict[str, Manifest] = {}
     for target, final in finals.items():
-        with staged(final, needed_bytes=sizes[target] + GOLDEN_BYTES) as partial:
+        with staged(final, needed_bytes=sizes[target] + quantized.vector_bytes) as partial:
             report_progress = _prefixed(progress, target, finals)
             draft = pipeline.build(narrowed(recipe, target), target, quantized, opened, partial, report_progress)
-            pipeline.write_vectors(draft, quantized, opened, partial, report_progress)
+            write_vectors(draft, quantized, opened, partial, report_progress)
             made = write_manifest(partial, draft, report_progress)
             manifests[target] = keep_validations(made, partial, final)
         ledger.enter_built(final, manifests[target])
@@ -283,6 +283,8 @@ def _locate(
 
 
 def _warnings(recipe: Recipe, checkpoint: Checkpoint, quantized: Quantized) -> Iterator[str]:
+    from edgewright.text import size
+
     yield from driver_of(quantized.model).warnings(quantized.model, checkpoint.path)
     yield from filter(None, [adapter_beside(checkpoint.path)])
     parts = " and ".join(component.name for component in quantized.model.components)
@@ -296,6 +298,11 @@ def _warnings(recipe: Recipe, checkpoint: Checkpoint, quantized: Quantized) -> I
         yield (
             f"{names} of {unfused[0][0].rsplit('.', 1)[0]} have different bits or groups and stay apart, which costs "
             f"speed ({len(unfused)} such projections)"
+        )
+    for same, cost in quantized.doubled.items():
+        yield (
+            f"{' and '.join(same)} are one tensor of the checkpoint, which each component stores for itself: "
+            f"{size(cost)} more"
         )
     if recipe.publish is not None:
         yield f"publish: a run publishes nothing; {recipe.publish.repo} is as it was"

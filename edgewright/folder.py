@@ -32,7 +32,7 @@ from edgewright.report import (
 )
 
 if TYPE_CHECKING:
-    from compiler.pipeline import Quantized
+    from compiler.quantized import Quantized
 
 
 class Ledger:

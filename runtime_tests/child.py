@@ -58,10 +58,12 @@ def run_task(job: Job, manifest: Manifest, emit: Emit) -> None:
         emit({"progress": [stage, done, total]})
 
     session = make_session(job.artifact, manifest)
-    session.load(threads=job.threads)
+    exactly = session.exact_stand_in
+    session.load(exact=exactly is not None, threads=job.threads)
     asker = driver_of(job.artifact, manifest).asker(session, job.artifact, manifest)
-    answers = ask(asker, job.artifact, session.stand_in is not None, progress)
-    emit({"result": {"answers": answers, "stand_in": session.stand_in}})
+    slow = exactly is None and session.stand_in is not None
+    answers = ask(asker, job.artifact, slow, progress)
+    emit({"result": {"answers": answers, "stand_in": exactly or session.stand_in}})
 
 
 def run_memory(job: Job, manifest: Manifest, emit: Emit) -> None:

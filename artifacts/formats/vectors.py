@@ -6,7 +6,9 @@ holds `version` and `calls`, JSON of `Calls`.
 
 The generator of call c and input port p (counted from 0) is numpy's PCG64 seeded with [seed, c, p]: standard normal
 for float32; uniform from 0 up to `below` (256 for uint8) for whole numbers; a port that counts goes on from what the
-component's earlier calls counted.
+component's earlier calls counted. A float32 port with the name of an output that an earlier call gave gets that: its
+values in memory order, from the first on and over again, until the port is full. So what one component makes for
+another is judged on what it will get, and not on noise.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ class Calls(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     seed: int = Field(ge=0, lt=1 << 32)
     calls: tuple[Call, ...] = Field(min_length=1, max_length=1000)
     exact: float = Field(gt=0, le=1)
@@ -83,15 +85,24 @@ def _sizes(entry: Entry, turn: int) -> dict[str, int]:
     return found
 
 
-def inputs(plan: Calls, components: tuple[Component, ...]) -> Iterator[tuple[Call, dict[str, Array]]]:
-    """Every call with its input arrays by port name. Raises ValueError for a call that the components do not have."""
+def inputs(
+    plan: Calls, components: tuple[Component, ...], answered: Mapping[str, Array] | None = None
+) -> Iterator[tuple[Call, dict[str, Array]]]:
+    """Every call with its input arrays by port name. answered: outputs so far by port name, which the caller keeps up.
+
+    Raises ValueError for a call that the components do not have.
+    """
     counted: dict[tuple[str, str], int] = {}
     for at, call in enumerate(plan.calls):
         arrays = {}
         for index, port in enumerate(_entry(at, call, components).inputs):
             key = (call.component, port.name)
             shape = port.sized(call.sizes)
-            arrays[port.name] = _generated(port, shape, [plan.seed, at, index], counted.get(key, 0))
+            made = (answered or {}).get(port.name)
+            if made is not None and port.dtype == "float32":
+                arrays[port.name] = np.resize(made, shape)
+            else:
+                arrays[port.name] = _generated(port, shape, [plan.seed, at, index], counted.get(key, 0))
             if port.counts:
                 counted[key] = counted.get(key, 0) + shape[-1]
         yield call, arrays

@@ -1,6 +1,6 @@
 """Train `tiny-smolvlm2`: a 3.6M-parameter SmolVLM2 with every feature of the real ones alive.
 
-    OMP_NUM_THREADS=1 python recipes/checkpoints/train_tiny_smolvlm2.py            # about an hour on one core
+    OMP_NUM_THREADS=1 python recipes/checkpoints/train_tiny_smolvlm2.py    # about two and a half hours on one core
 
 SigLIP tower (patch convolution, learned positions, biases, post layer norm) over tiles of 64 pixels, 4 × 4 pixel
 shuffle to 4 tokens a tile, connector without bias, Llama decoder with grouped queries and a head that is not tied to
@@ -289,7 +289,7 @@ def train(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=3400)
     parser.add_argument("--rows", type=int, default=32, help="pictures a step")
     parser.add_argument("--length", type=int, default=256, help="tokens of a picture and its questions")
     parser.add_argument("--lr", type=float, default=0.02)

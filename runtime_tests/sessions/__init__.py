@@ -28,7 +28,8 @@ class Session(Protocol):
 
     warnings: sentences about this machine that belong in the report. stand_in: what computes in place of the real
     runtime since the last `load`, in a few words; None where it runs itself. Figures then say that they are emulated,
-    and by what.
+    and by what. exact_stand_in: what stands in, loaded exactly, where hundreds of questions would take this machine too
+    long as the package ships; None where they do not.
 
     A session whose runtime reads text itself also has `generate(text, tokens)`: what its own tokenizer and generation
     make of it, as {"runtime": its name, "ids": [...], "continuation": [...]}. One whose target keeps traces of its
@@ -37,6 +38,7 @@ class Session(Protocol):
 
     warnings: tuple[str, ...]
     stand_in: str | None
+    exact_stand_in: str | None
 
     def __init__(self, artifact: Path, manifest: Manifest) -> None:
         """Import the runtime; load nothing of the model."""

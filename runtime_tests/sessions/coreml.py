@@ -35,6 +35,7 @@ class CoreMLSession:
 
     warnings: tuple[str, ...] = ()
     stand_in: str | None = "Core ML reference executor"
+    exact_stand_in: str | None = None
 
     def __init__(self, artifact: Path, manifest: Manifest) -> None:
         self.artifact = artifact

@@ -40,6 +40,7 @@ NO_COMPILER = (
 )
 METAL_ON_CPU = "MLX's CPU kernels, accumulating as Metal's do"
 CPU_KERNELS = "MLX's CPU kernels"
+FLOAT32_ON_CPU = "MLX's CPU kernels in float32"
 _PREFILL_STEP = 512
 _BLOCK_VALUES = 1 << 22
 _SCORE, _SCORED = "score", "prefill"
@@ -50,6 +51,7 @@ class MlxSession:
     """See `Session`. `warnings`: what of this machine a report has to say, known before anything is loaded."""
 
     stand_in: str | None = None
+    exact_stand_in: str | None
 
     def __init__(self, artifact: Path, manifest: Manifest) -> None:
         self._runtime = runtime_section(MlxRuntime, artifact, manifest)
@@ -58,6 +60,9 @@ class MlxSession:
         self._artifact = artifact
         self._components = {component.name: component for component in manifest.components}
         self._model: TextModel | Functions | None = None
+        # in float16 a CPU takes some thirty times as long
+        traced = self._runtime.loader != "mlx-lm"
+        self.exact_stand_in = FLOAT32_ON_CPU if traced and not mx.metal.is_available() else None
         self.warnings: tuple[str, ...] = () if has_compiled_kernels() else (NO_COMPILER,)
 
     def load(self, *, exact: bool = False, threads: int = 2) -> None:

@@ -62,6 +62,7 @@ class OnnxSession:
 
     warnings: tuple[str, ...] = ()
     stand_in: str | None = None
+    exact_stand_in: str | None = None
 
     def __init__(self, artifact: Path, manifest: Manifest) -> None:
         self._where = artifact / MANIFEST

@@ -47,6 +47,7 @@ class TvmSession:
 
     warnings: tuple[str, ...] = ()
     stand_in: str | None = None
+    exact_stand_in: str | None = None
 
     def __init__(self, artifact: Path, manifest: Manifest) -> None:
         self._runtime = runtime_section(TvmRuntime, artifact, manifest)

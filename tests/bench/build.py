@@ -41,12 +41,13 @@ def golden(source: Path, out: Path, group: int) -> dict[str, float]:
     from artifacts import ManifestDraft, read_manifest, silent
     from compiler import pipeline
     from compiler.checkpoint import Checkpoint
+    from compiler.expectations import write_vectors
 
     recipe, checkpoint = _recipe(source, group), Checkpoint(source)
     quantized = pipeline.quantize(recipe, checkpoint, "bench", None, out / "quantized", silent)
     manifest = read_manifest(out / "onnx")
     draft = ManifestDraft(**{name: getattr(manifest, name) for name in ManifestDraft.model_fields})
-    pipeline.write_vectors(draft, quantized, checkpoint, out / "onnx", silent)
+    write_vectors(draft, quantized, checkpoint, out / "onnx", silent)
     return {"bytes": (out / "onnx" / "golden.safetensors").stat().st_size}
 
 

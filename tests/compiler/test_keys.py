@@ -15,8 +15,10 @@ from artifacts import EdgewrightError, ManifestDraft, read_manifest, silent, ver
 from artifacts.manifest import RecipeEntry
 from compiler import keys, pipeline
 from compiler.checkpoint import Checkpoint
+from compiler.expectations import write_vectors
 from compiler.models.interface import described
 from compiler.quantize.methods import method_options
+from compiler.quantized import Quantized
 from compiler.targets import target_options
 from recipes.schema import Recipe, recipe_model
 from runtime_tests.golden import Golden, read_golden
@@ -44,7 +46,7 @@ def source(tmp_path: Path) -> Path:
     return save(tmp_path / "source", random_tensors(CONFIG))
 
 
-def draft(quantized: pipeline.Quantized) -> ManifestDraft:
+def draft(quantized: Quantized) -> ManifestDraft:
     """Of a package for ONNX, as far as its vectors depend on it."""
     return ManifestDraft(
         created_by={},
@@ -70,7 +72,7 @@ class Out:
         package = self.folder / "package"
         shutil.rmtree(package, ignore_errors=True)
         package.mkdir()
-        pipeline.write_vectors(draft(quantized), quantized, checkpoint, package, silent)
+        write_vectors(draft(quantized), quantized, checkpoint, package, silent)
         assert [path.name for path in package.iterdir()] == ["golden.safetensors"]
         return read_golden(package / "golden.safetensors")
 

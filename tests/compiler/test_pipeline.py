@@ -16,6 +16,7 @@ from compiler import pipeline
 from compiler.checkpoint import Checkpoint
 from compiler.plan import plan
 from compiler.quantize.methods import method_options
+from compiler.quantized import Quantized
 from compiler.targets import target_options
 from recipes.schema import Recipe, recipe_model
 from tests.artifacts.conftest import of_schema_1
@@ -34,7 +35,7 @@ def recipe(*rules: dict[str, Any], targets: dict[str, Any] | None = None, max_to
     )
 
 
-def quantize(folder: Path, out: Path, used: Recipe) -> pipeline.Quantized:
+def quantize(folder: Path, out: Path, used: Recipe) -> Quantized:
     return pipeline.quantize(used, Checkpoint(folder), "test", None, out, silent)
 
 

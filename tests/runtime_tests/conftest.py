@@ -88,6 +88,7 @@ def compile_package(
     """
     from compiler import pipeline
     from compiler.checkpoint import Checkpoint
+    from compiler.expectations import write_vectors
     from compiler.quantize.methods import method_options
     from compiler.targets import target_options
     from recipes.schema import recipe_model
@@ -114,7 +115,7 @@ def compile_package(
     quantized = pipeline.quantize(recipe, checkpoint, "random", None, out / "quantized", silent)
     with staged(out / target) as partial:
         draft = pipeline.build(recipe, target, quantized, checkpoint, partial, silent)
-        pipeline.write_vectors(draft, quantized, checkpoint, partial, silent)
+        write_vectors(draft, quantized, checkpoint, partial, silent)
         write_manifest(partial, draft)
     return out / target
 

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from artifacts import EdgewrightError, silent, write_manifest
 from compiler import pipeline
 from compiler.checkpoint import Checkpoint
+from compiler.expectations import write_vectors
 from compiler.quantize import evidence, metrics
 from compiler.quantize.evidence import TensorEvidence
 from compiler.slots import Scheme, Slot
@@ -74,7 +75,7 @@ def test_a_package_carries_its_evidence_and_the_command_prints_it(
     package = tmp_path / "onnx"
     package.mkdir()
     draft = pipeline.build(made, "onnx", quantized, checkpoint, package, silent)
-    pipeline.write_vectors(draft, quantized, checkpoint, package, silent)
+    write_vectors(draft, quantized, checkpoint, package, silent)
     write_manifest(package, draft)
     found = evidence.report(package)
     ratios = [t.snr_db for t in found.tensors]

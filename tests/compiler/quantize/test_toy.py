@@ -16,6 +16,7 @@ from compiler.models.base import Model
 from compiler.models.interface import described
 from compiler.quantize import evidence
 from compiler.quantize.methods import method_options
+from compiler.quantized import Quantized
 from compiler.slots import Scheme, Weights
 from compiler.targets import target_options
 from compiler.vectors import entry_outputs
@@ -40,7 +41,7 @@ def rule(method: str, **more: Any) -> dict[str, Any]:
     return {"match": "*", "bits": 4, "group": 32, "method": method, **more}
 
 
-def quantize(toy: Path, out: Path, used: Recipe) -> pipeline.Quantized:
+def quantize(toy: Path, out: Path, used: Recipe) -> Quantized:
     return pipeline.quantize(used, Checkpoint(toy), "toy", None, out / "quantized", silent)
 
 

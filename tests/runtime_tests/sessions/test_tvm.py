@@ -16,6 +16,7 @@ from artifacts import EdgewrightError, read_manifest, silent, staged, write_mani
 from artifacts.formats.tvm import Library
 from compiler import pipeline
 from compiler.checkpoint import Checkpoint
+from compiler.expectations import write_vectors
 from edgewright.api import recipe_type
 from runtime_tests.drivers.text import Decoder
 from runtime_tests.jobs import Job
@@ -45,7 +46,7 @@ def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     done = pipeline.quantize(recipe, checkpoint, "here", None, out / "quantized", silent)
     with staged(out / "tvm") as folder:
         draft = pipeline.build(recipe, "tvm", done, checkpoint, folder, silent)
-        pipeline.write_vectors(draft, done, checkpoint, folder, silent)
+        write_vectors(draft, done, checkpoint, folder, silent)
         write_manifest(folder, draft)
     return out / "tvm"
 

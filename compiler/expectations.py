@@ -1,0 +1,92 @@
+"""What a package has to answer: the vectors of its driver, of the entries that these do not judge, and questions.
+
+They depend on no target but for the tolerances. What is expensive is computed once, kept under its key (`keys.py`)
+beside the quantized weights, and copied.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from artifacts import ManifestDraft, Progress
+from artifacts.formats import tensor_file, vectors
+from artifacts.formats.task import TASK
+from compiler import keys, targets, task
+from compiler.checkpoint import Checkpoint
+from compiler.drivers import Driver, driver_of
+from compiler.quantize import runner
+from compiler.quantized import Quantized
+from compiler.slots import Weights
+from compiler.task import Asked
+from compiler.text import Held
+from compiler.vectors import entry_outputs
+
+
+def write_vectors(
+    draft: ManifestDraft, quantized: Quantized, checkpoint: Checkpoint, folder: Path, progress: Progress
+) -> None:
+    """Into a package's folder, all but the manifest."""
+    model, target = quantized.model, targets.load_target(draft.target)
+    driver = driver_of(model)
+    if driver.FILE is not None and quantized.held_out is not None:
+        _write_own(driver, quantized, quantized.held_out, checkpoint, folder / driver.FILE, target.tolerances, progress)
+    if quantized.asked is not None:
+        _write_task(quantized, quantized.asked, checkpoint, folder / TASK, progress)
+    covered = driver.covered(model)
+    parts = tuple(
+        part.model_copy(update={"entries": tuple(e for e in part.entries if (part.name, e.name) not in covered)})
+        for part in draft.components
+    )
+    if any(part.entries for part in parts):
+        plan = vectors.planned(parts, 0, *target.entry_tolerances)
+        outputs = entry_outputs(model, quantized.assignment.schemes, quantized.weights, plan, parts)
+        arrays, metadata = vectors.content(plan, outputs)
+        tensor_file.write_tensors(folder / vectors.VECTORS, arrays, metadata, vectors.MAX_BYTES)
+
+
+def _write_own(
+    driver: Driver,
+    quantized: Quantized,
+    held: Held,
+    checkpoint: Checkpoint,
+    path: Path,
+    tolerances: Mapping[str, float],
+    progress: Progress,
+) -> None:
+    """They depend on no target but for the tolerances: computed once, then copied."""
+    model, schemes = quantized.model, quantized.assignment.schemes
+    key = keys.vectors(quantized.checkpoint.files, checkpoint, model, schemes, quantized.digest, held.tokens, held.text)
+    place = quantized.folder.parent
+    cached = place / f".golden-{key[:16]}.safetensors"
+    if not driver.copy_vectors(cached, path, tolerances):
+        sides: dict[str, Weights] = {
+            "reference": quantized.weights,
+            "original": runner.OriginalWeights(checkpoint, model.slots),
+        }
+        made = path.with_name(cached.name)  # in the folder of an unfinished package: a killed run leaves nothing behind
+        driver.write_vectors(made, model, schemes, held, sides, progress)
+        driver.copy_vectors(made, path, tolerances)
+        made.replace(cached)
+    for old in place.glob(".golden-*"):
+        if old != cached:
+            old.unlink(missing_ok=True)
+
+
+def _write_task(quantized: Quantized, asked: Asked, checkpoint: Checkpoint, path: Path, progress: Progress) -> None:
+    """Questions depend on no target and on no quantization: answered once, then copied."""
+    model = quantized.model
+    key = keys.answers(quantized.checkpoint.files, checkpoint, model, asked.digest)
+    place = quantized.folder.parent
+    cached = place / f".task-{key[:16]}.safetensors"
+    if not task.intact(cached):
+        made = path.with_name(cached.name)
+        reader = driver_of(model).reader(model, checkpoint.path)
+        original = runner.OriginalWeights(checkpoint, model.slots)
+        task.write(made, asked, reader, model, quantized.assignment.schemes, original, progress)
+        made.replace(cached)
+    shutil.copyfile(cached, path)
+    for old in place.glob(".task-*"):
+        if old != cached:
+            old.unlink(missing_ok=True)
