@@ -29,7 +29,7 @@ from artifacts.formats.interface import Component, Count, Entry, Name, Port
 VECTORS = "vectors.safetensors"
 MAX_BYTES = 1_000_000
 SAMPLES = 2048
-_MOST = 1 << 21  # values of an input
+_MOST = 1 << 20  # values of an input, or two of a dimension
 
 Array = NDArray[Any]
 
@@ -81,7 +81,7 @@ def _sizes(entry: Entry, turn: int) -> dict[str, int]:
     found = {}
     for at, (name, bound) in enumerate(entry.dimensions.items()):
         each = max((_values_of_one(port) for port in entry.inputs if name in port.shape), default=1)
-        wanted = max(bound.low, min(bound.high, 5 + at, _MOST // each) - turn)
+        wanted = max(bound.low, min(bound.high, 5 + at, max(2, _MOST // each)) - turn)
         found[name] = min(bound.sizes, key=lambda n: abs(n - wanted)) if bound.sizes else wanted
     return found
 
