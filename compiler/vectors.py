@@ -20,12 +20,15 @@ def entry_outputs(
 ) -> list[Mapping[str, NDArray[Any]]]:
     """The outputs of every call by port name, computed in float32 where a port does not say otherwise.
 
-    components: the interface as the artifact states it, whose dimensions may be narrower than the model's.
+    components: the interface as the artifact states it, whose dimensions may be narrower than the model's. The calls
+    count few positions: caches are as long as these, not as the context.
     """
     import torch
 
     from compiler import dialect
 
+    counted = _counted(model, plan)
+    model = model.at(counted) if counted else model
     states: dict[str, list[torch.Tensor]] = {
         c.name: [torch.zeros(s.sized({}), dtype=getattr(torch, s.dtype)) for s in c.states] for c in model.components
     }
@@ -43,3 +46,14 @@ def entry_outputs(
             found.append({port.name: out.numpy() for port, out in zip(entry.outputs, outputs, strict=True)})
             answered |= found[-1]
     return found
+
+
+def _counted(model: Model, plan: vectors.Calls) -> int:
+    """How many positions the calls of a component count at the most."""
+    found: dict[tuple[str, str], int] = {}
+    for call in plan.calls:
+        for port in model.component(call.component).entry(call.entry).inputs:
+            if port.counts:
+                key = (call.component, port.name)
+                found[key] = found.get(key, 0) + port.sized(call.sizes)[-1]
+    return max(found.values(), default=0)

@@ -5,7 +5,9 @@ Works for any model: the calls and the generator of their inputs are those of `a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,27 +34,45 @@ def judge(session: Session, artifact: Path, manifest: Manifest, threads: int, pr
     modes = ((True, "exact", expected.plan.exact), (False, "as shipped", expected.plan.shipped))
     for exact, words, limit in modes:
         session.load(exact=exact, threads=threads)
-        worst = largest_errors(session, expected, manifest.components, progress)
-        found += _checks(worst, words, limit, session.stand_in)
+        errors = measured(session, expected, manifest.components, progress)
+        found += _checks(errors, exact, words, limit, session.stand_in)
     return found
 
 
-def _checks(worst: Mapping[tuple[str, str], float], words: str, limit: float, stand_in: str | None) -> Iterator[Check]:
-    for (component, entry), error in worst.items():
-        name = f"{component}_{entry}_{words.split()[-1]}_max_relative_error"
-        figure = ran_here(name, error, "relative", stand_in)
-        yield checked(figure, PARITY, f"{component}.{entry}, {words}: max |Δ|", limit, "at most")
+def _checks(
+    errors: Mapping[tuple[str, str], Error], exact: bool, words: str, limit: float, stand_in: str | None
+) -> Iterator[Check]:
+    for (component, entry), error in errors.items():
+        kind, label, value = ("max", "max |Δ|", error.largest) if exact else ("rms", "RMS Δ", error.rms)
+        name = f"{component}_{entry}_{words.split()[-1]}_{kind}_relative_error"
+        figure = ran_here(name, value, "relative", stand_in)
+        yield checked(figure, PARITY, f"{component}.{entry}, {words}: {label}", limit, "at most")
 
 
-def largest_errors(
+@dataclass
+class Error:
+    """How far an entry's outputs are off, over all of its calls. largest: error of an output relative to its largest
+    expected value. Sums of squares: of errors, and of expected values."""
+
+    largest: float = 0.0
+    squares: float = 0.0
+    expected: float = 0.0
+
+    @property
+    def rms(self) -> float:
+        """Root of the mean square of the errors, relative to that of the expected values."""
+        return math.sqrt(self.squares / max(self.expected, float(np.finfo(np.float32).tiny)))
+
+
+def measured(
     session: Session, expected: vectors.Vectors, components: tuple[interface.Component, ...], progress: Progress
-) -> Mapping[tuple[str, str], float]:
-    """Of every component and entry, the largest error of an output relative to its largest expected value.
+) -> Mapping[tuple[str, str], Error]:
+    """The errors of every component and entry.
 
     The session is loaded; its states are reset first. Raises GateFailed when an output has another shape or holds NaN.
     """
     session.reset()
-    worst: dict[tuple[str, str], float] = {}
+    found: dict[tuple[str, str], Error] = {}
     answers: dict[str, NDArray[Any]] = {}
     total = len(expected.plan.calls)
     for at, (call, arrays) in enumerate(vectors.inputs(expected.plan, components, answers)):
@@ -66,9 +86,11 @@ def largest_errors(
                 what = f"shape {list(values.shape)}, not {list(shape)}" if values.shape != shape else "NaN or infinity"
                 raise GateFailed(f"{call.component}.{call.entry}: {port.name} came back with {what}")
             wanted = expected.outputs[at][port.name].astype(np.float64)
-            error = np.abs(vectors.sampled(values).astype(np.float64) - wanted).max(initial=0.0)
-            relative = float(error / max(np.abs(wanted).max(initial=0.0), np.finfo(np.float32).tiny))
-            key = (call.component, call.entry)
-            worst[key] = max(worst.get(key, 0.0), relative)
+            off = vectors.sampled(values).astype(np.float64) - wanted
+            relative = np.abs(off).max(initial=0.0) / max(np.abs(wanted).max(initial=0.0), np.finfo(np.float32).tiny)
+            error = found.setdefault((call.component, call.entry), Error())
+            error.largest = max(error.largest, float(relative))
+            error.squares += float((off**2).sum())
+            error.expected += float((wanted**2).sum())
     progress("calling entries", total, total)
-    return worst
+    return found

@@ -31,6 +31,7 @@ from artifacts.formats.interface import Component, Count, Entry, Name, Port
 VECTORS = "vectors.safetensors"
 MAX_BYTES = 1_000_000
 SAMPLES = 2048
+_MOST = 1 << 20  # values of an input, or two of a dimension
 
 Array = NDArray[Any]
 
@@ -46,8 +47,8 @@ class Call(BaseModel):
 
 
 class Calls(BaseModel):
-    """All calls of a file. exact, shipped: limits of an output's largest error relative to its largest value, in the
-    most precise mode and as shipped."""
+    """All calls of a file. exact: limit of an output's largest error relative to its largest value, in the most precise
+    mode. shipped: of the root of the mean square of an entry's errors relative to that of its values, as shipped."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -67,7 +68,8 @@ class Vectors:
 
 
 def planned(components: tuple[Component, ...], seed: int, exact: float, shipped: float, rounds: int = 2) -> Calls:
-    """Two rounds over the entries of each component in order, dimensions small and different from round to round."""
+    """Two rounds over the entries of each component in order, dimensions small and different from round to round; of
+    large inputs, as tiles are, fewer."""
     calls = [
         Call(component=component.name, entry=entry.name, sizes=_sizes(entry, turn))
         for component in components
@@ -80,9 +82,15 @@ def planned(components: tuple[Component, ...], seed: int, exact: float, shipped:
 def _sizes(entry: Entry, turn: int) -> dict[str, int]:
     found = {}
     for at, (name, bound) in enumerate(entry.dimensions.items()):
-        wanted = max(bound.low, min(bound.high, 5 - turn + at))
+        each = max((_values_of_one(port) for port in entry.inputs if name in port.shape), default=1)
+        wanted = max(bound.low, min(bound.high, 5 + at, max(2, _MOST // each)) - turn)
         found[name] = min(bound.sizes, key=lambda n: abs(n - wanted)) if bound.sizes else wanted
     return found
+
+
+def _values_of_one(port: Port) -> int:
+    """How many values a port has where every named dimension is 1."""
+    return math.prod(size for size in port.shape if isinstance(size, int))
 
 
 def inputs(

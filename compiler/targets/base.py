@@ -94,8 +94,8 @@ class Target(Protocol):
     """One runtime. Knows entries, ports and slots, never a family.
 
     tools: packages that lower for it and run what it makes, for the record of versions. tolerances: limits of the
-    artifact's own runtime test, which travel with its golden vectors. entry_tolerances: of
-    an output's largest error relative to its largest value, in the most precise mode and as shipped.
+    artifact's own runtime test, which travel with its golden vectors. entry_tolerances: `exact` and `shipped` of
+    `artifacts.formats.vectors.Calls`.
     """
 
     tools: tuple[str, ...]

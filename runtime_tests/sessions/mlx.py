@@ -216,7 +216,7 @@ class Functions:
     def call(self, component: str, entry: str, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
         wanted = self._components[component].entry(entry)
         given = [self._cast(mx.array(arrays[port.name])) for port in wanted.inputs]
-        found = self._entries[component, entry](*given, *self._states[component], **self._weights)
+        found = self._entries[component, entry]((*given, *self._states[component]), self._weights)
         mx.eval(found)
         self._states[component] = list(found[len(wanted.outputs) :])
         return {port.name: _numpy(value) for port, value in zip(wanted.outputs, found, strict=False)}

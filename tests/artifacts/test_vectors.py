@@ -124,6 +124,16 @@ def test_sizes_differ_from_round_to_round_and_are_taken(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("edge", "most", "wanted"), [(8, 3, [3, 2]), (8, 1, [1, 1]), (300, 17, [3, 2]), (512, 17, [2, 1])]
+)
+def test_calls_with_tiles_take_fewer_the_larger_they_are(edge: int, most: int, wanted: list[int]) -> None:
+    pixels = Port(name="pixels", dtype="float32", shape=("tiles", 3, edge, edge))
+    entry = Entry(name="tile", inputs=(pixels,), outputs=(BEST,), dimensions={"tiles": Dimension(low=1, high=most)})
+    plan = vectors.planned((Component(name="vision", entries=(entry,)),), 0, 1e-4, 1e-2)
+    assert [call.sizes["tiles"] for call in plan.calls] == wanted
+
+
 def test_inputs_are_what_the_format_says() -> None:
     found = list(vectors.inputs(PLAN, PARTS))
     again = list(vectors.inputs(PLAN, PARTS))

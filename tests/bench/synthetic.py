@@ -1,6 +1,6 @@
 """Full-size checkpoints of random weights: the real geometry in the Hub's layout, distinct values in every layer.
 
-python -m tests.bench.synthetic ministral-3-3b FOLDER
+python -m tests.bench.synthetic ministral-3-3b|600m|smolvlm2-256m|smolvlm2-500m|smolvlm2-2.2b FOLDER
 """
 
 from __future__ import annotations
@@ -65,15 +65,22 @@ GEOMETRIES: dict[str, dict[str, int]] = {
 
 
 def make_checkpoint(folder: Path, geometry: str, seed: int = 0) -> Path:
-    """Write a sharded bf16 checkpoint with a tokenizer; an existing one is kept. Memory: one block."""
+    """Write a sharded bf16 checkpoint; an existing one is kept. Memory: one block.
+
+    geometry: of GEOMETRIES, with a tokenizer, or of a recipe in recipes/smolvlm2, with neither tokenizer nor processor.
+    """
     if (folder / "model.safetensors.index.json").exists():
         return folder
-    config: dict[str, Any] = {**_COMMON, **GEOMETRIES[geometry]}
     folder.mkdir(parents=True, exist_ok=True)
-    tiny = ROOT / "recipes" / "checkpoints" / "tiny-ministral3"
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
-        if (tiny / name).exists():
-            shutil.copyfile(tiny / name, folder / name)
+    config: dict[str, Any]
+    if geometry in GEOMETRIES:
+        config = {**_COMMON, **GEOMETRIES[geometry]}
+        tiny = ROOT / "recipes" / "checkpoints" / "tiny-ministral3"
+        for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
+            if (tiny / name).exists():
+                shutil.copyfile(tiny / name, folder / name)
+    else:
+        config = json.loads((ROOT / "recipes" / "smolvlm2" / f"{geometry}.config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     shards = _shards(_shapes(config))
     rng = np.random.default_rng(seed)
@@ -89,9 +96,9 @@ def make_checkpoint(folder: Path, geometry: str, seed: int = 0) -> Path:
 
 
 def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    from compiler.models import decoder
+    from compiler.models.base import read_model
 
-    return {slot.tensor: slot.shape for slot in decoder.slots(decoder.read_spec(config))}
+    return {slot.tensor: slot.shape for slot in read_model(config, None, 2).slots}
 
 
 def _shards(shapes: dict[str, tuple[int, ...]]) -> list[dict[str, tuple[int, ...]]]:
@@ -118,13 +125,13 @@ def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], rng: np.random.
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for shape in shapes.values():
+        for name, shape in shapes.items():
             left = int(np.prod(shape))
             while left:
                 count = min(left, _BLOCK)
                 values = rng.standard_normal(count, np.float32)
                 values *= 0.02
-                if len(shape) == 1:  # a norm is near one
+                if len(shape) == 1 and name.endswith("weight"):  # a norm is near one
                     values += 1
                 file.write((values.view(np.uint32) >> 16).astype(np.uint16).data)
                 left -= count

@@ -57,6 +57,21 @@ def test_a_decoder_answers_as_over_the_whole_sequence(ministral: Path, quantized
         np.testing.assert_allclose(outputs["logits"][0, 0], whole[0, arrays["positions"][0, -1]], atol=1e-5)
 
 
+def test_caches_are_as_long_as_the_calls_count(ministral: Path) -> None:
+    """Not as the context: at the real size of a model that alone would be most of the memory."""
+    model, weights = original(ministral)
+    plan = vectors.planned(parts(model), 3, 1e-4, 1e-2)
+    lengths = []
+
+    def again(max_tokens: int) -> Model:
+        lengths.append(max_tokens)
+        return model.at(max_tokens)
+
+    found = entry_outputs(replace(model, again=again), {}, weights, plan, parts(model))
+    assert lengths == [6 + 1 + 5 + 1] and lengths[0] < model.component("decoder").states[0].shape[2]
+    assert len(found) == len(plan.calls)
+
+
 def test_an_entry_that_keeps_nothing_leaves_the_states(toy: Path) -> None:
     model, table = original(toy)
     cell, head = model.components

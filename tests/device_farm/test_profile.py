@@ -42,7 +42,8 @@ def test_every_number_of_a_shipped_profile_has_a_source(name: str) -> None:
 
 
 def test_the_shipped_profiles_are_these() -> None:
-    assert list_profiles() == ["android-4gb", "iphone-12"]
+    assert list_profiles() == ["android-3gb", "android-4gb", "iphone-12"]
+    assert isinstance(load_profile("android-3gb"), AndroidProfile)
     assert isinstance(load_profile("android-4gb"), AndroidProfile)
     assert isinstance(load_profile("iphone-12"), IosProfile)
 
@@ -57,6 +58,27 @@ def test_androids_budget_is_a_policy_and_a_recipe_can_only_ask_for_less() -> Non
     assert (wish.limit_bytes, wish.comfortable_bytes) == (1_000_000_000, 1_000_000_000)
     with pytest.raises(ProfileError, match="on iOS only"):
         profile.budget(increased=True)
+
+
+def test_a_phone_with_less_memory_is_held_to_the_rules_of_low_ram_phones() -> None:
+    """AOSP's lmkd has other settings where the maker says low_ram: they come together."""
+    small, large = load_profile("android-3gb"), load_profile("android-4gb")
+    assert isinstance(small, AndroidProfile) and isinstance(large, AndroidProfile)
+
+    def lmkd(profile: AndroidProfile) -> tuple[bool, float, float, int]:
+        of = profile.memory
+        return (
+            of.low_ram.value,
+            of.thrashing_limit_percent.value,
+            of.thrashing_decay_percent.value,
+            of.psi_partial_stall_ms.value,
+        )
+
+    assert (lmkd(small), lmkd(large)) == ((True, 30, 50, 200), (False, 100, 10, 70))
+    budget = small.budget()
+    assert (budget.rule, budget.confidence, budget.thrashing_limit_percent) == ("android", "policy", 30.0)
+    assert (budget.limit_bytes, budget.comfortable_bytes) == (900_000_000, 702_000_000)
+    assert budget.limit_bytes < 0.45 * small.ram_bytes.value
 
 
 def test_ios_budgets_are_per_version_and_never_made_up() -> None:
@@ -109,7 +131,7 @@ def test_a_profile_that_is_no_file_is_refused_and_not_waited_for(tmp_path: Path)
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:
-    with pytest.raises(ProfileError, match=r"no profile 'iphone12' \(did you mean 'iphone-12'\?\); known: android-4gb"):
+    with pytest.raises(ProfileError, match=r"no profile 'iphone12' \(did you mean 'iphone-12'\?\); known: android-3gb"):
         load_profile("iphone12")
 
 

@@ -91,7 +91,8 @@ def test_recipes_that_ship_are_found_by_name(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert find("quickstart") == shipped()["quickstart"]
     ministral = {"ministral-3-3b-int4", "ministral-3-3b-int8", "ministral-3-3b-vision-int4"}
-    assert {"quickstart", "quickstart-int8", *ministral} <= set(shipped())
+    smolvlm2 = {f"smolvlm2-{size}-int{bits}" for size in ("256m", "500m", "2.2b") for bits in (4, 8)}
+    assert {"quickstart", "quickstart-int8", *ministral, *smolvlm2} <= set(shipped())
 
 
 def test_a_path_is_never_taken_for_a_name(tmp_path, monkeypatch):
@@ -164,6 +165,30 @@ def test_the_config_of_ministral_3_3b_is_the_real_geometry(tmp_path):
     layer = text.hidden_size * (2 * 4096 + 2 * 1024 + 3 * text.intermediate_size + 2)
     parameters = text.vocab_size * text.hidden_size + text.num_hidden_layers * layer + text.hidden_size
     assert parameters == pytest.approx(3.429e9, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters", "tokens", "cache"),
+    [("256m", 256.5e6, 64, 23_040), ("500m", 507.5e6, 64, 40_960), ("2.2b", 2.247e9, 81, 196_608)],
+)
+def test_the_configs_of_smolvlm2_are_the_real_geometries(tmp_path, size, parameters, tokens, cache):
+    """Parameters, tokens of a tile and bytes of cache for each token are those of the checkpoints on the Hub."""
+    import torch
+    from transformers import AutoConfig, SmolVLMForConditionalGeneration
+
+    from compiler.models.base import read_model
+    from recipes.schema import Vision
+
+    path = shipped()[f"smolvlm2-{size}-int4"].parent / f"smolvlm2-{size}.config.json"
+    shutil.copy(path, tmp_path / "config.json")
+    config = AutoConfig.from_pretrained(tmp_path)
+    with torch.device("meta"):
+        model = SmolVLMForConditionalGeneration(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(parameters, rel=1e-3)
+    ours = read_model(json.loads(path.read_text()), None, 1024, Vision(max_tiles=3))
+    assert {slot.tensor: slot.shape for slot in ours.slots} == {n: tuple(p.shape) for n, p in model.named_parameters()}
+    assert ours.constants["tokens_per_tile"] == tokens
+    assert ours.component("decoder").state_values * 2 == cache * 1024
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def export_component(program: ExportedProgram, folder: Path, name: str, dtype: m
         return tuple(_cast(out, dtype) for out in function(*inputs, **given))
 
     with mx.exporter(str(folder / f"{name}.mlxfn"), traced) as exporter:
-        exporter(*examples, **weights)
+        exporter(tuple(examples), weights)
 
 
 def _own(program: ExportedProgram, function: GraphFunction) -> dict[str, mx.array]:
@@ -188,7 +188,8 @@ def export_entry(
             for dtype in _TRACED_IN:
                 ports = [*entry.inputs, *component.states]
                 zeros = [_cast(mx.zeros(p.sized(size), getattr(mx, p.dtype)), dtype) for p in ports]
-                exporter(*zeros, **{name: _cast(array, dtype) for name, array in weights.items()})
+                # as one mapping: MLX's binding takes at most 1,024 keyword arguments
+                exporter(tuple(zeros), {name: _cast(array, dtype) for name, array in weights.items()})
 
 
 def load_lazily(package: Path) -> dict[str, mx.array]:
@@ -223,7 +224,7 @@ def export_decoder(job: BuildJob, package: Path, path: Path, prefill: int, prefi
     with mx.exporter(str(path), step) as exporter:
         for length in functions:
             example = mx.zeros((1, length), mx.int32)
-            exporter(example, example, *caches, **weights)
+            exporter((example, example, *caches), weights)
 
 
 def _cast(array: mx.array, dtype: mx.Dtype) -> mx.array:

@@ -103,7 +103,7 @@ def calling(runtime: MlxRuntime) -> str:
         "import mlx.core as mx\n\n"
         f'entry = mx.import_function("{runtime.functions[0].file}")\n'
         'weights = mx.load("model.safetensors")\n'
-        "results = entry(*inputs, *states, **weights)\n```\n\n"
+        "results = entry((*inputs, *states), weights)\n```\n\n"
         "The format of `.mlxfn` is experimental: a file is for the MLX that wrote it and what newer ones still read."
     )
 

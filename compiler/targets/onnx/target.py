@@ -31,7 +31,9 @@ class OnnxTarget:
         "shipped_mean_kl": 2e-3,
         "shipped_min_top1": 0.97,
     }
-    entry_tolerances = (2e-5, 5e-2)
+    # As shipped activations have 8 bits. On random tokens, for which it was not trained, a small decoder was seen 0.08
+    # off while 119 of 120 of its answers stayed the same; what a kernel gets wrong is off by about 1.
+    entry_tolerances = (2e-5, 0.2)
 
     def refusals(self, job: Job) -> list[str]:
         """What of a job this target cannot express, one sentence each."""

@@ -7,6 +7,7 @@ was traced with: one tile and several, ids, a prompt of embeddings and cached st
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,19 @@ def test_every_entry_is_what_pytorch_computes(target: str, name: str, tmp_path: 
         schemes |= {slot.name: HALF for slot in plain.model.slots if slot.kind == "convolution"}
     job = quantized_job(tmp_path / "quantized", source, options, HALF, schemes, max_tokens=CONTEXT)
     check(job, target, tmp_path / target)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_function_of_mlx_takes_the_tensors_of_a_deep_model(tmp_path: Path) -> None:
+    """SmolVLM2 has more than 1,024: what MLX takes by keyword."""
+    source = write_smolvlm(tmp_path / "source", dataclasses.replace(SMALL, layers=24), 1)
+    schemes = {"model.vision_model.embeddings.patch_embedding": HALF}
+    job = quantized_job(
+        tmp_path / "quantized", source, target_options()["mlx"](), Scheme(8, 32), schemes, max_tokens=CONTEXT
+    )
+    check(job, "mlx", tmp_path / "mlx")
+    index = json.loads((tmp_path / "mlx" / "model.safetensors.index.json").read_text())
+    assert len(index["weight_map"]) > 1024
 
 
 def check(job: BuildJob, target: str, folder: Path) -> None:
