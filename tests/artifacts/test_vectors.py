@@ -165,7 +165,7 @@ CALL = {"component": "eye", "entry": "look", "sizes": {}}
         (lambda tensors, metadata: metadata.update(calls="[" * 100_000), "recursion|nested|Recursion"),
         (lambda tensors, metadata: metadata.update(calls="[]"), "Calls"),
         (lambda tensors, metadata: metadata.clear(), "Calls"),
-        (replan(version=2), "version"),
+        (replan(version=1), "version"),
         (replan(colour="red"), "colour"),
         (replan(seed=-1), "seed"),
         (replan(exact=0), "exact"),
@@ -226,3 +226,19 @@ def test_vectors_that_no_reader_would_take_are_not_written(tmp_path: Path) -> No
     with pytest.raises(ValueError, match=rf"{vectors.MAX_BYTES} at most"):
         write_tensors(tmp_path / "v", {"0.y": np.zeros(1 << 18, np.float32)}, {}, vectors.MAX_BYTES)
     assert not (tmp_path / "v").exists()
+
+
+def test_what_one_component_makes_for_another_is_what_that_gets() -> None:
+    """An earlier output of the same name, from its first value on, cut or repeated to the port's shape."""
+    size = Dimension(low=1, high=8)
+    made = Port(name="rows", dtype="float32", shape=("n", 2))
+    maker = Entry(name="make", inputs=(Port(name="x", dtype="float32", shape=(3,)),), outputs=(made,))
+    taker = Entry(name="take", inputs=(made,), outputs=(BEST,), dimensions={"n": size})
+    parts = (Component(name="a", entries=(maker,)), Component(name="b", entries=(taker,)))
+    calls = tuple(vectors.Call(component="b", entry="take", sizes={"n": n}) for n in (1, 3))
+    plan = vectors.Calls(seed=1, calls=calls, exact=1e-4, shipped=1e-2)
+    values = np.arange(4, dtype=np.float32).reshape(2, 2)
+    found = [arrays["rows"].tolist() for _, arrays in vectors.inputs(plan, parts, {"rows": values})]
+    assert found == [[[0, 1]], [[0, 1], [2, 3], [0, 1]]]
+    alone = [arrays["rows"] for _, arrays in vectors.inputs(plan, parts)]
+    assert alone[1].shape == (3, 2) and not np.array_equal(alone[1][:2], values)

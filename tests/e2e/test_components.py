@@ -68,8 +68,8 @@ def test_it_runs_on_all_four_targets(place: Path) -> None:
     assert report["verdict"] == "passed"
     for target in report["targets"]:
         names = {check["label"] for check in target["checks"]}
-        modes = ("exact", "as shipped")
-        assert names == {f"{entry}, {mode}: max |Δ|" for entry in ("cell.step", "head.render") for mode in modes}
+        kinds = ("exact: max |Δ|", "as shipped: RMS Δ")
+        assert names == {f"{entry}, {kind}" for entry in ("cell.step", "head.render") for kind in kinds}
         assert all(check["verdict"] == "passed" and check["value"] < check["limit"] for check in target["checks"])
         (phone,) = target["phones"]
         assert phone["checks"][0]["verdict"] == "fits"
