@@ -109,7 +109,8 @@ def checked(
         verdict = "passed" if (value <= limit if direction == "at most" else value >= limit) else "failed"
         if figure.interval is not None and figure.interval[0] < limit < figure.interval[1]:
             reason = (
-                f"{reason} The limit lies inside of the 95 % interval: another text could turn this verdict.".strip()
+                f"{reason} The limit of {label} lies inside of the 95 % interval: another sample could turn this "
+                "verdict.".strip()
             )
     known = figure.model_dump(exclude={"value"})
     return Check(

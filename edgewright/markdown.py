@@ -29,7 +29,8 @@ def markdown(report: Report) -> str:
         "something in place of the phone or its runtime, which is named. *modelled*: calculated. *declared*: stated by "
         "a file. Parity compares with a PyTorch reference that holds the same dequantized weights, quality with the "
         "unquantized checkpoint in PyTorch, both on held-out text; ± is half of a 95 % confidence interval. Memory is "
-        "that of the whole context, over the interpreter's own baseline, with a cold page cache.",
+        "that of the whole context; where it is not modelled, over the interpreter's own baseline, with a cold page "
+        "cache.",
         "",
     ]
     for target in report.targets:
@@ -40,7 +41,8 @@ def markdown(report: Report) -> str:
 def _target(target: TargetReport) -> list[str]:
     shipped = text.sizes(target.app_bytes, target.folder_bytes)
     lines = [f"## {target.target}: {shipped}, {text.scheme(target)}: {target.verdict}", ""]
-    lines += [f"The folder holds {size(target.folder_bytes)}: golden vectors and all that no app needs too.", ""]
+    held = size(target.folder_bytes)
+    lines += [f"Beside edgewright.json the folder holds {held}: golden vectors and all that no app needs too.", ""]
     if target.kept:
         lines += [f"Kept from {target.created or 'an earlier run'}: this run did not test it.", ""]
         lines += [*(f"- {reason}" for reason in reasons(target)), ""]

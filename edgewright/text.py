@@ -200,6 +200,6 @@ def _sampled(value: float | None, found: Figure | Check) -> str:
     shown = quantity(value, found.unit)
     if found.interval is None or value is None:
         return shown
-    half = max(value - found.interval[0], found.interval[1] - value)
+    half = (found.interval[1] - found.interval[0]) / 2
     number, *unit = shown.rsplit(" ", 1)
     return " ".join([number, "±", quantity(half, found.unit).lstrip("+").rsplit(" ", 1)[0], *unit])

@@ -90,9 +90,9 @@ def _at_work(
 
 
 def half_dtype(checkpoint: Checkpoint, slot: Slot) -> str:
-    """How a slot left in half precision is stored: as it was; float32 vectors stay, wider matrices become F16."""
+    """How a slot left in half precision is stored: as it was, and wider ones as F16, which every target can hold."""
     dtype = checkpoint.dtype(slot.tensor)
-    return dtype if dtype != "F32" or slot.is_vector else "F16"
+    return dtype if dtype != "F32" else "F16"
 
 
 def quantize_rows(

@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from artifacts import MANIFEST, read_manifest
+from artifacts.formats.task import TASK
 from artifacts.formats.vectors import VECTORS
 from compiler.licence import licence_of
 from compiler.slots import HALF
@@ -81,8 +82,9 @@ def _files(folder: Path, vectors: str) -> str:
     return (
         "## Files\n\n| file | bytes |\n|---|---:|\n" + "\n".join(rows) + "\n\n"
         f"Beside them, and of no use to an app: `{MANIFEST}` (every file's digest, how it was made, what was found "
-        f"when it was validated), `{vectors}` (what the package has to answer) and `quantization.json` (what each "
-        "tensor lost). `edgewright validate` on this folder runs it here and compares every answer."
+        f"when it was validated), `{vectors}` (what the package has to answer), `{TASK}` (questions, where its recipe "
+        "asks some) and `quantization.json` (what each tensor lost). `edgewright validate` on this folder runs it here "
+        "and compares every answer."
     )
 
 

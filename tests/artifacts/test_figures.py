@@ -65,7 +65,7 @@ def test_without_a_limit_there_is_no_verdict() -> None:
 @pytest.mark.parametrize(("limit", "crosses"), [(0.05, True), (0.1, True), (0.0, False), (0.2, False)])
 def test_a_limit_inside_of_the_interval_is_told_and_the_figure_decides(limit: float, crosses: bool) -> None:
     found = checked(figure(interval=(0.02, 0.15)), "quality", "mean KL", limit, "at most")
-    assert ("The limit lies inside of the 95 % interval" in found.reason) is crosses
+    assert ("lies inside of the 95 % interval" in found.reason) is crosses
     assert found.verdict == ("passed" if limit >= 0.1 else "failed")
     assert found.interval == (0.02, 0.15)
 

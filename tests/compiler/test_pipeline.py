@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from artifacts import EdgewrightError, read_manifest, silent, verify
@@ -139,3 +140,15 @@ def test_a_wrapped_checkpoint_becomes_a_text_checkpoint(tmp_path: Path) -> None:
     plain = quantize(save(tmp_path / "p", MINISTRAL3, random_tensors(MINISTRAL3)), tmp_path / "q2", recipe())
     name = "model.layers.1.mlp.down_proj"
     np.testing.assert_array_equal(quantized.weights.rows(name), plain.weights.rows(name))
+
+
+def test_norms_of_a_float32_checkpoint_are_what_every_target_holds(tmp_path: Path) -> None:
+    """MLX packages hold float16: norms kept wider in the reference would be another model's."""
+    tensors = {name: tensor.float() * 1.0001 for name, tensor in random_tensors(MINISTRAL3).items()}
+    source = save(tmp_path / "wide", MINISTRAL3, tensors)
+    quantize(source, tmp_path / "quantized", recipe())
+    with safe_open(tmp_path / "quantized" / "model.safetensors", "pt") as file:
+        norms = {name: file.get_tensor(name) for name in file.keys() if "norm" in name}  # noqa: SIM118  # no mapping
+    assert len(norms) == 5 and {norm.dtype for norm in norms.values()} == {torch.float16}
+    for name, norm in norms.items():
+        torch.testing.assert_close(norm, tensors[name].half(), rtol=0, atol=0)

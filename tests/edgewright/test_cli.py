@@ -392,7 +392,7 @@ def test_a_limit_inside_of_the_interval_is_told_beside_a_verdict_that_passed(fin
     render.show(render.target(target.model_copy(update={"checks": checks})))
     out = " ".join(capsys.readouterr().out.split())
     assert "perplexity, change +1.80 ± 0.90 % ≤ +2.00 % measured ✓ passed" in out
-    assert "quality: The limit lies inside of the 95 % interval" in out
+    assert "quality: The limit of perplexity, change lies inside of the 95 % interval" in out
 
 
 def test_a_target_is_headed_by_what_an_app_ships_and_says_what_stood_in(edgewright, finished, capsys):

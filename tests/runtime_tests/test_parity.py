@@ -101,7 +101,7 @@ def test_figures_against_the_recorded_logits_worked_out_in_full(golden: Golden, 
 def test_the_decode_test_crosses_the_original_context(golden: Golden, recorded: Logits) -> None:
     assert decode_span(golden) == (ORIGINAL - 8, ORIGINAL + 64)
     values = figures_of(golden, recorded)
-    assert values["decode_positions"] == 72 and values["decode_positions_past_original"] == 64
+    assert values["decode_positions"] == 73 and values["decode_positions_past_original"] == 64
 
 
 @pytest.mark.parametrize(("where", "found"), [((0, ORIGINAL + 10), True), ((0, 5), False), ((2, ORIGINAL + 10), False)])

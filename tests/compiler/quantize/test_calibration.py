@@ -73,8 +73,8 @@ def test_what_is_refused(small: Path, tmp_path: Path, name: str, content: bytes,
 
 def test_a_missing_file_and_a_foreign_tokenizer(small: Path, tmp_path: Path) -> None:
     with pytest.raises(EdgewrightError, match="no such file"):
-        calibration_file(Calibration(text="missing.txt"), tmp_path / "missing.txt")
-    assert calibration_file(Calibration(), tmp_path) is None
+        calibration_file(Calibration(text="missing.txt"), lambda _: tmp_path / "missing.txt")
+    assert calibration_file(Calibration(), lambda _: tmp_path) is None
     tiny = read_model({**CONFIG, "vocab_size": 32}, None, 64)
     with pytest.raises(EdgewrightError, match="the model knows 32 tokens"):
         looked_at(Calibration(tokens=64), None, tiny, small)
