@@ -22,6 +22,7 @@ from artifacts import (
     refuse_foreign,
     silent,
     staged,
+    temporary_place,
     tentative_folder,
     user_path,
     write_manifest,
@@ -84,6 +85,7 @@ def run(
     from edgewright.folder import Ledger
 
     started = time.monotonic()
+    temporary_place()  # asked for when frameworks are imported (by dill, where it is installed), in their own words
     whole = load_recipe(recipe)
     recipe = _with_targets(whole, targets)
     phones = _phones(recipe, profiles)

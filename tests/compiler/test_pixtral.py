@@ -241,9 +241,13 @@ def test_a_bad_config_is_refused_by_its_key(key: str, value: Any, message: str) 
 
 def test_a_section_that_a_model_has_no_use_for_is_refused(tmp_path: Path) -> None:
     bound = Vision(max_image=112)
-    with pytest.raises(EdgewrightError, match=r"vision: is for models of type mistral3, not for ministral3; leave it"):
+    with pytest.raises(
+        EdgewrightError, match=r"vision: is for models of type mistral3, smolvlm, not for ministral3; leave it"
+    ):
         read_model(MINISTRAL3, None, 64, bound)
-    with pytest.raises(EdgewrightError, match=r"vision: is for models of type mistral3, not for smolvlm"):
+    with pytest.raises(
+        EdgewrightError, match=r"vision: a model that sees tiles is bounded by max_tiles, not by max_im"
+    ):
         read_model(Checkpoint(write_smolvlm(tmp_path / "smolvlm")).config, None, 64, bound)
     with pytest.raises(EdgewrightError, match=r"config.json: model_type 'unknown' is not supported"):
         read_model({"model_type": "unknown"}, None, 64, bound)

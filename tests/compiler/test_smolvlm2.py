@@ -117,6 +117,7 @@ def test_what_an_app_must_know(tmp_path: Path) -> None:
         "max_positions": 256,
         "original_positions": 256,
         "image_token_id": 7,
+        "patches_per_tile": 16,
         "tile_size": 64,
         "tokens_per_tile": 4,
         "max_tiles": 16,
