@@ -82,9 +82,8 @@ def _write_task(quantized: Quantized, asked: Asked, checkpoint: Checkpoint, path
     cached = place / f".task-{key[:16]}.safetensors"
     if not task.intact(cached):
         made = path.with_name(cached.name)
-        reader = driver_of(model).reader(model, checkpoint.path)
         original = runner.OriginalWeights(checkpoint, model.slots)
-        task.write(made, asked, reader, model, quantized.assignment.schemes, original, progress)
+        task.write(made, asked, model, quantized.assignment.schemes, original, progress)
         made.replace(cached)
     shutil.copyfile(cached, path)
     for old in place.glob(".task-*"):

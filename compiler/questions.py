@@ -66,14 +66,15 @@ class Entry:
     where: str
 
 
+@dataclass(frozen=True)
 class Reader:
-    """What a driver makes of questions; see `compiler/drivers/`."""
+    """What a driver makes of questions. read: tokens and pictures of a text. enter: what enters the decoder. sees:
+    images and clips."""
 
-    def __init__(
-        self, read: Callable[[Given], Prompt], enter: Callable[[], Enter], tokenizer: Encoder, sees: bool = False
-    ) -> None:
-        """read: tokens and tiles of a text. enter: what enters the decoder. sees: images and clips."""
-        self.read, self.enter, self.tokenizer, self.sees = read, enter, tokenizer, sees
+    read: Callable[[Given], Prompt]
+    enter: Callable[[], Enter]
+    tokenizer: Encoder
+    sees: bool = False
 
     def decode(self, ids: list[int]) -> str:
         """An answer as it is compared."""
@@ -139,6 +140,7 @@ class Asking:
     def __init__(self, folder: Path, checkpoint: Path, sees: bool) -> None:
         self._folder, self._sees = folder, sees
         self._template = chat_template(checkpoint)
+        self._files: dict[Path, bytes] = {}  # thousands of questions may speak of one image: it is held once
 
     def given(self, entry: Entry, answered: bool = False) -> Given:
         """What is asked, and where `answered` the first answer after it. Raises EdgewrightError."""
@@ -171,6 +173,8 @@ class Asking:
     def _medium(self, kind: str, name: str, where: str) -> Medium:
         path = self._folder / name
         try:
-            return Medium(_KINDS[kind], path, read_bytes(path, _MAX_MEDIUM))
+            if path not in self._files:
+                self._files[path] = read_bytes(path, _MAX_MEDIUM)
+            return Medium(_KINDS[kind], path, self._files[path])
         except (DocumentError, ValueError) as error:
             raise EdgewrightError(f"{where}: {error}") from error

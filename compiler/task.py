@@ -30,8 +30,9 @@ _MAX_MEDIA = formats.MAX_BYTES - (64 << 20)  # the rest is for the questions
 
 @dataclass(frozen=True)
 class Asked:
-    """A task that was read. media: each distinct file's bytes; prompts: of each question."""
+    """A task that was read. media: each distinct file's bytes; prompts: of each question; reader: what read them."""
 
+    reader: Reader
     questions: Questions
     media: tuple[bytes, ...]
     prompts: tuple[Prompt, ...]
@@ -66,7 +67,7 @@ def read(task: Task, file: Path, reader: Reader, model: Model, checkpoint: Path)
         max_answer_tokens=task.max_answer_tokens,
         questions=tuple(questions),
     )
-    return Asked(found, tuple(pool.files), tuple(prompts))
+    return Asked(reader, found, tuple(pool.files), tuple(prompts))
 
 
 def _read(reader: Reader, given: Given, model: Model) -> Prompt:
@@ -105,11 +106,9 @@ class _Pool:
         return formats.Medium.model_validate({"kind": medium.kind, "file": self._numbers[key]})
 
 
-def write(
-    path: Path, asked: Asked, reader: Reader, model: Model, schemes: Schemes, original: Weights, progress: Progress
-) -> None:
+def write(path: Path, asked: Asked, model: Model, schemes: Schemes, original: Weights, progress: Progress) -> None:
     """Answer the questions by the unquantized weights and write everything that an artifact is asked."""
-    questions = asked.questions.questions
+    questions, reader = asked.questions.questions, asked.reader
     guesses = [reader.tokenizer.encode(question.answers[0]).ids for question in questions]
 
     def report(done: int, total: int) -> None:

@@ -12,7 +12,6 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 TASK = "task.safetensors"
-VERSION = "1"
 MAX_BYTES = 512 << 20
 MAX_QUESTIONS = 10_000
 MAX_ANSWER_TOKENS = 4096

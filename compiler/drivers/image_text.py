@@ -24,7 +24,7 @@ from artifacts.media.tiles import normalise
 from artifacts.media.video import read_clip
 from compiler.answers import Enter, Prompt
 from compiler.drivers import plain
-from compiler.drivers.text import decoder_samples
+from compiler.drivers.text import LENGTH, decoder_samples
 from compiler.models.base import Model
 from compiler.processor import from_processor
 from compiler.questions import Asking, Given, Reader, entries
@@ -47,7 +47,6 @@ FILE = None
 covered, held_out = plain.covered, plain.held_out
 write_vectors, copy_vectors = plain.write_vectors, plain.copy_vectors
 _IMAGES = f"{CALIBRATION}.images"
-_LENGTH = 512
 _PROCESSOR = ("processor_config.json", "preprocessor_config.json")
 _NO_TOKENIZER = f"the checkpoint has no {TOKENIZER}: the package cannot turn a prompt into tokens"
 _NO_PROCESSOR = (
@@ -114,7 +113,7 @@ def looked_at(calibration: Calibration, text: Path | None, model: Model, checkpo
             f"{_IMAGES}: {text} has {len(ids)} tokens and {len(tiles)} images, {calibration.tokens} tokens are asked "
             f"for; give more images or set tokens: {len(ids)}"
         )
-    length = min(_LENGTH, calibration.tokens)
+    length = min(LENGTH, calibration.tokens)
     whole = np.asarray(ids[: calibration.tokens // length * length], np.int32).reshape(-1, length)
     pixels = np.concatenate(tiles)
     record = np.zeros(

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from compiler.quantize.calibrated.task import Samples, Weighting
 
 DECODER = "decoder"
-_LENGTH = 512
+LENGTH = 512
 _WEIGHED_BYTES = 1 << 25
 _NO_TOKENIZER = (
     "the checkpoint has no tokenizer.json: the package cannot turn text into tokens, and its golden vectors are random "
@@ -89,7 +89,7 @@ def looked_at(calibration: Calibration, text: Path | None, model: Model, checkpo
             f"give more text or set tokens: {len(ids)}"
         )
     most: Any = model.constants["max_positions"]
-    length = min(_LENGTH, most, calibration.tokens)
+    length = min(LENGTH, most, calibration.tokens)
     count = calibration.tokens // length
     return np.asarray(ids[: count * length], np.int32).reshape(count, length)
 

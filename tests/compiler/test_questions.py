@@ -115,3 +115,12 @@ def test_other_refusals(tmp_path: Path, picture: str) -> None:
         read(tmp_path, ["", " "])
     with pytest.raises(EdgewrightError, match=r"its prompt has \d+ tokens; context\.max_tokens is 8"):
         read(tmp_path, [{"prompt": "import os\n" * 9, "answer": "b"}], READS, context=8)
+
+
+def test_an_image_that_many_questions_speak_of_is_read_once(tmp_path: Path, picture: str, monkeypatch: Any) -> None:
+    from compiler import questions
+
+    opened: list[Path] = []
+    monkeypatch.setattr(questions, "read_bytes", lambda path, limit: (opened.append(path), Path(path).read_bytes())[1])
+    found = read(tmp_path, [{"question": f"{n}?", "answer": "b", "image": picture} for n in range(5)])
+    assert opened == [tmp_path / "q.jsonl", tmp_path / picture] and len(found.prompts) == 5
