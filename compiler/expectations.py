@@ -16,9 +16,11 @@ from artifacts.formats.task import TASK
 from compiler import keys, targets, task
 from compiler.checkpoint import Checkpoint
 from compiler.drivers import Driver, driver_of
+from compiler.processor import IMAGES, PROCESSOR, VIDEOS
 from compiler.quantize import runner
 from compiler.quantized import Quantized
 from compiler.slots import Weights
+from compiler.targets.base import TOKENIZER_FILES
 from compiler.task import Asked
 from compiler.text import Held
 from compiler.vectors import entry_outputs
@@ -77,7 +79,8 @@ def _write_own(
 def _write_task(quantized: Quantized, asked: Asked, checkpoint: Checkpoint, path: Path, progress: Progress) -> None:
     """Questions depend on no target and on no quantization: answered once, then copied."""
     model = quantized.model
-    key = keys.answers(quantized.checkpoint.files, checkpoint, model, asked.digest)
+    beside = keys.file_digests(checkpoint.path, (*TOKENIZER_FILES, PROCESSOR, IMAGES, VIDEOS))
+    key = keys.answers(quantized.checkpoint.files, checkpoint, model, [asked.digest, beside])
     place = quantized.folder.parent
     cached = place / f".task-{key[:16]}.safetensors"
     if not task.intact(cached):

@@ -60,8 +60,8 @@ def vectors(
     return digest("vectors", _code(), _tensors(files), stored, _model(model), packed, quantized, seen)
 
 
-def answers(files: Sequence[CheckpointFile], checkpoint: Checkpoint, model: Model, asked: str) -> str:
-    """Of the unquantized checkpoint's answers. asked: the digest of the questions."""
+def answers(files: Sequence[CheckpointFile], checkpoint: Checkpoint, model: Model, asked: Any) -> str:
+    """Of the unquantized checkpoint's answers. asked: digests of the questions, and of what reads them."""
     stored = checkpoint.config.get("quantization_config")
     return digest("answers", _code(), _tensors(files), stored, _model(model), asked)
 

@@ -39,7 +39,7 @@ class Asked:
 
     @property
     def digest(self) -> str:
-        """sha256 in hex over all that the answers depend on and that travels along."""
+        """sha256 in hex over the questions, their tokens and all that travels along."""
         found = hashlib.sha256(self.questions.model_dump_json().encode())
         for part in (*self.media, *(prompt.ids.tobytes() for prompt in self.prompts)):
             found.update(hashlib.sha256(part).digest())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +157,23 @@ def test_a_text_model_is_asked_and_can_fail(tmp_path: Path) -> None:
         checks = {check.name: check for check in report.targets[0].checks}
         assert checks["task_agreement"].verdict == verdict and report.verdict == verdict
         assert checks["task_accuracy"].value == 0.0 and checks["task_accuracy"].verdict is None
+
+
+def test_another_processor_makes_other_answers(tmp_path: Path) -> None:
+    """Its numbers change what is seen, and neither a question nor a token."""
+    from edgewright.api import run
+
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "tiny-smolvlm2", source)
+    write_questions(tmp_path, 12, first=HELD_OUT_SEED + 9000)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(RECIPE.format(checkpoint=source, bits=16, agreement="50%"))
+    answers, kept = [], []
+    for std in (0.5, 50.0):  # the second: next to nothing is seen
+        for name in ("processor_config.json", "preprocessor_config.json"):
+            text = (source / name).read_text()
+            (source / name).write_text(re.sub(r'("image_std": \[)[^]]*', rf"\g<1>{std}, {std}, {std}", text))
+        run(recipe, out=tmp_path / "out", validate=False)
+        answers.append([q.original for q in read_questions(tmp_path / "out" / "asked" / "onnx").questions])
+        kept += [path.name for path in (tmp_path / "out" / "asked").glob(".task-*")]
+    assert len(kept) == 2 and kept[0] != kept[1] and answers[0] != answers[1]
