@@ -74,6 +74,11 @@ class _Documents:
         return Keys(read_json(self.folder / name), f"{name}: ") if os.path.lexists(self.folder / name) else None
 
 
+def has_processor(folder: Path) -> bool:
+    """Whether a checkpoint folder says how an image becomes tiles and tokens."""
+    return any((folder / name).is_file() for name in (PROCESSOR, IMAGES))
+
+
 def from_processor(folder: Path) -> Preprocessing:
     """The description of a checkpoint folder. Raises CheckpointError naming file and key, DocumentError naming a file.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,11 +12,27 @@ NEW_STATE = "new_"
 """Before the name of an explicit state: the output that is its next value."""
 
 
+Channel = Annotated[float, Field(allow_inf_nan=False)]
+Spread = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Image(BaseModel):
+    """A feature that is an image, RGB with values of 0 to 255, and the port [1, 3, height, width] that it stands for:
+    port = (feature - mean) / std, channel by channel, which the program computes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    feature: str
+    port: str
+    mean: tuple[Channel, Channel, Channel]
+    std: tuple[Spread, Spread, Spread]
+
+
 class Function(BaseModel):
     """The function of a package that serves an entry.
 
-    firsts: features that take the first value of a port, by name (a decoder's `position`); other ports are features
-    under their own names.
+    firsts: features that take the first value of a port, by name (a decoder's `position`); image: a feature that is
+    one; other ports are features under their own names.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -26,6 +42,7 @@ class Function(BaseModel):
     package: str
     function: str
     firsts: dict[str, str] = {}
+    image: Image | None = None
 
 
 class CoreMLRuntime(BaseModel):

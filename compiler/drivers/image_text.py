@@ -26,7 +26,7 @@ from compiler.answers import Enter, Prompt
 from compiler.drivers import plain
 from compiler.drivers.text import LENGTH, decoder_samples
 from compiler.models.base import Model
-from compiler.processor import from_processor
+from compiler.processor import IMAGES, PROCESSOR, from_processor, has_processor
 from compiler.questions import Asking, Given, Reader, entries
 from compiler.slots import Weights
 from compiler.text import CALIBRATION, Document, encoder
@@ -47,10 +47,9 @@ FILE = None
 covered, held_out = plain.covered, plain.held_out
 write_vectors, copy_vectors = plain.write_vectors, plain.copy_vectors
 _IMAGES = f"{CALIBRATION}.images"
-_PROCESSOR = ("processor_config.json", "preprocessor_config.json")
 _NO_TOKENIZER = f"the checkpoint has no {TOKENIZER}: the package cannot turn a prompt into tokens"
 _NO_PROCESSOR = (
-    f"the checkpoint has neither {' nor '.join(_PROCESSOR)}: the package does not say how an image becomes tiles; "
+    f"the checkpoint has neither {PROCESSOR} nor {IMAGES}: the package does not say how an image becomes tiles; "
     "processor.save_pretrained(folder) writes it"
 )
 
@@ -58,7 +57,7 @@ _NO_PROCESSOR = (
 def warnings(model: Model, checkpoint: Path) -> list[str]:
     """See `Driver`."""
     found = [] if (checkpoint / TOKENIZER).exists() else [_NO_TOKENIZER]
-    return found if _has_processor(checkpoint) else [*found, _NO_PROCESSOR]
+    return found if has_processor(checkpoint) else [*found, _NO_PROCESSOR]
 
 
 def check(recipe: Recipe, model: Model, checkpoint: Path) -> None:
@@ -66,13 +65,13 @@ def check(recipe: Recipe, model: Model, checkpoint: Path) -> None:
     plain.refuse_text(recipe, "says nothing about images yet")
     vocabulary: Any = model.constants["vocab_size"]
     check_tokenizer(checkpoint, vocabulary)
-    if _has_processor(checkpoint):
+    if has_processor(checkpoint):
         from_processor(checkpoint)
 
 
 def write_companions(model: Model, checkpoint: Path, folder: Path) -> None:
     """preprocessing.json and the page by which an app follows it, where the checkpoint has a processor."""
-    if _has_processor(checkpoint):
+    if has_processor(checkpoint):
         (folder / PREPROCESSING).write_text(content(described(model, checkpoint)), encoding="utf-8")
         shutil.copyfile(PAGE, folder / SPECIFICATION)
 
@@ -162,7 +161,7 @@ def reader(model: Model, checkpoint: Path, see: Callable[[Model], See] | None = 
     """
     if not (checkpoint / TOKENIZER).is_file():
         raise EdgewrightError(f"{checkpoint}: no {TOKENIZER}, which questions need")
-    if not _has_processor(checkpoint):
+    if not has_processor(checkpoint):
         raise EdgewrightError(_NO_PROCESSOR)
     description, tokenizer = described(model, checkpoint), Encoder(checkpoint / TOKENIZER)
     encode = encoder(checkpoint, model, tokenizer)
@@ -214,7 +213,3 @@ def entering(model: Model, normalisation: Normalisation, see: See) -> Enter:
         return found
 
     return enter
-
-
-def _has_processor(checkpoint: Path) -> bool:
-    return any((checkpoint / name).is_file() for name in _PROCESSOR)

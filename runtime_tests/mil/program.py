@@ -181,7 +181,7 @@ class Function:
         wanted = self._torch(dtype)
         if value.is_floating_point() != wanted.is_floating_point:
             raise PackageError(f"{self.package.path}: input {name!r} is {dtype}, not {value.dtype}")
-        if not _allowed(self._described[name].type.multiArrayType, list(value.shape)):
+        if not _allowed(self._described[name].type, list(value.shape)):
             raise PackageError(f"{self.package.path}: input {name!r} of shape {list(value.shape)} is not described")
         return value.to("meta", wanted) if self._shapes_only and wanted.is_floating_point else value.to(wanted)
 
@@ -317,8 +317,12 @@ def _fits(shape: tuple[int | None, ...], value: Tensor) -> bool:
     return len(shape) == value.ndim and all(want in (None, have) for want, have in zip(shape, value.shape, strict=True))
 
 
-def _allowed(described: Any, shape: list[int]) -> bool:
-    """Whether an array feature takes a shape: its enumerated ones, its ranges, or the one it has."""
+def _allowed(feature: Any, shape: list[int]) -> bool:
+    """Whether a feature takes a shape: an array's enumerated ones, its ranges, or the one it has; an image's RGB."""
+    if feature.WhichOneof("Type") == "imageType":
+        image = feature.imageType
+        return image.colorSpace == image.RGB and shape == [1, 3, image.height, image.width]
+    described = feature.multiArrayType
     flexibility = described.WhichOneof("ShapeFlexibility")
     if flexibility == "enumeratedShapes":
         return shape in [list(option.shape) for option in described.enumeratedShapes.shapes]

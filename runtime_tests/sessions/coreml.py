@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -88,7 +89,7 @@ class CoreMLSession:
         wanted = self._components[component].entry(entry)
         call_sizes(f"{component}.{entry}", wanted, arrays)
         inputs: dict[str, Any] = {
-            port.name: torch.from_numpy(_narrow(arrays[port.name]))
+            _feature(call, port.name): torch.from_numpy(_given(call, port.name, arrays[port.name]))
             for port in wanted.inputs
             if port.name not in call.firsts.values()
         }
@@ -127,7 +128,7 @@ class CoreMLSession:
             wanted = self._components[name].entry(entry)
             sizes = {dimension: bound.high for dimension, bound in wanted.dimensions.items()}
             given = {
-                port.name: torch.zeros(port.sized(sizes))
+                _feature(call, port.name): torch.zeros(port.sized(sizes))
                 for port in wanted.inputs
                 if port.name not in call.firsts.values()
             }
@@ -149,7 +150,16 @@ class CoreMLSession:
         return [clean, *found]
 
 
-def _narrow(array: NDArray[Any]) -> NDArray[Any]:
+def _feature(call: coreml.Function, port: str) -> str:
+    return call.image.feature if call.image is not None and call.image.port == port else port
+
+
+def _given(call: coreml.Function, port: str, array: NDArray[Any]) -> NDArray[Any]:
+    """A port's values as its feature's: whole numbers have 32 bits, an image is one before it was normalized."""
+    if call.image is not None and call.image.port == port:
+        mean, std = (np.reshape(channels, (1, 3, 1, 1)) for channels in (call.image.mean, call.image.std))
+        values: NDArray[np.float32] = (array * std + mean).astype(np.float32)
+        return values
     return array.astype("int32") if array.dtype.kind in "iu" else array
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from artifacts.formats.coreml import LAST_POSITION
+from artifacts.formats.coreml import LAST_POSITION, Image
 from compiler.models.base import Component, Entry, Port
 from compiler.slots import Schemes
 
@@ -31,7 +31,7 @@ Sizes = tuple[int, ...] | tuple[None, int, int]
 class Call:
     """One function: which entry it serves, its own inputs, and what its named dimensions may be.
 
-    module: as a component's. firsts: see `artifacts.formats.coreml.Function`.
+    module: as a component's. firsts, image: see `artifacts.formats.coreml.Function`; a module takes the image's values.
     """
 
     function: str
@@ -41,6 +41,7 @@ class Call:
     module: Callable[[Schemes], torch.nn.Module]
     sizes: Mapping[str, Sizes] = field(default_factory=dict)
     firsts: Mapping[str, str] = field(default_factory=dict)
+    image: Image | None = None
 
     @property
     def example(self) -> dict[str, int]:
@@ -92,6 +93,12 @@ def capture(call: Call, schemes: Schemes, *, stateful: bool) -> ExportedProgram:
     with torch.no_grad():
         program: ExportedProgram = torch.export.export(Model(), tensors, dynamic_shapes=(shapes,))
         program = program.run_decompositions({})  # functional: states are replaced, not changed
+    if call.image is not None:
+        at = [port.name for port in call.inputs].index(call.image.feature)
+        node = next(n for n in program.graph.nodes if n.name == program.graph_signature.user_inputs[at])
+        for _ in range(2):  # minus the mean, by the spread
+            (node,) = node.users
+            node._rename(FLOAT32 + node.name)
     for node in program.graph.nodes:
         if str(node.target) == "aten.slice.Tensor" and node.args[2] == -1:
             node._rename(LAST_POSITION)

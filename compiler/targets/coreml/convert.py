@@ -83,7 +83,9 @@ def convert(job: Job, call: Call, weights: PackedWeights, scratch: contextlib.Ex
     kind = np.float16 if half else np.float32
     ports = {port.name: port for port in (*call.inputs, *(() if options.stateful else call.component.states))}
     inputs = [
-        ct.TensorType(
+        ct.ImageType(name, shape=_shape(port.shape, call.sizes), color_layout=ct.colorlayout.RGB)
+        if call.image is not None and name == call.image.feature
+        else ct.TensorType(
             name,
             shape=_shape(port.shape, call.sizes),
             dtype=kind if port.dtype == "float32" else getattr(np, NARROW.get(port.dtype, port.dtype)),

@@ -7,7 +7,6 @@ of its entries a function of the entry's ports.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,11 @@ from artifacts.formats.coreml import CoreMLRuntime, Function
 from artifacts.formats.interface import Dimension
 from compiler.apart import apart
 from compiler.licence import licence_of
-from compiler.models.base import Component, Port
 from compiler.slots import HALF, Scheme
 from compiler.targets.base import BuildJob, Built, Estimate, Job, bare, copy_tokenizer, shipped_files
 from compiler.targets.card import About, write_card
-from compiler.targets.coreml import convert
-from compiler.targets.coreml.capture import NARROW, Call, Sizes
+from compiler.targets.coreml import convert, generic
+from compiler.targets.coreml.capture import Call, Sizes
 from compiler.targets.coreml.options import CoreMLOptions
 from compiler.targets.packaging import packaging_of
 
@@ -96,7 +94,7 @@ class CoreMLTarget:
         user = {"com.edgewright.compute_units": options.compute_units}
         user |= packaging.metadata(job) if packaging else {}
         packages = _packages(job)
-        features = packaging.FEATURES if packaging else _features(packages)
+        features = packaging.FEATURES if packaging else generic.features(packages)
         arguments = (bare(job), job.weights.path, folder, packages, features, metadata, user)
         apart(convert.make_packages, *arguments, progress=progress)
         copy_tokenizer(job.source, folder)
@@ -109,7 +107,7 @@ class CoreMLTarget:
             payload={"ios": tuple(shipped_files(folder))},
         )
         units = _UNITS[options.compute_units]
-        sections = packaging.sections(job, runtime, units) if packaging else [_calling(runtime, units)]
+        sections = packaging.sections(job, runtime, units) if packaging else [generic.calling(runtime, units)]
         about = packaging.about(job) if packaging else About()
         write_card(job, folder, runtime="Core ML", library="coreml", tags=["coreml"], sections=sections, about=about)
         return Built(runtime.model_dump(mode="json"), _narrowed(packages))
@@ -132,15 +130,7 @@ def _packages(job: Job) -> dict[str, list[Call]]:
     if packaging:
         found: dict[str, list[Call]] = packaging.packages(job)
         return found
-    return {f"{component.name}.mlpackage": list(_calls(component)) for component in job.model.components}
-
-
-def _calls(component: Component) -> Iterator[Call]:
-    for entry in component.shipped:
-        inputs = tuple(Port(p.name, NARROW.get(p.dtype, p.dtype), p.shape, p.below, p.counts) for p in entry.inputs)  # type: ignore[arg-type]  # a key of Dtype
-        sizes: dict[str, Sizes] = {n: (a,) if a == b else (None, a, b) for n, (a, b) in entry.dimensions.items()}
-        function = entry.name if len(component.shipped) > 1 else "main"
-        yield Call(function, component, entry, inputs, partial(component.module, entry), sizes)
+    return generic.packages(job)
 
 
 def _most(sizes: Mapping[str, Sizes]) -> dict[str, int]:
@@ -160,6 +150,7 @@ def _functions(packages: Mapping[str, Sequence[Call]], job: Job) -> Iterator[Fun
                     package=package,
                     function=call.function,
                     firsts=dict(call.firsts),
+                    image=call.image,
                 )
 
 
@@ -174,25 +165,6 @@ def _narrowed(packages: Mapping[str, Sequence[Call]]) -> dict[tuple[str, str, st
                     continue
                 found[call.component.name, call.entry.name, name] = Dimension(low=low, high=high, sizes=listed)
     return found
-
-
-def _features(packages: Mapping[str, Sequence[Call]]) -> dict[str, str]:
-    ports = [p for calls in packages.values() for c in calls for p in (*c.inputs, *c.entry.outputs)]
-    return {port.name: f"{port.dtype} {list(port.shape)}" for port in ports}
-
-
-def _calling(runtime: CoreMLRuntime, units: str) -> str:
-    rows = [f"| `{f.package}` | `{f.function}` | {f.component}: {f.entry} |" for f in runtime.functions]
-    states = "states of the model (`makeState()`)" if runtime.cache == "state" else "inputs and `new_` outputs"
-    return (
-        "## Calling it\n\n| package | function | entry |\n|---|---|---|\n" + "\n".join(rows) + "\n\n"
-        "Inputs and outputs go by the names that `edgewright.json` gives under `components`; what lasts from call to "
-        f"call are {states}. Needs {runtime.minimum.replace('iOS', 'iOS ')}; hint for compute units: `{units}`.\n\n"
-        "## What was run, and what was not\n\n"
-        "`edgewright validate` executes the programs on Linux, operation by operation, with an executor of its own, "
-        "and compares every output with PyTorch's. They were **not run by Core ML**, on no Mac and no phone; memory is "
-        "counted from the program, and speed is unknown."
-    )
 
 
 def _refusals(job: Job) -> Iterator[str]:
