@@ -10,11 +10,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from artifacts import EdgewrightError
 from compiler import targets
 from compiler.models.base import Model, read_model
 from compiler.quantize.rules import assign
 from compiler.targets.base import Estimate, Job
-from recipes.schema import Recipe
+from compiler.text import calibration_file, text_file
+from recipes.schema import Calibration, Recipe, Validation, Vision
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,40 @@ def plan(recipe: Recipe, config: Mapping[str, Any], tensors: Collection[str] | N
     or a rule does not fit it.
     """
     model = read_model(config, tensors, recipe.context.max_tokens, recipe.vision)
+    check_tiles(recipe, model)
     schemes = assign(recipe.quantize.rules, model.slots).schemes
     found = []
     for name, options in recipe.targets.items():
         target, job = targets.load_target(name), Job(recipe.name, model, schemes, options)
         found.append(TargetPlan(name, tuple(target.estimate(job)), "; ".join(target.refusals(job)) or None))
     return found
+
+
+def check_files(recipe: Recipe) -> None:
+    """Raise EdgewrightError where a file that the recipe names is missing."""
+    calibration_file(recipe.quantize.calibration or Calibration(), recipe.resolve)
+    wanted = recipe.validation
+    named = {"quality.text": wanted.quality and wanted.quality.text, "task.file": wanted.task and wanted.task.file}
+    for key, name in named.items():
+        if name:
+            text_file(f"validate.{key}", name, recipe.resolve(name))
+
+
+def check_tiles(recipe: Recipe, model: Model) -> None:
+    """Raise EdgewrightError where a phone is to see more tiles than the model is compiled for, or there are none."""
+    most = model.constants.get("max_tiles")
+    for name, limits in recipe.validation.profiles.items():
+        if limits.max_tiles is not None and not (isinstance(most, int) and limits.max_tiles <= most):
+            seen = f"is compiled for {most} at the most" if isinstance(most, int) else "sees no tiles"
+            where = f"validate.profiles.{name}.max_tiles"
+            raise EdgewrightError(f"{where} is {limits.max_tiles}, and the model {seen}; lower it or leave it out")
+
+
+def narrowed(recipe: Recipe, target: str, tiles: int | None) -> Recipe:
+    """A recipe for one target alone, where an app makes so many tiles of an image (None: the most); judges nothing."""
+    vision = recipe.vision if tiles is None else Vision(max_tiles=tiles)
+    update = {"vision": vision, "targets": {target: recipe.targets[target]}, "validation": Validation()}
+    return recipe.model_copy(update=update)
 
 
 def longest_context(recipe: Recipe, config: Mapping[str, Any], target: str, limit: int) -> int | None:
@@ -96,7 +126,7 @@ def longest_context(recipe: Recipe, config: Mapping[str, Any], target: str, limi
 
     def held(tokens: int) -> int:
         context = recipe.context.model_copy(update={"max_tokens": tokens})
-        shorter = recipe.model_copy(update={"context": context, "targets": {target: recipe.targets[target]}})
+        shorter = narrowed(recipe, target, None).model_copy(update={"context": context})
         return plan(shorter, config)[0].held_bytes
 
     low = 2

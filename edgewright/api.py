@@ -32,7 +32,7 @@ from compiler.checkpoint import Checkpoint, listed
 from compiler.config import adapter_beside, read_config
 from compiler.drivers import driver_of
 from compiler.models.base import read_model
-from compiler.plan import TargetPlan
+from compiler.plan import TargetPlan, check_files
 from compiler.plan import plan as plan_targets
 from compiler.quantize.methods import method_options
 from compiler.quantized import Quantized
@@ -141,6 +141,7 @@ def plan(
     and EdgewrightError.
     """
     recipe = _with_targets(load_recipe(recipe), targets)
+    check_files(recipe)
     return plan_targets(recipe, _config(recipe, checkpoint))
 
 
@@ -159,8 +160,7 @@ def plan_fits(
 
     recipe = _with_targets(load_recipe(recipe), targets)
     config = _config(recipe, checkpoint)
-    phones = [(profile, limits.peak_memory) for profile, limits in _phones(recipe, profiles)]
-    return fits(recipe, config, plan_targets(recipe, config), phones)
+    return fits(recipe, config, plan_targets(recipe, config), _phones(recipe, profiles))
 
 
 def plan_warnings(recipe: Recipe | str | Path, *, checkpoint: str | Path | None = None) -> list[str]:

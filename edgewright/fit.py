@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from compiler.plan import TargetPlan, longest_context
+from compiler.plan import TargetPlan, longest_context, narrowed, plan
 from device_farm import MemoryBudget, Profile
 from recipes.schema import Recipe
+
+if TYPE_CHECKING:
+    from runtime_tests.validate import Limits
 
 Word = Literal["fits by estimate", "does not fit", "not assessed", "not for this platform"]
 
@@ -38,15 +41,17 @@ def fits(
     recipe: Recipe,
     config: Mapping[str, Any],
     plans: Sequence[TargetPlan],
-    phones: Sequence[tuple[Profile, int | None]],
+    phones: Sequence[tuple[Profile, Limits]],
 ) -> list[PlanFit]:
-    """Every target on every phone. phones: with the recipe's own memory limit in bytes, where it has one."""
+    """Every target on every phone. phones: with the recipe's own limits."""
     found = []
-    for item in plans:
-        if item.refused:
+    for whole in plans:
+        if whole.refused:
             continue
-        for profile, own in phones:
-            budget = profile.budget(own)
+        for profile, limits in phones:
+            budget = profile.budget(limits.peak_memory)
+            there = narrowed(recipe, whole.target, limits.max_tiles)
+            item = whole if limits.max_tiles is None else plan(there, config)[0]
             if profile.platform not in item.app_bytes:
                 reason = f"{item.target} packages do not run on {profile.platform}"
                 found.append(
@@ -61,14 +66,16 @@ def fits(
                     )
                 )
                 continue
-            found.append(_judged(recipe, config, item, profile.name, budget))
+            found.append(_judged(there, config, item, profile.name, budget))
     return found
 
 
-def _judged(recipe: Recipe, config: Mapping[str, Any], plan: TargetPlan, profile: str, budget: MemoryBudget) -> PlanFit:
-    held, limit = plan.held_bytes, budget.limit_bytes
-    mapped = plan.weight_bytes if plan.copied_bytes < plan.weight_bytes or budget.rule == "android" else 0
-    longest = longest_context(recipe, config, plan.target, limit)
+def _judged(
+    recipe: Recipe, config: Mapping[str, Any], found: TargetPlan, profile: str, budget: MemoryBudget
+) -> PlanFit:
+    held, limit = found.held_bytes, budget.limit_bytes
+    mapped = found.weight_bytes if found.copied_bytes < found.weight_bytes or budget.rule == "android" else 0
+    longest = longest_context(recipe, config, found.target, limit)
     if held > limit:
         verdict: Word = "does not fit"
         reason = "its cache, activations and copies of weights alone are more"
@@ -79,4 +86,4 @@ def _judged(recipe: Recipe, config: Mapping[str, Any], plan: TargetPlan, profile
         )
     else:
         verdict, reason = "fits by estimate", "a run measures what the runtime holds beyond it"
-    return PlanFit(plan.target, profile, verdict, held, limit, longest, reason)
+    return PlanFit(found.target, profile, verdict, held, limit, longest, reason)

@@ -273,6 +273,13 @@ class Task(Strict):
 class ProfileLimits(Strict):
     """Limits on one phone. A figure without a limit is reported and gates nothing."""
 
+    max_tiles: int | None = Field(
+        None,
+        ge=1,
+        le=2**10,
+        description="smolvlm: tiles that the app makes of an image on this phone, no more than vision.max_tiles; "
+        "memory is measured with as many",
+    )
     peak_memory: Bytes | None = None
     time_to_first_token: Seconds | None = None
     decode: TokensPerSecond | None = None

@@ -14,8 +14,9 @@ class Job(BaseModel):
     """What to do with an artifact whose digests the parent has checked.
 
     steps: how often the driver goes on after its first call: tokens to decode, rounds. prompt_tokens: of text in a
-    "memory" job; None: as many as leave room for the steps in the context. limits: of a "quality" job. prompt (tokens)
-    and text, which they were encoded from if there is a tokenizer: of a "genai" job.
+    "memory" job; None: as many as leave room for the steps in the context. tiles: of an image there; None: the most.
+    limits: of a "quality" job. prompt (tokens) and text, which they were encoded from if there is a tokenizer: of a
+    "genai" job.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -25,6 +26,7 @@ class Job(BaseModel):
     threads: int = Field(2, gt=0)
     prompt_tokens: int | None = Field(512, gt=0)
     steps: int = Field(32, gt=0)
+    tiles: int | None = Field(None, gt=0)
     limits: QualityLimits = QualityLimits()
     prompt: tuple[int, ...] = ()
     text: str | None = None

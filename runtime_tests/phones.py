@@ -12,8 +12,8 @@ stays within what is certain. Where file pages would have to go, the artifact ru
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from artifacts import Check, Figure, Progress, passes, ran_here, scratch_folder
@@ -42,9 +42,10 @@ _NO_LATENCY = "There is no latency model for this phone yet, and this machine's 
 class Limits:
     """A recipe's limits on one phone: bytes, seconds, tokens per second; None where there is none.
 
-    The memory limit can make the phone's own smaller, never larger.
+    The memory limit can make the phone's own smaller, never larger. max_tiles: of an image, which an app there makes.
     """
 
+    max_tiles: int | None = None
     peak_memory: int | None = None
     time_to_first_token: float | None = None
     decode: float | None = None
@@ -80,30 +81,33 @@ class Rules:
 
 @dataclass
 class MemoryRuns:
-    """The memory runs of one artifact. ``failures`` gets those that did not end by themselves."""
+    """The memory runs of one artifact. ``failures`` gets those that did not end by themselves.
+
+    load: says what a run with so many tiles is measured at (None: the most).
+    """
 
     job: Job
-    at: str
+    load: Callable[[int | None], str]
     failures: list[Failure]
     progress: Progress
-    _shared: SandboxResult | None = None
+    _shared: dict[int | None, SandboxResult] = field(default_factory=dict)
 
-    def on(self, phone: Profile, budget: MemoryBudget) -> tuple[Check, SandboxResult]:
+    def on(self, phone: Profile, budget: MemoryBudget, tiles: int | None) -> tuple[Check, SandboxResult]:
         """The verdict on a phone, and the run that gave it."""
-        if self._shared is None:
-            self._shared = self._run("memory", "measuring memory", None)
-        run = by_rule(self._shared, budget.rule)
-        check = assess_memory(run, budget, phone.name, self.at)
+        if tiles not in self._shared:
+            self._shared[tiles] = self._run("memory", "measuring memory", None, tiles)
+        run, at = by_rule(self._shared[tiles], budget.rule), self.load(tiles)
+        check = assess_memory(run, budget, phone.name, at)
         groups = available_mechanisms()[0] != "watchdog"  # without one no limit is kept but the watchdog's
         if run.outcome == "ok" and groups and limit_needed(check, budget):
-            run = self._run(f"memory on {phone.name}", f"validating {phone.name}", budget)
-            check = assess_memory(run, budget, phone.name, self.at)
+            run = self._run(f"memory on {phone.name}", f"validating {phone.name}", budget, tiles)
+            check = assess_memory(run, budget, phone.name, at)
         return check, run
 
-    def _run(self, step: str, stage: str, budget: MemoryBudget | None) -> SandboxResult:
+    def _run(self, step: str, stage: str, budget: MemoryBudget | None, tiles: int | None) -> SandboxResult:
         with scratch_folder() as folder:
             run = run_in_sandbox(
-                child_command(self.job, folder),
+                child_command(self.job.model_copy(update={"tiles": tiles}), folder),
                 limit_bytes=budget.limit_bytes if budget else None,
                 rule=budget.rule if budget else "android",  # which charges file pages too, so either can be read off
                 swap_bytes=budget.swap_bytes if budget else 0,
@@ -143,8 +147,8 @@ def on_phones(
             figures = tuple(item for item in modelled if item.name.startswith("modelled_footprint"))
             check = _modelled(figures, budget, phone.name)
         else:
-            check, run = runs.on(phone, budget)
-            figures = _figures(run, runs.at)
+            check, run = runs.on(phone, budget, limits.max_tiles)
+            figures = _figures(run, runs.load(limits.max_tiles))
         checks = (check, *_latency(phone.name, limits))
         passed = rules.accept(checks) and (run is None or run.outcome in ("ok", "over_budget"))
         results.append(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,7 +114,10 @@ def validate(
     else:
         _measure_speed(driver, job, found, progress)
     runs = MemoryRuns(
-        job.model_copy(update={"prompt_tokens": None}), driver.load(artifact, manifest), found.failures, progress
+        job.model_copy(update={"prompt_tokens": None}),
+        partial(driver.load, artifact, manifest),
+        found.failures,
+        progress,
     )
     results = on_phones(runs, profiles, None if sizes is None else sorted(sizes), modelled, rules)
     return Validation(

@@ -60,8 +60,11 @@ class Asker(Protocol):
 class Driver(Protocol):
     """A module of `runtime_tests/drivers/`."""
 
-    def load(self, artifact: Path, manifest: Manifest) -> str:
-        """The heaviest use that the artifact promises, in a few words: what its memory is measured at."""
+    def load(self, artifact: Path, manifest: Manifest, tiles: int | None = None) -> str:
+        """The heaviest use that the artifact promises, in a few words: what its memory is measured at.
+
+        tiles: of an image, where an app makes fewer.
+        """
 
     def judge(self, session: Session, manifest: Manifest, job: Job, progress: Progress) -> Judged:
         """In the child: answers against the driver's own vectors. Loads the session itself, in both of its modes."""

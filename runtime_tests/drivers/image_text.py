@@ -37,9 +37,9 @@ Floats = NDArray[np.float32]
 VISION, EMBED = "vision", "embed"
 
 
-def load(artifact: Path, manifest: Manifest) -> str:
+def load(artifact: Path, manifest: Manifest, tiles: int | None = None) -> str:
     """See `Driver`: an image of the most tiles, in a prompt that fills the context beside the answer."""
-    return f"{ImageText.most(artifact, manifest)} and {positive(artifact, manifest, 'max_tokens', 1):,} tokens"
+    return f"{ImageText.most(artifact, manifest, tiles)} and {positive(artifact, manifest, 'max_tokens', 1):,} tokens"
 
 
 def judge(session: Session, manifest: Manifest, job: Job, progress: Progress) -> Judged:
@@ -62,8 +62,8 @@ def run(session: Session, manifest: Manifest, job: Job, phase: Phase, kind: type
     room = context - steps
 
     begin = time.perf_counter()
-    features = decoder.largest()
-    phase("vision", at=kind.most(artifact, manifest), seconds=time.perf_counter() - begin)
+    features = decoder.largest(job.tiles)
+    phase("vision", at=kind.most(artifact, manifest, job.tiles), seconds=time.perf_counter() - begin)
     prompt = np.arange(min(job.prompt_tokens or room, room), dtype=np.int64) % vocabulary
     seen = min(len(features), len(prompt) - 1)
     prompt[prompt == image] = (image + 1) % vocabulary
@@ -128,15 +128,15 @@ class ImageText(text.Decoder):
         self._at: Ids = np.empty(0, np.int64)
 
     @staticmethod
-    def most(artifact: Path, manifest: Manifest) -> str:
-        """The largest image that an artifact promises, in a few words."""
-        tiles = positive(artifact, manifest, "max_tiles", 1)
+    def most(artifact: Path, manifest: Manifest, tiles: int | None = None) -> str:
+        """The largest image that an artifact promises, or one of so many tiles, in a few words."""
+        tiles = tiles or positive(artifact, manifest, "max_tiles", 1)
         return f"{tiles:,} {'tile' if tiles == 1 else 'tiles'}"
 
-    def largest(self) -> Floats:
+    def largest(self, tiles: int | None = None) -> Floats:
         """[image tokens, hidden] of such an image; any pixels do."""
         size = self._constant("tile_size")
-        return self.look(np.zeros((self._constant("max_tiles", 1), 3, size, size), np.float32))
+        return self.look(np.zeros((tiles or self._constant("max_tiles", 1), 3, size, size), np.float32))
 
     def see(self, pictures: Sequence[Floats]) -> Floats:
         """[image tokens, hidden] of every image and clip, as `media.prepare` orders and `normalise` leaves them."""

@@ -23,7 +23,7 @@ from runtime_tests.sessions import Session
 judge, speed, conclude = image_text.judge, image_text.speed, image_text.conclude
 
 
-def load(artifact: Path, manifest: Manifest) -> str:
+def load(artifact: Path, manifest: Manifest, tiles: int | None = None) -> str:
     """See `Driver`: the largest image, in a prompt that fills the context beside the answer."""
     return f"{NativeImageText.most(artifact, manifest)} and {positive(artifact, manifest, 'max_tokens'):,} tokens"
 
@@ -42,12 +42,12 @@ class NativeImageText(ImageText):
         self._takes = self._vision.entry("image").dimensions["cells"]
 
     @staticmethod
-    def most(artifact: Path, manifest: Manifest) -> str:
+    def most(artifact: Path, manifest: Manifest, tiles: int | None = None) -> str:
         """See `ImageText`."""
         edge, cells = (positive(artifact, manifest, key, 1) for key in ("max_image", "max_cells"))
         return f"an image of {edge:,} pixels along an edge ({cells:,} tokens)"
 
-    def largest(self) -> Floats:
+    def largest(self, tiles: int | None = None) -> Floats:
         """See `ImageText`: one that fills the context is no square."""
         cell = self._patch * self._merge
         places = np.zeros((self._cells, self._merge**2), np.int64)

@@ -42,7 +42,7 @@ def step(session: Session, components: tuple[Component, ...], turn: int) -> dict
     return {name: np.asarray(value) for name, value in values.items()}
 
 
-def load(artifact: Path, manifest: Manifest) -> str:
+def load(artifact: Path, manifest: Manifest, tiles: int | None = None) -> str:
     """See `Driver`."""
     return "rounds of all entries"
 

@@ -44,7 +44,7 @@ DECODER = "decoder"
 _NO_TOKENIZER = f"the package has no {TOKENIZER}: nothing was tested from text"
 
 
-def load(artifact: Path, manifest: Manifest) -> str:
+def load(artifact: Path, manifest: Manifest, tiles: int | None = None) -> str:
     """See `Driver`: the context, prompt and answer together."""
     return f"{positive(artifact, manifest, 'max_tokens'):,} tokens"
 

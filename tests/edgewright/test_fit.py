@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from artifacts import EdgewrightError
 from edgewright import api, cli
 from recipes.errors import RecipeError
 
@@ -80,3 +81,47 @@ def test_mlx_affine_without_zero_points_is_refused_where_the_recipe_is_read(tmp_
     )
     with pytest.raises(RecipeError, match=r"mine\.yaml:7.*symmetric: false"):
         api.load_recipe(recipe)
+
+
+TILES = """
+name: tiles
+checkpoint: {{path: {checkpoint}}}
+quantize: {{rules: [{{match: "*", bits: 8, group: 32}}]}}
+context: {{max_tokens: 32}}
+vision: {{max_tiles: 5}}
+targets: {{onnx: {{}}}}
+validate: {{profiles: {{android-4gb: {{max_tiles: {tiles}}}, iphone-12: {{}}}}}}
+"""
+
+
+def test_a_phone_may_see_fewer_tiles(tmp_path: Path) -> None:
+    def needed(tiles: int, checkpoint: str = "tiny-smolvlm2") -> dict[str, int]:
+        path = tmp_path / "r.yaml"
+        folder = Path(__file__).parents[2] / "recipes" / "checkpoints" / checkpoint
+        path.write_text(TILES.format(tiles=tiles, checkpoint=folder))
+        return {f.profile: f.needed_bytes for f in api.plan_fits(path)}
+
+    few, most = needed(1), needed(5)
+    assert few["android-4gb"] < most["android-4gb"] == most["iphone-12"] == few["iphone-12"]
+    with pytest.raises(
+        EdgewrightError, match=r"android-4gb.max_tiles is 6, and the model is compiled for 5 at the most"
+    ):
+        needed(6)
+
+
+def test_tiles_of_a_model_that_sees_none(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    folder = Path(__file__).parents[2] / "recipes" / "checkpoints" / "tiny-ministral3"
+    path.write_text(TILES.format(tiles=1, checkpoint=folder).replace("vision: {max_tiles: 5}\n", ""))
+    with pytest.raises(EdgewrightError, match=r"max_tiles is 1, and the model sees no tiles"):
+        api.plan(path)
+
+
+@pytest.mark.parametrize("section", ["task: {file: gone.jsonl}", "quality: {text: gone.jsonl, max_mean_kl: 1.0}"])
+def test_a_plan_names_a_file_that_is_missing(section: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    folder = Path(__file__).parents[2] / "recipes" / "checkpoints" / "tiny-smolvlm2"
+    text = TILES.format(tiles=1, checkpoint=folder).replace("validate: {", f"validate: {{{section}, ")
+    path.write_text(text)
+    with pytest.raises(EdgewrightError, match=r"validate.(task.file|quality.text): .*gone.jsonl: no such file"):
+        api.plan(path)

@@ -110,19 +110,36 @@ def test_memory_is_that_of_the_most_tiles_and_the_whole_context(artifact: tuple[
     assert figures["host_vision"].at == "10 tiles" and figures["host_decode"].value > 0
 
 
+def test_memory_on_a_phone_where_the_app_makes_fewer_tiles(
+    artifact: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, manifest = artifact
+    session, seen = make_session(folder, manifest), []
+    session.load()
+    monkeypatch.setattr(ImageText, "look", lambda self, pixels: seen.append(len(pixels)) or np.zeros((8, SMALL.hidden)))
+    job, events = Job(kind="memory", artifact=folder, prompt_tokens=None, steps=4, tiles=2), {}
+    image_text.run(session, manifest, job, lambda name, **payload: events.update({name: payload}))
+    assert seen == [2] and events["vision"]["at"] == "2 tiles" and events["prefill"]["tokens"] == CONTEXT - 4
+    assert image_text.load(folder, manifest, 2) == f"2 tiles and {CONTEXT} tokens"
+
+
 TINY = Path(__file__).parents[2] / "recipes" / "checkpoints" / "tiny-smolvlm2"
 
 
-def test_whole_answers_are_those_of_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("target", "scenes"),
+    [("onnx", 6), *(pytest.param(name, 50, marks=pytest.mark.nightly) for name in ("onnx", "coreml", "mlx", "tvm"))],
+)
+def test_whole_answers_are_those_of_transformers(target: str, scenes: int, tmp_path: Path) -> None:
     """From image and question to text, over the checkpoint that ships: tiles, prompt, tokens and answer."""
     from transformers import SmolVLMForConditionalGeneration
 
     from artifacts.media.images import Pixels
     from recipes.checkpoints.scenes import held_out_scenes
 
-    job = quantized_job(tmp_path / "quantized", TINY, target_options()["onnx"](), HALF, max_tokens=256)
-    folder = tmp_path / "onnx"
-    manifest = packed(job, "onnx", folder, companions=True)
+    job = quantized_job(tmp_path / "quantized", TINY, target_options()[target](), HALF, max_tokens=256)
+    folder = tmp_path / target
+    manifest = packed(job, target, folder, companions=True)
     session = make_session(folder, manifest)
     session.load(exact=True)
     asked = Asked(session, folder, manifest)
@@ -130,7 +147,7 @@ def test_whole_answers_are_those_of_transformers(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_file(str(TINY / "tokenizer.json"))
     description = from_processor(TINY)
     right = 0
-    for example in held_out_scenes(6, first=5000):
+    for example in held_out_scenes(scenes, first=5000):
         image: Pixels = np.asarray(example.image.convert("RGB"))
         prompt = f"<|im_start|>User:<image>{example.question}<end_of_utterance>\nAssistant:"
         prepared = prepare(prompt, description, [image])
@@ -147,4 +164,4 @@ def test_whole_answers_are_those_of_transformers(tmp_path: Path) -> None:
         said = asked.answer(prompt, [image])
         assert said == tokenizer.decode(out.tolist(), skip_special_tokens=True).strip()
         right += said == example.answer.strip()
-    assert right >= 2  # no model that guesses
+    assert right >= scenes // 3  # no model that guesses
