@@ -92,36 +92,49 @@ def looked_at(calibration: Calibration, text: Path | None, model: Model, checkpo
     """A record: `ids` int32 [sequences, length] of conversations one after another, `pixels` uint8 [tiles, size, size,
     3] of the tiles that their image tokens stand for, in order, and `values` float32 [3, 256], what a channel's pixels
     become. Conversations are shuffled by the seed. Raises EdgewrightError."""
+    whole, pictures = conversations(calibration, text, reader(model, checkpoint), model, checkpoint)
+    pixels = np.concatenate(pictures)
+    record = np.zeros(
+        (), [("ids", np.int32, whole.shape), ("pixels", np.uint8, pixels.shape), ("values", "f4", (3, 256))]
+    )
+    record["ids"], record["pixels"], record["values"] = whole, pixels, channel_values(checkpoint)
+    return record
+
+
+def channel_values(checkpoint: Path) -> NDArray[np.float32]:
+    """What a channel's pixels become, float32 [3, 256]."""
+    gray = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None], (256, 3))
+    return normalise(gray[None, :, None], from_processor(checkpoint).images.normalisation)[0, :, :, 0]
+
+
+def conversations(
+    calibration: Calibration, text: Path | None, found: Reader, model: Model, checkpoint: Path
+) -> tuple[NDArray[np.int32], list[NDArray[np.uint8]]]:
+    """Token ids [sequences, length] of conversations one after another, shuffled by the seed, and the pictures that
+    their image tokens stand for, in order. Raises EdgewrightError."""
     if text is None or calibration.images is None:
         raise EdgewrightError(
             f"{_IMAGES}: methods that look at calibration data (gptq, awq) have to see what the model will see: give a "
             "folder of images, or a .jsonl file of questions with their images and answers; rtn, mse and hqq need none"
         )
-    found, asking = reader(model, checkpoint), Asking(text if text.is_dir() else text.parent, checkpoint, sees=True)
+    asking = Asking(text if text.is_dir() else text.parent, checkpoint, sees=True)
     given = list(entries(_IMAGES, text, sees=True))
     ids: list[int] = []
-    tiles: list[NDArray[np.uint8]] = []
+    pictures: list[NDArray[np.uint8]] = []
     for at in np.random.default_rng(calibration.seed).permutation(len(given)):
         prompt = found.read(asking.given(given[at], answered=True))
         ids += prompt.ids.tolist()
-        tiles += [] if prompt.pictures is None else prompt.pictures()
+        pictures += [] if prompt.pictures is None else prompt.pictures()
         if len(ids) >= calibration.tokens:
             break
-    if len(ids) < calibration.tokens or not tiles:
+    if len(ids) < calibration.tokens or not pictures:
         raise EdgewrightError(
-            f"{_IMAGES}: {text} has {len(ids)} tokens and {len(tiles)} images, {calibration.tokens} tokens are asked "
-            f"for; give more images or set tokens: {len(ids)}"
+            f"{_IMAGES}: {text} has {len(ids)} tokens and {len(pictures)} images, {calibration.tokens} tokens are "
+            f"asked for; give more images or set tokens: {len(ids)}"
         )
-    length = min(LENGTH, calibration.tokens)
-    whole = np.asarray(ids[: calibration.tokens // length * length], np.int32).reshape(-1, length)
-    pixels = np.concatenate(tiles)
-    record = np.zeros(
-        (), [("ids", np.int32, whole.shape), ("pixels", np.uint8, pixels.shape), ("values", "f4", (3, 256))]
-    )
-    gray = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None], (256, 3))
-    record["ids"], record["pixels"] = whole, pixels
-    record["values"] = normalise(gray[None, :, None], from_processor(checkpoint).images.normalisation)[0, :, :, 0]
-    return record
+    most: Any = model.constants["max_positions"]
+    length = min(LENGTH, most, calibration.tokens)
+    return np.asarray(ids[: calibration.tokens // length * length], np.int32).reshape(-1, length), pictures
 
 
 def samples(model: Model, table: Weights, looked_at: NDArray[Any]) -> Iterator[Samples]:
@@ -131,25 +144,37 @@ def samples(model: Model, table: Weights, looked_at: NDArray[Any]) -> Iterator[S
     from compiler import dialect
     from compiler.quantize.calibrated.task import Samples
 
-    image: Any = model.constants["image_token_id"]
     ids = torch.from_numpy(looked_at["ids"].astype(np.int64))
     pixels, values = torch.from_numpy(looked_at["pixels"]), torch.from_numpy(looked_at["values"].copy())
-    vision, embed = (model.component(name) for name in ("vision", "embed"))
-    tower, rows = vision.module(vision.entry("tile"), {}), embed.module(embed.entry("embed"), {})
+    vision = model.component("vision")
+    tower = vision.module(vision.entry("tile"), {})
 
     def tile(at: int) -> torch.Tensor:
         return torch.stack([values[channel][pixels[at, :, :, channel].long()] for channel in range(3)])[None]
 
     with torch.no_grad(), dialect.weights(table):
-        embeddings = rows(ids)[0]
-        marks = ids.eq(image)
         features = torch.cat([tower(tile(at))[0].flatten(0, 1) for at in range(len(pixels))])
-        embeddings[marks] = features[: int(marks.sum())]
     # as many patches as the decoder sees tokens, of tiles from all over
     patches: Any = model.constants["patches_per_tile"]
     count = min(len(pixels), max(1, ids.numel() // patches))
     chosen = np.linspace(0, len(pixels) - 1, count, dtype=np.int64)
     yield Samples(vision, tower, [(tile(int(at)),) for at in chosen])
+    yield from entered(model, table, ids, features)
+
+
+def entered(model: Model, table: Weights, ids: torch.Tensor, features: torch.Tensor) -> Iterator[Samples]:
+    """The table over ids [sequences, length], and the decoder over embeddings with features [image tokens, hidden] in
+    the places of image tokens, in order."""
+    from compiler import dialect
+    from compiler.quantize.calibrated.task import Samples
+
+    embed = model.component("embed")
+    rows = embed.module(embed.entry("embed"), {})
+    with dialect.weights(table):
+        embeddings = rows(ids)[0]
+    image: Any = model.constants["image_token_id"]
+    marks = ids.eq(image)
+    embeddings[marks] = features[: int(marks.sum())]
     yield Samples(embed, rows, [(sequence[None],) for sequence in ids])
     yield decoder_samples(model, table, embeddings)
 

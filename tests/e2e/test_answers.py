@@ -22,6 +22,7 @@ name: int{bits}
 checkpoint: {{path: {tiny}}}
 quantize:
   rules:
+    - {{match: "*.patch_embedding", bits: 16}}
     - {{match: "model.vision_model.*", bits: 8, method: {method}}}
     - {{match: "*", bits: {bits}, method: {method}}}
   calibration: {{images: seen/questions.jsonl}}
