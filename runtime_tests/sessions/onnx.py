@@ -5,8 +5,8 @@ anything that writes into the artifact, and what a model is for.
 
 The edits, on a graph alone (the weights stay in their file, which onnxruntime maps):
 
-- exact: ``accuracy_level`` 0 on every MatMulNBits, so that activations are not rounded to int8, and float32 caches
-  where they are quantized;
+- exact: ``accuracy_level`` 0 on every MatMulNBits, and a float32 product in place of every DynamicQuantizeMatMul, so
+  that activations are not rounded to int8; float32 caches where they are quantized;
 - score: the node that keeps the last token before the head is bypassed, which gives the outputs of all tokens.
 
 An edited graph is given as bytes; ``session.model_external_initializers_file_folder_path`` tells where its weights are.
@@ -256,6 +256,7 @@ def edited_graph(path: Path, *, exact: bool, score: bool) -> bytes:
             for attribute in node.attribute:
                 if node.op_type == "MatMulNBits" and attribute.name == "accuracy_level":
                     attribute.i = 0
+        _unround_activations(graph)
         _unquantize_caches(graph)
     if score:
         last = next((node for node in graph.node if node.name == formats.LAST_POSITION), None)
@@ -269,6 +270,27 @@ def edited_graph(path: Path, *, exact: bool, score: bool) -> bytes:
             if len(sizes) > 1 and sizes[1].dim_value == 1:
                 sizes[1].dim_param = formats.TOKENS
     return bytes(model.SerializeToString())
+
+
+def _unround_activations(graph: Any) -> None:
+    """Cast, Mul, MatMul and Add for every DynamicQuantizeMatMul: the same weights, activations as they are."""
+    from onnx import helper
+
+    nodes = []
+    for node in graph.node:
+        if node.op_type != "DynamicQuantizeMatMul":
+            nodes.append(node)
+            continue
+        (x, codes, scales, *rest), (out,) = node.input, node.output
+        wide, product = f"{out}/wide", f"{out}/product" if len(rest) > 1 else out
+        # a DequantizeLinear would be taken back into a kernel that rounds activations
+        nodes.append(helper.make_node("Cast", [codes], [f"{wide}/codes"], to=1))
+        nodes.append(helper.make_node("Mul", [f"{wide}/codes", scales], [wide]))
+        nodes.append(helper.make_node("MatMul", [x, wide], [product]))
+        if len(rest) > 1:
+            nodes.append(helper.make_node("Add", [product, rest[1]], [out]))
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _unquantize_caches(graph: Any) -> None:

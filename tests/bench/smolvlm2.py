@@ -116,7 +116,7 @@ def quantize(source: Path, out: Path) -> None:
                 prepared,
                 out / f"{name}.onnx",
                 op_types_to_quantize=["MatMul", "Gather", "Gemm"],
-                weight_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
                 extra_options={"MatMulConstBOnly": True},
             )
 

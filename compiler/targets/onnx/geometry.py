@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from compiler.slots import Scheme
+
+if TYPE_CHECKING:
+    from compiler.models.base import Component
+    from compiler.targets.onnx.options import OnnxOptions
+
+_ROWS = Scheme(bits=8, group=0)
 BLOCKS = (16, 32, 64, 128, 256)
 _HEAD_MULTIPLE = 16
+
+
+def by_row(scheme: Scheme, component: Component, options: OnnxOptions) -> bool:
+    """Whether a matrix is for DynamicQuantizeMatMul, whose activations have one scale in all.
+
+    It takes 8 bits with one scale per row, and a fifth of the time of MatMulNBits' blocks where many positions are
+    computed at once (ONNX Runtime 1.31, x86); a decoder, which reads its weights for one position, gains nothing.
+    """
+    return scheme == _ROWS and not component.states and options.accuracy_level == 4
 
 
 def block_size(columns: int, group: int) -> int | None:

@@ -2,7 +2,7 @@
 
 | dialect | kernel |
 |---|---|
-| linear | com.microsoft::MatMulNBits; FusedMatMul at 16 bits |
+| linear | com.microsoft::MatMulNBits, or DynamicQuantizeMatMul (`geometry.by_row`); FusedMatMul at 16 bits |
 | embedding | com.microsoft::GatherBlockQuantized over the bytes of a tied head; Gather at 16 bits |
 | convolution | DequantizeLinear of the packed bytes, Conv; at 16 bits Conv |
 | bias | the kernel's own bias behind a Conv, MatMulNBits or LayerNormalization, else Add |
@@ -26,8 +26,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from artifacts import EdgewrightError
-from compiler.slots import Slot
-from compiler.targets.onnx.geometry import block_size
+from compiler.models.base import Component
+from compiler.slots import Scheme, Slot
+from compiler.targets.onnx.geometry import block_size, by_row
 from compiler.targets.onnx.importer import EDGE, OPSET
 from compiler.targets.onnx.options import OnnxOptions
 from compiler.targets.onnx.weights import Part, Weight
@@ -44,14 +45,14 @@ class Lowering:
     being replaced; new ones go before it.
     """
 
-    def __init__(self, model: ir.Model, slots: Sequence[Slot], options: OnnxOptions, where: str) -> None:
+    def __init__(self, model: ir.Model, component: Component, options: OnnxOptions, where: str) -> None:
         self.model, self.graph = model, model.graph
-        self.options = options
+        self.component, self.options = component, options
         self.where = where
         self.weights: dict[ir.Value, Weight] = {}
         self.unused: list[ir.Value] = []
         self.before: ir.Node | None = None
-        self._slots = {slot.name: slot for slot in slots}
+        self._slots = {slot.name: slot for slot in component.slots}
 
     def run(self, table: Mapping[str, Callable[[Lowering, ir.Node], Values]]) -> None:
         """Replace every edge op by what `table` makes of it, and fuse what the importer took apart."""
@@ -181,6 +182,10 @@ def _linear(low: Lowering, node: ir.Node) -> Values:
     name, rows = "+".join(a["slots"]), sum(a["rows"])
     if bits == 16:
         return low.op("FusedMatMul", [_x(node), low.values(a["slots"], [rows, columns])], MICROSOFT, transB=1)
+    if by_row(Scheme(bits, a["group"], a["symmetric"]), low.component, low.options):
+        codes = low.weight(f"{name}.columns", ir.DataType.INT8, [columns, rows], "columns", slots)
+        scales = low.weight(f"{name}.scales", ir.DataType.FLOAT, [rows], "scales", slots)
+        return low.op("DynamicQuantizeMatMul", [_x(node), codes, scales], MICROSOFT)
     block, level = _block(low, a), low.options.accuracy_level
     shape = [rows, columns // block, block * bits // 8]
     codes = low.weight(f"{name}.q{bits}", ir.DataType.UINT8, shape, "codes", slots)
@@ -231,7 +236,7 @@ def _convolution(low: Lowering, node: ir.Node) -> Values:
 
 
 # kernels with a bias of their own: which input it is, and along which axis of the output
-_BIASED = {"Conv": (2, 1), "MatMulNBits": (5, -1), "LayerNormalization": (2, -1)}
+_BIASED = {"Conv": (2, 1), "MatMulNBits": (5, -1), "DynamicQuantizeMatMul": (4, -1), "LayerNormalization": (2, -1)}
 
 
 def _bias(low: Lowering, node: ir.Node) -> Values:

@@ -14,7 +14,7 @@ from compiler.slots import HALF, Scheme, Slot
 from compiler.targets.base import BuildJob, Built, Estimate, Job, copy_tokenizer, shipped_files
 from compiler.targets.card import write_card
 from compiler.targets.onnx import generic
-from compiler.targets.onnx.geometry import BLOCKS, block_size, padded_head
+from compiler.targets.onnx.geometry import BLOCKS, block_size, by_row, padded_head
 from compiler.targets.onnx.packaging import Packaging
 from compiler.targets.packaging import packaging_of
 
@@ -38,9 +38,9 @@ class OnnxTarget:
     def refusals(self, job: Job) -> list[str]:
         """What of a job this target cannot express, one sentence each."""
         found = []
-        for slot in job.model.slots:
+        for component, slot in ((c, slot) for c in job.model.components for slot in c.slots):
             scheme = job.schemes.get(slot.name, HALF)
-            multiplied = scheme.bits != 16 and slot.kind != "convolution"
+            multiplied = scheme.bits != 16 and slot.kind != "convolution" and not by_row(scheme, component, job.options)
             if multiplied and block_size(slot.columns, scheme.group) is None:
                 wanted = (
                     f"groups of {scheme.group}" if scheme.group else f"{slot.columns} columns and one scale per row"
@@ -56,8 +56,9 @@ class OnnxTarget:
         return [self._estimate(job, component) for component in job.model.components]
 
     def _estimate(self, job: Job, component: Component) -> Estimate:
-        weights = sum(_weight_bytes(job, slot) for slot in component.slots)
-        copied = sum(_copied_bytes(job, s) for s in component.slots if s.kind == "linear" or s.name == component.head)
+        weights = sum(_weight_bytes(job, component, slot) for slot in component.slots)
+        matrices = (slot for slot in component.slots if slot.kind == "linear" or slot.name == component.head)
+        copied = sum(_copied_bytes(job, component, slot) for slot in matrices)
         states, tables = component.state_values * 4, 0
         if component.attention is not None:
             have, head = component.attention.head_dim, padded_head(component.attention.head_dim)
@@ -145,7 +146,7 @@ def _packaging(job: Job) -> Packaging:
     return found
 
 
-def _weight_bytes(job: Job, slot: Slot) -> int:
+def _weight_bytes(job: Job, component: Component, slot: Slot) -> int:
     """Of a slot in the package: values in float32, or codes, scales and zero points."""
     scheme = job.schemes.get(slot.name, HALF)
     if scheme.bits == 16:
@@ -153,18 +154,22 @@ def _weight_bytes(job: Job, slot: Slot) -> int:
     if slot.kind == "convolution":  # DequantizeLinear wants zero points of symmetric codes too
         zeros = -(-slot.rows * scheme.groups(slot.columns) * scheme.bits // 8)
         return replace(scheme, symmetric=True).packed_bytes(slot.rows, slot.columns) + zeros
-    return _in_blocks(slot, scheme).packed_bytes(slot.rows, slot.columns)
+    return _in_blocks(job, component, slot, scheme).packed_bytes(slot.rows, slot.columns)
 
 
-def _copied_bytes(job: Job, slot: Slot) -> int:
+def _copied_bytes(job: Job, component: Component, slot: Slot) -> int:
     """Of a matrix as MatMulNBits packs it when a graph is loaded: codes, and a float32 scale and a float32 sum for each
     block; at 16 bits float32 values."""
     scheme = job.schemes.get(slot.name, HALF)
     if scheme.bits == 16:
         return slot.rows * slot.columns * 4
-    return slot.rows * (slot.columns * scheme.bits // 8 + 8 * _in_blocks(slot, scheme).groups(slot.columns))
+    return slot.rows * (
+        slot.columns * scheme.bits // 8 + 8 * _in_blocks(job, component, slot, scheme).groups(slot.columns)
+    )
 
 
-def _in_blocks(slot: Slot, scheme: Scheme) -> Scheme:
+def _in_blocks(job: Job, component: Component, slot: Slot, scheme: Scheme) -> Scheme:
     """The scheme with the kernel's blocks for groups."""
+    if slot.kind == "linear" and by_row(scheme, component, job.options):
+        return scheme
     return replace(scheme, group=block_size(slot.columns, scheme.group) or scheme.group)

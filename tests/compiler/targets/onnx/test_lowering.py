@@ -123,6 +123,40 @@ def test_heads_of_a_size_that_the_kernel_does_not_take_are_filled_with_zeros(tmp
     assert estimate.state_bytes == 4 * KV_HEADS * LENGTH * padded * 4
 
 
+@pytest.mark.parametrize("biased", [True, False])
+def test_rows_of_8_bits_in_an_encoder_round_activations_as_they_come(tmp_path: Path, biased: bool) -> None:
+    """Two matrices in one kernel, over the codes of every other target; exactly, the same weights in float32."""
+    columns, rows = 72, (40, 24)
+    names = ["a", "b"]
+
+    def function(x: torch.Tensor) -> tuple[torch.Tensor]:
+        y = edge.linear(x, names, list(rows), columns, 8, 0, True)
+        return (edge.bias(y, ["bias"], [sum(rows)], -1) if biased else y,)
+
+    slots = [Slot(name, f"{name}.weight", count, columns, "linear") for name, count in zip(names, rows, strict=True)]
+    bias = [Slot("bias", "bias", 1, sum(rows), "bias")] if biased else []
+    x, y = (Port(name, "float32", (2, "n", width)) for name, width in (("x", columns), ("y", sum(rows))))
+    model = one(function, (*slots, *bias), (x,), (y,), dimensions={"n": (1, 50)})
+    job = make_job(model, tmp_path / "weights", Scheme(8, 0))
+    packed(job, "onnx", tmp_path / "package")
+    loaded = onnx.load(tmp_path / "package" / "part.run.onnx")
+    assert [node.op_type for node in loaded.graph.node] == ["DynamicQuantizeMatMul"]
+    stored = onnx.numpy_helper.to_array(
+        next(t for t in loaded.graph.initializer if t.data_type == onnx.TensorProto.INT8)
+    )
+    codes = np.concatenate([job.weights.packed(slot.name) for slot in slots])
+    np.testing.assert_array_equal(stored.T.astype(np.int16), codes.astype(np.int16) - 128)
+    given = np.random.default_rng(0).standard_normal((2, 30, columns)).astype(np.float32)
+    expected = Reference(job).call("part", "run", x=given)["y"]
+    exact, shipped = (
+        opened(tmp_path / "package", exact=way).call("part", "run", x=given)["y"] for way in (True, False)
+    )
+    np.testing.assert_allclose(exact, expected, atol=1e-5)
+    assert 1e-4 < np.abs(shipped - expected).max() / np.abs(expected).max() < 3e-2
+    (estimate,) = load_target("onnx").estimate(job)
+    assert estimate.weight_bytes == sum(rows) * (columns + 4 + 4 * biased)
+
+
 @pytest.mark.parametrize("scheme", [Scheme(4, 0), Scheme(8, 0, False), Scheme(4, 48, False)], ids=str)
 def test_groups_that_the_kernel_does_not_have_become_blocks_that_it_has(tmp_path: Path, scheme: Scheme) -> None:
     rows, columns = 24, 96
