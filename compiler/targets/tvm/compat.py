@@ -6,6 +6,7 @@
 | reciprocal of integers | computes 1 / x in integers, silently 0 |
 | grid_sampler_2d | hands the grid over as [N, H, W, 2] where the operator wants [N, 2, H, W] |
 | grid_sampler_3d | not converted |
+| native_group_norm | fails without weights of its own |
 
 A test for each fails without its converter (`tests/compiler/targets/tvm/test_compat.py`). Knows nothing of ours.
 """
@@ -66,10 +67,24 @@ def _grid_sampler(layout: str, order: list[int]) -> Callable[[Any, Any], Expr]:
     return convert
 
 
+def group_norm(node: Any, importer: Any) -> Expr:
+    """aten.native_group_norm; without weights as its statistics, of values around their mean."""
+    if node.args[1] is not None or node.args[2] is not None:
+        return importer.convert_map["native_group_norm.default"](node)
+    x, _, _, batch, _, _, groups, eps = importer.retrieve_args(node)
+    emit = importer.block_builder.emit
+    rows = emit(relax.op.reshape(x, [batch, groups, -1]))
+    around = emit(relax.op.subtract(rows, emit(relax.op.mean(rows, 2, keepdims=True))))
+    variance = emit(relax.op.mean(emit(relax.op.multiply(around, around)), 2, keepdims=True))
+    factor = emit(relax.op.rsqrt(emit(relax.op.add(variance, relax.const(eps, x.ty.dtype)))))
+    return emit(relax.op.reshape(emit(relax.op.multiply(around, factor)), x.ty.shape))
+
+
 CONVERTERS: dict[str, Callable[[Any, Any], Expr]] = {
     "div.Tensor": divide,
     "div.Scalar": divide,
     "reciprocal.default": reciprocal,
     "grid_sampler_2d.default": _grid_sampler("NCHW", [0, 3, 1, 2]),
     "grid_sampler_3d.default": _grid_sampler("NCDHW", [0, 4, 1, 2, 3]),
+    "native_group_norm.default": group_norm,
 }
