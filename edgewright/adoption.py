@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     lines = [
         f"{found.folder}: {found.family}, {found.parameters / 1e6:.2f} M parameters: {', '.join(found.components)}",
         f"  folded     {folded or 'nothing'}",
-        *([f"  left out   {found.left_out}"] if found.left_out else []),
+        *([f"  not read   {found.unused}"] if found.unused else []),
         f"  licence    {found.licence or 'not stated: give --license, or cards will say that nobody did'}",
         *(f"  from       {name}  sha256 {digest}" for name, digest in found.files.items()),
     ]

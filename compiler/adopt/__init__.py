@@ -57,8 +57,9 @@ class Published(Protocol):
 
 @dataclass(frozen=True)
 class Adopted:
-    """What `adopt` wrote. files: sha256 by name of what was read; folded: norms by kind; left_out: tensors that the
-    model never reads, in few words; licence: as given, None where nobody said."""
+    """What `adopt` wrote. files: sha256 by name of what was read; folded: norms by kind; unused: tensors that the model
+    never reads, in few words, which stay in the checkpoint and get into no package; licence: as given, None where
+    nobody said."""
 
     folder: Path
     family: str
@@ -66,7 +67,7 @@ class Adopted:
     parameters: int
     files: Mapping[str, str]
     folded: Mapping[str, int]
-    left_out: str
+    unused: str
     licence: str | None
 
     def to_json(self) -> dict[str, Any]:
@@ -97,12 +98,12 @@ def adopt(files: Sequence[Path], family: str, out: Path, licence: str | None, pr
     tensors: dict[str, torch.Tensor] = {}
     read: dict[str, StateDict] = {}
     counted: Counter[str] = Counter()
-    left_out: list[str] = []
+    unused: dict[str, torch.Tensor] = {}
     for at, path in enumerate(files):
         progress("reading", at, len(files))
         given = read_pickle(path)
-        unused = [name for name in given.tensors if any(fnmatchcase(name, pattern) for pattern in published.UNUSED)]
-        used = {name: tensor for name, tensor in given.tensors.items() if name not in unused}
+        beside = [name for name in given.tensors if any(fnmatchcase(name, pattern) for pattern in published.UNUSED)]
+        used = {name: tensor for name, tensor in given.tensors.items() if name not in beside}
         folded, kinds = fold(path, used, published.BATCH_NORMS)
         shapes = Shapes(path, {name: tuple(tensor.shape) for name, tensor in folded.items()})
         found = published.recognized(shapes)
@@ -117,7 +118,7 @@ def adopt(files: Sequence[Path], family: str, out: Path, licence: str | None, pr
         read[prefix] = given
         config |= said
         counted += kinds
-        left_out += unused
+        unused |= {prefix + name: given.tensors[name] for name in beside}
         tensors |= {prefix + name: tensor for name, tensor in folded.items()}
     if missing := [published.PARTS[prefix] for prefix in published.REQUIRED if prefix not in read]:
         raise CheckpointError(f"--family {family} needs the file of {missing[0]} too")
@@ -127,7 +128,7 @@ def adopt(files: Sequence[Path], family: str, out: Path, licence: str | None, pr
     _check(model, tensors, read)
     progress("writing", 0, 1)
     with _folder(out) as folder:
-        _write(folder, config, tensors, origin)
+        _write(folder, config, {**tensors, **unused}, origin)
     progress("writing", 1, 1)
     return Adopted(
         folder=out,
@@ -136,7 +137,7 @@ def adopt(files: Sequence[Path], family: str, out: Path, licence: str | None, pr
         parameters=sum(slot.rows * slot.columns for slot in model.slots),
         files=origin,
         folded=dict(counted),
-        left_out=listed(left_out),
+        unused=listed(unused),
         licence=licence,
     )
 

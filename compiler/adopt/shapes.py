@@ -12,7 +12,7 @@ class Shapes(Mapping[str, tuple[int, ...]]):
     """A mapping that knows its file, so that what is missing from it is named."""
 
     def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self._path, self._shapes = path, shapes
+        self.path, self._shapes = path, shapes
 
     def __getitem__(self, name: str) -> tuple[int, ...]:
         return self._shapes[name]
@@ -26,10 +26,10 @@ class Shapes(Mapping[str, tuple[int, ...]]):
     def size(self, name: str, axis: int = 0) -> int:
         """A tensor's size along an axis, from 1 up. Raises CheckpointError naming a tensor that has none."""
         if name not in self._shapes:
-            raise CheckpointError(f"{self._path}: tensor {name!r} is missing")
+            raise CheckpointError(f"{self.path}: tensor {name!r} is missing")
         found = self._shapes[name]
         if len(found) <= axis or not found[axis]:
-            raise CheckpointError(f"{self._path}: tensor {name!r} has shape {list(found)}")
+            raise CheckpointError(f"{self.path}: tensor {name!r} has shape {list(found)}")
         return found[axis]
 
     def count(self, module: str) -> int:

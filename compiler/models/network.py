@@ -66,6 +66,9 @@ class Layers(Protocol[V]):
     def first(self, x: V, length: int) -> V:
         """The first places of [1, channels, places]."""
 
+    def repeated(self, x: V, length: int) -> V:
+        """[1, channels, 1] at each of `length` places."""
+
     def swapped(self, x: V) -> V:
         """The last two dimensions exchanged."""
 
@@ -169,6 +172,9 @@ class Shapes:
     def first(self, x: Value, length: int) -> Value:
         return self._made((*x.shape[:2], length), x)
 
+    def repeated(self, x: Value, length: int) -> Value:
+        return self._made((*x.shape[:2], length), x)
+
     def swapped(self, x: Value) -> Value:
         return self._made((*x.shape[:-2], x.shape[-1], x.shape[-2]), x)
 
@@ -250,13 +256,14 @@ class Tensors:
     def resized(self, x: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         import torch
 
-        if x.ndim == 4:
-            return torch.nn.functional.interpolate(x, list(sizes), mode="bilinear", align_corners=True)
-        # a line as a picture of one row, which every importer knows
-        return self.resized(x[:, :, None], [1, *sizes])[:, :, 0]
+        mode = "linear" if x.ndim == 3 else "bilinear"
+        return torch.nn.functional.interpolate(x, list(sizes), mode=mode, align_corners=True)
 
     def first(self, x: torch.Tensor, length: int) -> torch.Tensor:
         return x[..., :length]
+
+    def repeated(self, x: torch.Tensor, length: int) -> torch.Tensor:
+        return x.expand(-1, -1, length)
 
     def swapped(self, x: torch.Tensor) -> torch.Tensor:
         return x.transpose(-1, -2)

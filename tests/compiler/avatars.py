@@ -232,3 +232,73 @@ def small_unet(mobileone: bool = False) -> nn.Module:
 def small_encoder() -> nn.Module:
     torch.manual_seed(1)
     return trained(FeatherHubert(SMALL["front"], SMALL["width"], SMALL["blocks"], SMALL["outputs"]), 1)  # type: ignore[arg-type]
+
+
+class _NormedConvolution(nn.Module):
+    """A convolution over three frames, a norm of each frame, and the input again where it is residual."""
+
+    def __init__(self, inputs: int, outputs: int, residual: bool) -> None:
+        super().__init__()
+        self.residual = residual
+        if residual and inputs != outputs:
+            self.residual_layer = nn.Sequential(nn.Conv1d(inputs, outputs, 3, padding=1))
+        elif residual:
+            self.residual_layer = nn.Sequential()
+        self.conv = nn.Conv1d(inputs, outputs, 3, padding=1)
+        self.norm = nn.LayerNorm(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x).transpose(1, 2)).transpose(1, 2)
+        return torch.relu(y + self.residual_layer(x) if self.residual else y)
+
+
+class _Identity(nn.Module):
+    def __init__(self, width: int, identities: int, features: int) -> None:
+        super().__init__()
+        self.id_mlp = nn.Conv1d(identities, features, 1)
+        blocks = [_NormedConvolution(width + features * (i == 0), width, True) for i in range(3)]
+        self.first_net = _Named("conv_layers", nn.Sequential(*blocks))
+        self.grus = nn.GRU(width, width, batch_first=True)  # never called
+
+    def forward(self, x: Tensor, identity: Tensor) -> Tensor:
+        who = self.id_mlp(identity[..., None].repeat(1, 1, x.shape[2]))
+        return self.first_net(torch.cat([x, who], 1))
+
+
+class Audio2Expression(nn.Module):
+    """LAM's network around transformers' wav2vec2: forward(audio [1, samples], identity [1, …]) -> [1, frames, 52]."""
+
+    def __init__(self, config: Any, width: int, identities: int, features: int) -> None:
+        from transformers import Wav2Vec2Model
+
+        super().__init__()
+        self.audio_encoder = Wav2Vec2Model(config)
+        self.audio_encoder.lm_head = nn.Linear(1024, 32)  # never called
+        self.feature_projection = nn.Linear(config.hidden_size, width)
+        self.identity_encoder = _Identity(width, identities, features)
+        self.decoder = nn.ModuleList([nn.Sequential(*(_NormedConvolution(width, width, False) for _ in range(3)))])
+        self.output_proj = nn.Linear(width, 52)
+
+    def forward(self, audio: Tensor, identity: Tensor) -> Tensor:
+        frames = -(-audio.shape[1] * 30 // 16000)
+        x = self.audio_encoder.feature_extractor(audio)
+        x = F.interpolate(x, size=frames, align_corners=True, mode="linear").transpose(1, 2)
+        x = self.audio_encoder.encoder(self.audio_encoder.feature_projection(x)[0]).last_hidden_state
+        x = self.identity_encoder(self.feature_projection(x).transpose(1, 2), identity)
+        return torch.sigmoid(self.output_proj(self.decoder[0](x).transpose(1, 2)))
+
+
+def small_expression() -> nn.Module:
+    from transformers import Wav2Vec2Config
+
+    config = Wav2Vec2Config(
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=192,
+        conv_dim=[32, 32, 48, 48, 32, 32, 64],
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+    )
+    torch.manual_seed(2)
+    return trained(Audio2Expression(config, 96, 12, 16), 2)

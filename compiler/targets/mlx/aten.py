@@ -316,6 +316,7 @@ ATEN: dict[str, Callable[..., Any]] = {
     "aten.max_pool2d.default": max_pool2d,
     "aten.avg_pool2d.default": avg_pool2d,
     "aten.upsample_nearest2d.vec": upsample_nearest,
+    "aten.upsample_linear1d.vec": upsample_linear,
     "aten.upsample_bilinear2d.vec": upsample_linear,
     "aten.grid_sampler.default": grid_sampler,
     "aten.view.default": _shaped,

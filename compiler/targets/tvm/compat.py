@@ -7,6 +7,7 @@
 | grid_sampler_2d | hands the grid over as [N, H, W, 2] where the operator wants [N, 2, H, W] |
 | grid_sampler_3d | not converted |
 | native_group_norm | fails without weights of its own |
+| clamp of integers | fails with one bound, the other of which is infinite |
 
 A test for each fails without its converter (`tests/compiler/targets/tvm/test_compat.py`). Knows nothing of ours.
 """
@@ -70,7 +71,7 @@ def _grid_sampler(layout: str, order: list[int]) -> Callable[[Any, Any], Expr]:
 def group_norm(node: Any, importer: Any) -> Expr:
     """aten.native_group_norm; without weights as its statistics, of values around their mean."""
     if node.args[1] is not None or node.args[2] is not None:
-        return importer.convert_map["native_group_norm.default"](node)
+        return importer._native_group_norm(node)
     x, _, _, batch, _, _, groups, eps = importer.retrieve_args(node)
     emit = importer.block_builder.emit
     rows = emit(relax.op.reshape(x, [batch, groups, -1]))
@@ -80,6 +81,17 @@ def group_norm(node: Any, importer: Any) -> Expr:
     return emit(relax.op.reshape(emit(relax.op.multiply(around, factor)), x.ty.shape))
 
 
+def clamp(node: Any, importer: Any) -> Expr:
+    """aten.clamp of integers by the bounds that are given; of floats as upstream has it."""
+    x, *bounds = importer.retrieve_args(node)
+    if str(x.ty.dtype).startswith(("float", "bfloat")) or node.kwargs:
+        return importer._clamp(node)
+    for bound, narrowed in zip(bounds, (relax.op.maximum, relax.op.minimum), strict=False):
+        if bound is not None:
+            x = importer.block_builder.emit(narrowed(x, relax.const(int(bound), x.ty.dtype)))
+    return x
+
+
 CONVERTERS: dict[str, Callable[[Any, Any], Expr]] = {
     "div.Tensor": divide,
     "div.Scalar": divide,
@@ -87,4 +99,5 @@ CONVERTERS: dict[str, Callable[[Any, Any], Expr]] = {
     "grid_sampler_2d.default": _grid_sampler("NCHW", [0, 3, 1, 2]),
     "grid_sampler_3d.default": _grid_sampler("NCDHW", [0, 4, 1, 2, 3]),
     "native_group_norm.default": group_norm,
+    "clamp.default": clamp,
 }

@@ -28,6 +28,13 @@ def save_encoder(path: Path, module: torch.nn.Module) -> Path:
     return path
 
 
+def save_expression(path: Path, module: torch.nn.Module) -> Path:
+    """As engines/infer.py reads it."""
+    state = {f"module.backbone.{name}": tensor for name, tensor in module.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 9}, path)
+    return path
+
+
 @pytest.fixture
 def published(tmp_path: Path) -> list[Path]:
     return [save_unet(tmp_path / "last.pth", small_unet()), save_encoder(tmp_path / "hubert.pth", small_encoder())]

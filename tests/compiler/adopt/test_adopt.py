@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from artifacts import EdgewrightError
 from compiler import dialect
 from compiler.adopt.pickles import read_pickle
+from compiler.checkpoint import Checkpoint
 from compiler.licence import licence_of
-from tests.compiler.adopt.conftest import Adopt, save_encoder, save_unet
-from tests.compiler.avatars import small_encoder, small_unet
+from tests.compiler.adopt.conftest import Adopt, save_encoder, save_expression, save_unet
+from tests.compiler.avatars import small_encoder, small_expression, small_unet
 from tests.compiler.conftest import original
 
 
@@ -54,6 +55,30 @@ def test_the_folder_computes_what_the_trained_modules_do(tmp_path: Path, take: A
     ]
     assert licence_of(found.folder) == "apache-2.0"
     assert [path.name for path in found.folder.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_audio2expression_computes_what_transformers_does(tmp_path: Path, take: Adopt) -> None:
+    """With the weight norm of its positions folded, and what is never called left beside it."""
+    module = small_expression()
+    found = take(save_expression(tmp_path / "streaming.tar", module), family="audio2expression")
+    assert found.components == ("expression",) and found.folded == {"weight norm": 1}
+    assert error_of(found.folder, {"expression": module}) < 1e-5
+    for name in ("audio_encoder.lm_head.weight", "audio_encoder.masked_spec_embed", "identity_encoder.grus.bias_hh_l0"):
+        assert f"backbone.{name}" in found.unused
+    model, _ = original(found.folder)
+    unread = Checkpoint(found.folder).unread(slot.tensor for slot in model.slots)
+    assert len(unread) == 7 and all(name.split(".")[2] in ("lm_head", "masked_spec_embed", "grus") for name in unread)
+
+
+def test_the_offline_variant_is_refused_by_name(tmp_path: Path, take: Adopt) -> None:
+    module = small_expression()
+    module.identity_encoder.transformer_encoder = torch.nn.TransformerEncoder(  # type: ignore[union-attr]
+        torch.nn.TransformerEncoderLayer(96, 8, 192, batch_first=True), 1
+    )
+    with pytest.raises(
+        EdgewrightError, match=r"is the offline variant, with backbone\.identity_encoder\.transformer_enco"
+    ):
+        take(save_expression(tmp_path / "offline.tar", module), family="audio2expression")
 
 
 def _bare(state: dict[str, Any]) -> Any:

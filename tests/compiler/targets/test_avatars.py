@@ -1,4 +1,4 @@
-"""FeatherTalk on every target: each entry equals the dialect's reference, which `adopt`'s tests hold to the modules
+"""Talking avatars on every target: each entry equals the dialect's reference, which `adopt`'s tests hold to the modules
 that were trained."""
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from compiler.targets.mlx.options import MlxOptions
 from compiler.targets.onnx.options import OnnxOptions
 from compiler.targets.tvm.options import TvmOptions
 from runtime_tests.sessions import make_session
-from tests.compiler.adopt.conftest import Adopt, save_encoder, save_unet, take
-from tests.compiler.avatars import small_encoder, small_unet
+from tests.compiler.adopt.conftest import Adopt, save_encoder, save_expression, save_unet, take
+from tests.compiler.avatars import small_encoder, small_expression, small_unet
 from tests.compiler.conftest import Jobs, Reference, packed
 
 __all__ = ["take"]
@@ -56,4 +56,11 @@ def test_every_entry_equals_the_reference(
 ) -> None:
     unet = save_unet(tmp_path / "last.pth", small_unet(mobileone))
     folder = take(unet, save_encoder(tmp_path / "hubert.pth", small_encoder())).folder
+    assert_entries_equal_the_reference(jobs(folder, OPTIONS[target], HALF, others), target, tmp_path / target)
+
+
+@pytest.mark.parametrize("target", OPTIONS)
+def test_audio2expression_equals_the_reference(take: Adopt, jobs: Jobs, tmp_path: Path, target: str) -> None:
+    folder = take(save_expression(tmp_path / "streaming.tar", small_expression()), family="audio2expression").folder
+    others = {f"backbone.audio_encoder.encoder.layers.0.attention.{w}_proj": Scheme(4, 32) for w in "qkv"}
     assert_entries_equal_the_reference(jobs(folder, OPTIONS[target], HALF, others), target, tmp_path / target)
