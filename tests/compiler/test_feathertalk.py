@@ -11,7 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compiler.graph import arguments, capture, op_name
 from compiler.models.base import Component, Model, read_model
+from compiler.plan import plan
+from compiler.quantize.methods import method_options
+from compiler.targets import target_options
 from compiler.tensors import CheckpointError
+from recipes.schema import recipe_model
 from tests.compiler.avatars import FeatherHubert, UNet
 
 CHANNELS = [32, 64, 128, 256, 512]
@@ -152,3 +156,29 @@ def test_norms_that_are_not_folded_are_refused(name: str) -> None:
         CheckpointError, match=f"tensor '{name}' belongs to a norm that is not folded; run edgewright adopt"
     ):
         read_model({"model_type": "feathertalk"}, ["unet.outc.conv.weight", name], 2)
+
+
+RULES = [
+    # nine columns fill no words; the first convolutions have six inputs, one, and 16, in which MLX has no groups
+    *({"match": match, "bits": 16} for match in ("unet.*.conv.3", "unet.inc.*", "*.dw_conv", "*.layers.0.conv")),
+    {"match": "unet.audio_model.conv1.conv.0", "bits": 16},
+    {"match": "*", "bits": 8, "group": "channel"},
+]
+
+
+@pytest.mark.parametrize("target", ["onnx", "coreml", "mlx", "tvm"])
+def test_a_plan_of_the_published_geometry_needs_its_config_alone(target: str) -> None:
+    """Sizes in INT8: 13.2 MB of renderer and 3.7 MB of encoder, which with float32 scales are the most."""
+    content = {
+        "name": "feathertalk",
+        "checkpoint": {"path": "."},
+        "quantize": {"rules": RULES},
+        "context": {"max_tokens": 2},
+        "targets": {target: {}},
+    }
+    recipe = recipe_model(target_options(), method_options()).model_validate(content)
+    (found,) = plan(recipe, {"model_type": "feathertalk", "feather_hubert": SMALL})
+    audio, renderer = found.components
+    assert (audio.component, renderer.component) == ("audio", "renderer")
+    assert 3.36e6 < audio.weight_bytes <= 3.7e6 and 12.1e6 < renderer.weight_bytes <= 13.2e6
+    assert found.refused is None
