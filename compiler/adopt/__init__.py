@@ -50,6 +50,10 @@ class Published(Protocol):
     REQUIRED: tuple[str, ...]
     CONFIG: Mapping[str, Any]
 
+    def transformed(self, path: Path, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A state dict whose norms are folded, with what else of it is folded. path: for errors. Raises
+        CheckpointError."""
+
     def recognized(self, shapes: Shapes) -> tuple[str, dict[str, Any]] | None:
         """The prefix of a folded state dict, and what its shapes say for config.json; None where it is no part.
         Raises CheckpointError for a variant that is not supported."""
@@ -105,6 +109,7 @@ def adopt(files: Sequence[Path], family: str, out: Path, licence: str | None, pr
         beside = [name for name in given.tensors if any(fnmatchcase(name, pattern) for pattern in published.UNUSED)]
         used = {name: tensor for name, tensor in given.tensors.items() if name not in beside}
         folded, kinds = fold(path, used, published.BATCH_NORMS)
+        folded = published.transformed(path, folded)
         shapes = Shapes(path, {name: tuple(tensor.shape) for name, tensor in folded.items()})
         found = published.recognized(shapes)
         if found is None:

@@ -302,3 +302,51 @@ def small_expression() -> nn.Module:
     )
     torch.manual_seed(2)
     return trained(Audio2Expression(config, 96, 12, 16), 2)
+
+
+def flame(points: int, vertices: int = 40, shapes: int = 6, seed: int = 3) -> dict[str, Tensor]:
+    """A head and an avatar of it as LAM holds them, random: FLAME's buffers, who it is (`betas`), and what its network
+    gave each Gaussian before it is made sense of (logits, logarithms)."""
+    g = torch.Generator().manual_seed(seed)
+    weights = torch.rand(points, 5, generator=g)
+    regressor = torch.rand(5, vertices, generator=g)
+    return {
+        "v_template": torch.randn(vertices, 3, generator=g) / 8,
+        "shapedirs": torch.randn(vertices, 3, shapes + 52, generator=g) / 50,
+        "shapedirs_up": torch.randn(points, 3, shapes + 52, generator=g) / 50,
+        "J_regressor": regressor / regressor.sum(1, keepdim=True),
+        "lbs_weights_up": weights / weights.sum(1, keepdim=True),
+        "parents": torch.tensor([-1, 0, 1, 1, 1]),
+        "betas": torch.randn(1, shapes, generator=g),
+        "xyz": torch.randn(points, 3, generator=g) / 8,
+        "shs": torch.rand(points, 3, generator=g),
+        "opacity": torch.rand(points, 1, generator=g),
+        "scaling": torch.rand(points, 3, generator=g) / 100,
+        "rotation": F.normalize(torch.randn(points, 4, generator=g)),
+    }
+
+
+def animated(head: dict[str, Tensor], pose: dict[str, Tensor]) -> Tensor:
+    """The points of `flame`'s avatar [1, points, 3], as LAM's `animation_forward` moves them: nothing folded, matrices
+    of 4 x 4, rotations as exponentials."""
+    expression = pose["expression"]
+    betas = torch.cat([head["betas"], expression], 1)
+    shaped = head["v_template"] + torch.einsum("l,vkl->vk", betas[0], head["shapedirs"])
+    joints = head["J_regressor"] @ shaped
+    vectors = torch.cat([pose[name] for name in ("rotation", "neck", "jaw", "eyes")], 1).reshape(5, 3)
+    skew = torch.zeros(5, 3, 3)
+    for (row, column), at in {(2, 1): 0, (0, 2): 1, (1, 0): 2}.items():
+        skew[:, row, column], skew[:, column, row] = vectors[:, at], -vectors[:, at]
+    local = torch.eye(4).repeat(5, 1, 1)
+    local[:, :3, :3] = torch.matrix_exp(skew)
+    chain: list[Tensor] = []
+    for at, parent in enumerate(head["parents"].tolist()):
+        local[at, :3, 3] = joints[at] - (joints[parent] if parent >= 0 else 0)
+        chain.append(chain[parent] @ local[at] if parent >= 0 else local[at])
+    rest = torch.eye(4).repeat(5, 1, 1)
+    rest[:, :3, 3] = -joints
+    each = torch.einsum("nj,jab->nab", head["lbs_weights_up"], torch.stack(chain) @ rest)
+    dirs = head["shapedirs_up"][:, :, -52:]
+    points = head["xyz"] + torch.einsum("l,vkl->vk", expression[0], dirs)
+    moved = torch.einsum("nab,nb->na", each[:, :3, :3], points) + each[:, :3, 3]
+    return (moved + pose["translation"])[None]

@@ -5,11 +5,15 @@ Source: github.com/aigc3d/LAM_Audio2Expression, engines/infer.py. Knows names an
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from compiler.adopt.shapes import Shapes
 from compiler.models.audio2expression import PREFIX
 from compiler.tensors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BATCH_NORMS: tuple[tuple[str, str], ...] = ()
 UNUSED = (
@@ -21,6 +25,11 @@ PARTS = {"": "Audio2Expression"}
 REQUIRED = ("",)
 CONFIG: dict[str, Any] = {}
 _HEAD_DIM = 64  # of every wav2vec2 that is published; a state dict does not say
+
+
+def transformed(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """See `Published`: nothing."""
+    return state
 
 
 def recognized(shapes: Shapes) -> tuple[str, dict[str, Any]] | None:

@@ -5,10 +5,14 @@ Source: github.com/anliyuan/FeatherTalk: train.py, model_factory.py, feather_hub
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from compiler.adopt.shapes import Shapes
 from compiler.models.feathertalk import ENCODER, UNET
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # within a block, behind a convolution of the audio branch, and in MobileOne's fifth convolution
 BATCH_NORMS = (
@@ -20,6 +24,11 @@ UNUSED: tuple[str, ...] = ()
 PARTS = {UNET: "the U-Net", ENCODER: "FeatherHuBERT"}
 REQUIRED = (UNET,)
 CONFIG: dict[str, Any] = {"feather_hubert": None}  # where no part says otherwise
+
+
+def transformed(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """See `Published`: nothing."""
+    return state
 
 
 def recognized(shapes: Shapes) -> tuple[str, dict[str, Any]] | None:

@@ -307,6 +307,7 @@ ATEN: dict[str, Callable[..., Any]] = {
     "aten.neg.default": mx.negative,
     "aten.add.Tensor": add,
     "aten.sub.Tensor": subtract,
+    "aten.rsub.Scalar": lambda x, y, alpha=1: y - x * alpha,
     "aten.mul.Tensor": lambda x, y: x * y,
     "aten.div.Tensor": divide,
     "aten.eq.Tensor": mx.equal,

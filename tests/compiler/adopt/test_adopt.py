@@ -20,7 +20,7 @@ from compiler.adopt.pickles import read_pickle
 from compiler.checkpoint import Checkpoint
 from compiler.licence import licence_of
 from tests.compiler.adopt.conftest import Adopt, save_encoder, save_expression, save_unet
-from tests.compiler.avatars import small_encoder, small_expression, small_unet
+from tests.compiler.avatars import animated, flame, small_encoder, small_expression, small_unet
 from tests.compiler.conftest import original
 
 
@@ -68,6 +68,46 @@ def test_audio2expression_computes_what_transformers_does(tmp_path: Path, take: 
     model, _ = original(found.folder)
     unread = Checkpoint(found.folder).unread(slot.tensor for slot in model.slots)
     assert len(unread) == 7 and all(name.split(".")[2] in ("lm_head", "masked_spec_embed", "grus") for name in unread)
+
+
+POSE = {"expression": 52, "rotation": 3, "neck": 3, "jaw": 3, "eyes": 6, "translation": 3}
+
+
+def test_an_avatar_of_gaussians_moves_as_the_head_that_it_was_made_of(tmp_path: Path, take: Adopt) -> None:
+    """Who it is folded away; no multiple of 32 points, so that some fill it up."""
+    head = flame(70)
+    torch.save(head, tmp_path / "avatar.pth")
+    model, weights = original(take(tmp_path / "avatar.pth", family="gaussian").folder)
+    (component,) = model.components
+    animate, attributes = component.entries
+    generator = torch.Generator().manual_seed(1)
+    for size in (0.0, 1e-3, 1.0):
+        pose = {name: torch.randn(1, count, generator=generator) * size for name, count in POSE.items()}
+        with torch.no_grad(), dialect.weights(weights):
+            found = component.module(animate, {})(*(pose[port.name] for port in animate.inputs))[0]
+            drawn = component.module(attributes, {})(torch.arange(11)[None])[0]
+        assert found.shape == (1, 96, 3)
+        np.testing.assert_allclose(found[:, :70], animated(head, pose), atol=2e-6)
+    parts = [head[name] for name in ("rotation", "scaling", "opacity", "shs")]
+    np.testing.assert_array_equal(drawn[0, :, :70], torch.cat(parts, 1).T)
+    assert not drawn[0, 7, 70:].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"betas": torch.ones(1, 5)}, r"'shapedirs' has shape \[40, 3, 58\], not \[40, 3, 57\]"),
+        ({"J_regressor": None}, "'J_regressor' is missing"),
+        ({"parents": torch.tensor([-1, 0, 1, 2, 3])}, r"'parents' is not \[-1, 0, 1, 1, 1\]"),
+        ({"xyz": torch.ones(70, 4)}, r"'xyz' has shape \[70, 4\], not \[any, 3\]"),
+        ({"teeth": torch.ones(2)}, "'teeth' is none of this family's"),
+    ],
+)
+def test_a_head_that_does_not_fit_is_refused(tmp_path: Path, take: Adopt, change: dict[str, Any], message: str) -> None:
+    head = {name: tensor for name, tensor in {**flame(70), **change}.items() if tensor is not None}
+    torch.save(head, tmp_path / "avatar.pth")
+    with pytest.raises(EdgewrightError, match=rf"avatar\.pth: tensor {message}"):
+        take(tmp_path / "avatar.pth", family="gaussian")
 
 
 def test_the_offline_variant_is_refused_by_name(tmp_path: Path, take: Adopt) -> None:

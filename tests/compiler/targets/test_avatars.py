@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from compiler.slots import HALF, Scheme
 from compiler.targets.base import BuildJob
@@ -17,7 +18,7 @@ from compiler.targets.onnx.options import OnnxOptions
 from compiler.targets.tvm.options import TvmOptions
 from runtime_tests.sessions import make_session
 from tests.compiler.adopt.conftest import Adopt, save_encoder, save_expression, save_unet, take
-from tests.compiler.avatars import small_encoder, small_expression, small_unet
+from tests.compiler.avatars import flame, small_encoder, small_expression, small_unet
 from tests.compiler.conftest import Jobs, Reference, packed
 
 __all__ = ["take"]
@@ -42,7 +43,12 @@ def assert_entries_equal_the_reference(job: BuildJob, target: str, folder: Path,
     reference, random = Reference(job), np.random.default_rng(0)
     for component in job.model.components:
         for entry in component.shipped:
-            arrays = {port.name: random.standard_normal(port.sized({}), np.float32) for port in entry.inputs}
+            arrays = {
+                port.name: np.arange(port.sized({})[-1])[None]
+                if port.below
+                else random.standard_normal(port.sized({}), np.float32)
+                for port in entry.inputs
+            }
             found, expected = (side.call(component.name, entry.name, **arrays) for side in (session, reference))
             for name, values in expected.items():
                 assert found[name].shape == values.shape
@@ -63,4 +69,12 @@ def test_every_entry_equals_the_reference(
 def test_audio2expression_equals_the_reference(take: Adopt, jobs: Jobs, tmp_path: Path, target: str) -> None:
     folder = take(save_expression(tmp_path / "streaming.tar", small_expression()), family="audio2expression").folder
     others = {f"backbone.audio_encoder.encoder.layers.0.attention.{w}_proj": Scheme(4, 32) for w in "qkv"}
+    assert_entries_equal_the_reference(jobs(folder, OPTIONS[target], HALF, others), target, tmp_path / target)
+
+
+@pytest.mark.parametrize("target", OPTIONS)
+def test_gaussians_equal_the_reference(take: Adopt, jobs: Jobs, tmp_path: Path, target: str) -> None:
+    torch.save(flame(70), tmp_path / "avatar.pth")
+    folder = take(tmp_path / "avatar.pth", family="gaussian").folder
+    others = {"positions": Scheme(8, 32), "attributes": Scheme(8, 32)}
     assert_entries_equal_the_reference(jobs(folder, OPTIONS[target], HALF, others), target, tmp_path / target)
