@@ -99,7 +99,7 @@ class Shapes:
         """How many values are alive at once in the widest place: a step's inputs, outputs and scratch, and all that a
         later step reads."""
         last = {value: at for at, (inputs, _, _) in enumerate(self._steps) for value in inputs}
-        alive = {value for value in last if all(value is not made for _, made, _ in self._steps)}
+        alive = last.keys() - {made for _, made, _ in self._steps}
         widest = 0
         for at, (_, made, scratch) in enumerate(self._steps):
             alive.add(made)
