@@ -2,7 +2,8 @@
 assets have a licence of their own), `betas` [1, shapes], who it is, and the Gaussians of `GaussianModel`: `xyz` [N, 3],
 where they stand at rest, `rotation`, `scaling`, `opacity` and `shs`, three colours, all as they are drawn.
 
-Source: github.com/aigc3d/LAM, flame_arkit.py and gs_renderer.py. Who it is, is folded away here: in float64.
+LAM's own tools write none such: they export .ply, .glb and .json, which are not read here. Names are those of its
+modules: github.com/aigc3d/LAM, flame_arkit.py and gs_renderer.py. Who it is, is folded away here: in float64.
 """
 
 from __future__ import annotations
