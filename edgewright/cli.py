@@ -89,6 +89,13 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("artifact", metavar="ARTIFACT", help="folder of the artifact")
     _output(verify, quiet="show nothing when all is well, its last validation too")
 
+    adopt = _command(commands, "adopt", _adopt, "make a checkpoint of a project's .pth files, norms folded")
+    adopt.add_argument("file", nargs="+", metavar="FILE", help="a pickle of a state dict; read for its tensors alone")
+    adopt.add_argument("--family", required=True, metavar="NAME", help="what the files are of, such as feathertalk")
+    adopt.add_argument("--out", required=True, metavar="FOLDER", help="a folder that is not there yet")
+    adopt.add_argument("--license", metavar="ID", help="of the weights, for the cards of what is made from them")
+    _output(adopt)
+
     recipes = _group(commands, "recipes", "list, show, schema: the recipes that ship and how to write one")
     _output(_command(recipes, "list", _recipes_list, "the recipes that ship"))
     show = _command(recipes, "show", _recipes_show, "print a recipe's file, with paths that work from anywhere")
@@ -271,6 +278,12 @@ def _verify(args: argparse.Namespace) -> int:
     elif manifest.verdict != "passed":
         render.show(render.standing(manifest, folder))
     return 1 if problems else 0
+
+
+def _adopt(args: argparse.Namespace) -> int:
+    from edgewright.adoption import run
+
+    return run(args)
 
 
 def _recipes_list(args: argparse.Namespace) -> int:
