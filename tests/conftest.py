@@ -1,4 +1,4 @@
-"""Settings for every test: no network, repeatable property tests, one thread per worker when tests run in parallel."""
+"""Settings for every test: no network, repeatable property tests, and threads that share the machine."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Threads that wait for work leave the core to the other worker, whose work they would else wait for: where a test has
+# two of them (calibration, the runtimes), spinning made it eight times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0")
+# TVM ties its caller to the first core, for good and with every child process: both workers to the same one.
+os.environ.setdefault("TVM_BIND_THREADS", "0")
 
 from hypothesis import HealthCheck, settings
 
@@ -20,5 +26,7 @@ settings.register_profile("edgewright", deadline=None, derandomize=True, suppres
 settings.register_profile("search", settings.get_profile("edgewright"), derandomize=False, max_examples=1000)
 settings.load_profile("edgewright")
 
-# A shell that starts the tests in the background has them ignore Ctrl-C, and so would every process they start.
+# A shell that starts the tests in the background has them ignore Ctrl-C, and nohup a hangup: so would every process
+# that they start, and tests send both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
