@@ -18,6 +18,7 @@ os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0")
 # TVM ties its caller to the first core, for good and with every child process: both workers to the same one.
 os.environ.setdefault("TVM_BIND_THREADS", "0")
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # The same examples on every run, so that a red build is always the change's own; `--hypothesis-profile=search` looks
@@ -25,6 +26,30 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("edgewright", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("search", settings.get_profile("edgewright"), derandomize=False, max_examples=1000)
 settings.load_profile("edgewright")
+
+# What takes longest begins first, so that workers which take whole files end together.
+SLOWEST = (
+    "compiler/targets/test_geometries.py",
+    "edgewright/test_streams.py",
+    "compiler/targets/onnx/test_text.py",
+    "e2e/test_reproducible.py",
+    "compiler/targets/coreml/test_decoder.py",
+    "compiler/targets/tvm/test_artifact.py",
+    "e2e/test_components.py",
+    "compiler/quantize/test_calibrated.py",
+    "e2e/test_same_bytes.py",
+    "edgewright/test_run.py",
+    "fuzz/test_checkpoints.py",
+    "compiler/test_keys.py",
+    "runtime_tests/sessions/test_tvm.py",
+    "compiler/targets/tvm/test_components.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: at for at, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0].removeprefix("tests/"), len(places)))
+
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and nohup a hangup: so would every process
 # that they start, and tests send both.
