@@ -36,13 +36,12 @@ SLOWEST = (
     "compiler/targets/coreml/test_decoder.py",
     "compiler/targets/tvm/test_artifact.py",
     "e2e/test_components.py",
-    "compiler/quantize/test_calibrated.py",
-    "e2e/test_same_bytes.py",
     "edgewright/test_run.py",
+    "runtime_tests/test_task.py",
+    "compiler/targets/tvm/test_native.py",
     "fuzz/test_checkpoints.py",
     "compiler/test_keys.py",
     "runtime_tests/sessions/test_tvm.py",
-    "compiler/targets/tvm/test_components.py",
 )
 
 

@@ -140,6 +140,21 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterat
         yield folder
 
 
+@contextmanager
+def converting_here() -> Iterator[None]:
+    """Without processes of their own for conversions: many starts less. Core ML's check captures what its build
+    captures again: there is only the build's."""
+
+    def directly(function: Callable[..., Any], *arguments: Any, progress: Any) -> Any:
+        return function(*arguments, progress)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("compiler.targets.tvm.workers.apart", directly)
+        patch.setattr("compiler.targets.coreml.target.apart", directly)
+        patch.setattr("compiler.targets.coreml.target.CoreMLTarget.check", lambda self, job: None)
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def plugins() -> None:
     """The families in `tests/plugins` are known here and in every child process."""

@@ -18,7 +18,7 @@ from artifacts import silent
 from compiler import pipeline
 from compiler.checkpoint import Checkpoint
 from edgewright.api import recipe_type
-from tests.compiler.conftest import MINISTRAL3, random_tensors, save
+from tests.compiler.conftest import MINISTRAL3, converting_here, random_tensors, save
 
 GROUP = 32
 RULES = [{"match": "model.layers.0.*", "bits": 4, "group": GROUP}, {"match": "*", "bits": 8, "group": GROUP}]
@@ -53,10 +53,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
         }
     )
     checkpoint = Checkpoint(source)
-    quantized = pipeline.quantize(recipe, checkpoint, "test", None, folder / "quantized", silent)
-    for target in recipe.targets:
-        (folder / target).mkdir()
-        pipeline.build(recipe, target, quantized, checkpoint, folder / target, silent)
+    with converting_here():
+        quantized = pipeline.quantize(recipe, checkpoint, "test", None, folder / "quantized", silent)
+        for target in recipe.targets:
+            (folder / target).mkdir()
+            pipeline.build(recipe, target, quantized, checkpoint, folder / target, silent)
     return folder, quantized.weights
 
 

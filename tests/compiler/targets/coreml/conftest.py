@@ -21,8 +21,16 @@ from compiler.targets.coreml.options import CoreMLOptions
 from recipes.corpus import stdlib_texts
 from runtime_tests.drivers.text import Decoder
 from runtime_tests.sessions.coreml import CoreMLSession
-from tests.compiler.conftest import MINISTRAL3, job_logits, packed, quantized_job, random_tensors, save, shared_folder
-from tests.compiler.targets.conftest import convert_here
+from tests.compiler.conftest import (
+    MINISTRAL3,
+    converting_here,
+    job_logits,
+    packed,
+    quantized_job,
+    random_tensors,
+    save,
+    shared_folder,
+)
 
 torch.set_num_threads(1)  # small matrices: a second thread only waits
 TINY = Path(__file__).parents[4] / "recipes" / "checkpoints" / "tiny-ministral3"
@@ -89,8 +97,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Builder:
             given: dict[str, Any] = {"max_tokens": max_tokens, "name": source.name, "again": True}
             job = quantized_job(folder / "quantized", source, CoreMLOptions(**options), scheme, others, **given)
             if not (folder / "coreml").exists():
-                with pytest.MonkeyPatch.context() as patch:
-                    convert_here(patch)
+                with converting_here():
                     packed(job, "coreml", folder / "coreml")
         return Built(folder / "coreml", job, read_manifest(folder / "coreml"))
 
