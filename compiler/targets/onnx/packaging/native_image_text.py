@@ -266,7 +266,8 @@ def _plain(job: BuildJob, graphs: Sequence[formats.Graph]) -> str:
 
 _RUN = (
     "## What was run, and what was not\n\n"
-    "`edgewright validate` runs this folder in onnxruntime on your machine, compares every output with PyTorch's, and "
-    "holds its memory there against the byte limit of a phone. Whether that was done, and what came of it, stands in "
-    "`edgewright.json`. It was **not run on a phone**; speed there is unknown."
+    "`edgewright validate` runs this folder in onnxruntime on your machine, compares every output with PyTorch's and "
+    "what onnxruntime-genai says of a picture with what its own graphs say, and holds its memory there against the "
+    "byte limit of a phone. Whether that was done, and what came of it, stands in `edgewright.json`. It was **not run "
+    "on a phone**; speed there is unknown."
 )
