@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from edgewright import rooms, signals, streams
+from edgewright import hub_commands, rooms, signals, streams
 
 if TYPE_CHECKING:
     from edgewright.report import RunVerdict
@@ -24,6 +24,7 @@ examples:
   edgewright run my.yaml --checkpoint ./tuned   a recipe of one's own, on one's own fine-tune
   edgewright plan ministral-3-3b-int4           what it would come to, before a download
   edgewright validate build/quickstart/onnx --profile iphone-12
+  edgewright publish build/quickstart/onnx --repo me/quickstart-edge
 """
 _EXIT_CODES = """\
 exit codes:
@@ -88,6 +89,16 @@ def parser() -> argparse.ArgumentParser:
     verify = _command(commands, "verify", _verify, "recompute every digest of an artifact")
     verify.add_argument("artifact", metavar="ARTIFACT", help="folder of the artifact")
     _output(verify, quiet="show nothing when all is well, its last validation too")
+
+    publish = _command(commands, "publish", hub_commands.publish, "put packages that passed on the Hub, in one commit")
+    hub_commands.publish_arguments(publish)
+    _output(publish)
+
+    pull = _command(
+        commands, "pull", hub_commands.pull, "fetch the package that passed on a phone, and check every byte"
+    )
+    hub_commands.pull_arguments(pull)
+    _output(pull)
 
     recipes = _group(commands, "recipes", "list, show, schema: the recipes that ship and how to write one")
     _output(_command(recipes, "list", _recipes_list, "the recipes that ship"))
