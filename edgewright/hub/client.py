@@ -19,6 +19,7 @@ from edgewright.hub.wire import RETRIED, tame, token
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.hf_api import RepoFile
 
     Operation = CommitOperationAdd | CommitOperationDelete
@@ -57,13 +58,10 @@ class Repository:
 
     def head(self) -> Head | None:
         """None where there is no such repository, or none that the token may see."""
-        from huggingface_hub.errors import RepositoryNotFoundError
-
         try:
             with self._explained():
                 found = self._repeated(lambda: self._api.model_info(self.name))
-        except _NotFound as error:
-            assert isinstance(error.__cause__, RepositoryNotFoundError)
+        except _NotFound:
             return None
         return Head(found.sha or "", bool(found.private))
 
@@ -160,10 +158,9 @@ class Repository:
                 "visible under a tag yet. Run again: what the Hub has already is not sent again"
             ) from cause
 
-    def _refused(self, error: object) -> EdgewrightError:
-        from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    def _refused(self, error: HfHubHTTPError) -> EdgewrightError:
+        from huggingface_hub.errors import RepositoryNotFoundError
 
-        assert isinstance(error, HfHubHTTPError)
         status, said = error.response.status_code, self._harmless(error.server_message or "")
         if status == 401 and "Invalid credentials" in said:
             return EdgewrightError(f"{self.name}: the Hub does not know the token; check HF_TOKEN, or `hf auth login`")

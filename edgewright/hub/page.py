@@ -20,7 +20,7 @@ from edgewright.report import target_report
 from edgewright.standing import standings
 from edgewright.streams import plain
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!~&$@:])")
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>!~&$])")
 _WORD = re.compile(r"[\w][\w./-]{0,95}", re.ASCII)
 _OBTAINED = (
     "Every figure says how it was obtained. *measured*: in the real runtime, on the machine that built it. "
@@ -96,8 +96,9 @@ def _body(index: Index, packages: Sequence[Package], repo: str) -> Iterator[str]
             for package in packages
         ],
     )
-    phone = next((name for package in packages for name in package.variant.profiles), "PROFILE")
-    yield "\nThe package that passed on a phone, every byte of it checked:\n"
+    good = (name for p in packages for name, judged in p.variant.profiles.items() if judged.verdict == "passed")
+    phone = next(good, "PROFILE")
+    yield "The package that passed on a phone, every byte of it checked:\n"
     yield f"```\nedgewright pull {repo} --profile {_argument(phone)} --out FOLDER\n```\n"
     yield f"An app chooses by `{INDEX}`. How a runtime loads a package is in its folder's `{CARD}`.\n"
     yield f"## What was found\n\n{_OBTAINED}\n"
@@ -128,7 +129,7 @@ def _not_passed(package: Package) -> Iterator[str]:
     yield f"> **`{name}` did not pass ({package.variant.verdict}) and was published all the same.**"
     for found in standings(package.manifest, Path(name)):
         if found.verdict != "passed":
-            yield f"> {_escaped(found.words)}"
+            yield f">\n> {_escaped(found.words)}"
     yield ""
 
 

@@ -34,7 +34,6 @@ from artifacts import (
     verify,
 )
 from artifacts.locks import lock
-from artifacts.manifest import sha256_file
 from artifacts.store import make_folder
 from edgewright.hub.index import CARD, CONFIG, INDEX, MAX_INDEX_BYTES, Variant, choose, read_index
 from edgewright.hub.listing import commit_of, entries, first_error, locked
@@ -85,10 +84,8 @@ def pull(
         variant = choose(read_index(root[INDEX], f"{repo}/{INDEX}"), profile, repo)
         _refuse_others(folder)
         final = folder / variant.name
-        received = 0
-        if not _is_there(final, variant, progress):
-            refuse_foreign(final)
-            received = _fetch(hub, repo, commit, variant, final, progress)
+        refuse_foreign(final)
+        received = _fetch(hub, repo, commit, variant, final, progress)
         for name, raw in root.items():
             _write(folder / name, raw)
     return Pulled(repo, commit, profile, variant.name, str(final), variant.bytes, received)
@@ -117,11 +114,11 @@ def _root(hub: Hub, repo: str, commit: str, until: float) -> dict[str, bytes]:
     return {name: content(hub, repo, commit, file) for name, file in found.items()}
 
 
-def _is_there(final: Path, variant: Variant, progress: Progress) -> bool:
-    """Whether the very package lies in its place, intact."""
+def _is_there(final: Path, manifest: Manifest, progress: Progress) -> bool:
+    """Whether the package lies in its place, intact, whatever was found out about it since."""
     try:
-        return sha256_file(final / MANIFEST) == variant.manifest.sha256 and not verify(final, progress)
-    except (OSError, EdgewrightError):
+        return read_manifest(final).identity == manifest.identity and not verify(final, progress)
+    except EdgewrightError:
         return False
 
 
@@ -130,6 +127,8 @@ def _fetch(hub: Hub, repo: str, commit: str, variant: Variant, final: Path, prog
     make_folder(final.parent)
     with _workplace(final.parent / f".{final.name}.pull-{variant.manifest.sha256[:16]}") as work:
         manifest = _manifest(hub, repo, commit, variant, work)
+        if _is_there(final, manifest, progress):
+            return 0
         files = [LockedFile(path=f"{variant.name}/{f.path}", size=f.size, sha256=f.sha256) for f in manifest.files]
         paths = [work.joinpath(*f.path.split("/")) for f in manifest.files]
         needed = manifest.total_bytes - sum(_size(path) for path in paths)

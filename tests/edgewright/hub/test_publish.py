@@ -79,7 +79,7 @@ def test_the_card_carries_the_hubs_metadata_and_every_verdict(writable, edgewrig
     }
     assert "| `mlx-int4-300B` | mlx | 300 B in an app (ios) | INT4 group 64 | passed |" in body
     figure = "| iphone-12 | peak memory at 256 tokens | 290 MB | ≤ 2.00 GB |"
-    assert f"{figure} emulated\\: this machine without a limit | fits |" in body
+    assert f"{figure} emulated: this machine without a limit | fits |" in body
     assert "| parity | same clear token | 99.00 % | ≥ 97.00 % | measured | passed |" in body
     assert "| `onnx-int4-32.3kB` | 4 | 64 | yes | gptq | 3 | 900 | 500 B |" in body
     assert f"edgewright pull {REPO} --profile" in body
@@ -186,12 +186,15 @@ def test_a_changed_artifact_is_refused(writable, edgewright, onnx):
     assert writable.log == []
 
 
-def test_links_and_paths_that_leave_are_refused(writable, edgewright, onnx, tmp_path):
+def test_links_names_of_one_case_and_paths_that_leave_are_refused(writable, edgewright, onnx, tmp_path):
     manifest = onnx / "edgewright.json"
     good = manifest.read_text()
     manifest.write_text(good.replace("golden.safetensors", "../golden.safetensors"))
     refused = edgewright("publish", onnx, "--repo", REPO)
     assert refused.code == 2 and "would leave the artifact's folder" in refused.err
+    manifest.write_text(good.replace("golden.safetensors", "MODEL.onnx"))
+    refused = edgewright("publish", onnx, "--repo", REPO)
+    assert refused.code == 2 and "is listed twice (or differs only in case)" in refused.err
     manifest.write_text(good)
     (onnx / "golden.safetensors").rename(tmp_path / "elsewhere")
     (onnx / "golden.safetensors").symlink_to(tmp_path / "elsewhere")
@@ -234,8 +237,8 @@ def test_hostile_text_stays_text(writable, edgewright, tmp_path):
     assert files[f"onnx-int4-32.3kB/{name}"] == b"x"
     card = files["README.md"].decode()
     body = card.split("---\n", 2)[2]
-    assert "\\<img src=x onerror=alert\\(1\\)\\> \\[a\\]\\(javascript\\:b\\)" in body
-    assert "<img" not in body.replace("\\<img", "") and "\n# big" not in body and "](" not in body.replace("\\]\\(", "")
+    assert "\\<img src=x onerror=alert(1)\\> \\[a\\](javascript:b)" in body
+    assert "<img" not in body.replace("\\<img", "") and "\n# big" not in body and "](" not in body.replace("\\](", "")
     row = next(line for line in body.splitlines() if line.startswith("| parity"))
     assert len(row.replace("\\|", "").split("|")) == 8  # six cells
 

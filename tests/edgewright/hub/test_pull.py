@@ -8,9 +8,9 @@ import signal
 
 import pytest
 
-from artifacts import verify
+from artifacts import read_manifest, verify
 
-from .packages import FILES, PAYLOAD, contents, memory, package, parity
+from .packages import FILES, PAYLOAD, contents, memory, package, parity, validated
 from .writable import Blob, Fault
 
 REPO = "acme/small-edge"
@@ -59,10 +59,14 @@ def test_what_is_there_is_not_fetched_again_and_what_is_damaged_is(writable, pub
     assert pull().code == 0
     writable.log.clear()
     again = pull()
-    assert again.code == 0 and "was there already" in again.out and asked(writable) == ROOT
+    assert again.code == 0 and "was there already" in again.out
+    assert asked(writable) == ROOT | {f"{ONNX}/edgewright.json"}
+    mine = tmp_path / "out" / ONNX
+    validated(mine, read_manifest(mine), (parity(), memory("my-phone", 1e8)))  # which its manifest remembers
+    assert "was there already" in pull().out and "my-phone" in (mine / "edgewright.json").read_text()
     (tmp_path / "out" / ONNX / "model.onnx").write_bytes(b"\0GRAPH" * 50)
     assert "received" in pull().out
-    assert contents(tmp_path / "out" / ONNX) == contents(published[ONNX])
+    assert contents(mine) == contents(published[ONNX])
 
 
 def test_a_tag_keeps_what_it_was(writable, published, edgewright, pull, tmp_path):
@@ -148,6 +152,16 @@ def test_the_next_call_goes_on_where_one_broke_off(writable, published, pull, tm
     assert f"{ONNX}/golden.safetensors" not in asked(writable)  # whole already
     assert contents(tmp_path / "out" / ONNX) == contents(published[ONNX])
     assert {path.name for path in (tmp_path / "out").iterdir()} == {ONNX, *ROOT}
+
+
+def test_what_was_received_of_an_earlier_state_goes(writable, published, edgewright, pull, tmp_path):
+    writable.faults = [Fault("drop", "GET", r"/cdn/.*model\.onnx\.data", after=9000, times=3)]
+    assert pull().code == 2 and os.listdir(tmp_path / "out") != []
+    newer = package(tmp_path / "newer", files={**FILES, "model.onnx": b"\0newer" * 50})
+    assert edgewright("publish", newer, published[MLX], "--repo", REPO).code == 0
+    assert pull().code == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {ONNX, *ROOT}
+    assert contents(tmp_path / "out" / ONNX) == contents(newer)
 
 
 def test_a_kill_at_any_request_leaves_nothing_half_written(writable, published, pull, edgewright, tmp_path):
