@@ -1,17 +1,29 @@
-"""`edgewright adopt`: what a user gives, checked, and what became of it, in words. Adopting is `compiler/adopt`."""
+"""`edgewright adopt`: what a user gives, checked, and what became of it, in words. Adopting is `compiler/adopt`.
+
+Like `cli.py`, loads nothing but the standard library until the command runs.
+"""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 
-from artifacts import EdgewrightError, user_path
-from edgewright import bars, streams
+from edgewright import streams
+
+
+def arguments(command: argparse.ArgumentParser) -> None:
+    """What `edgewright adopt` takes."""
+    command.add_argument("file", nargs="+", metavar="FILE", help="a pickle of a state dict; read for its tensors alone")
+    command.add_argument("--family", required=True, metavar="NAME", help="what the files are of, such as feathertalk")
+    command.add_argument("--out", required=True, metavar="FOLDER", help="a folder that is not there yet")
+    command.add_argument("--license", metavar="ID", help="of the weights, for the cards of what is made from them")
 
 
 def run(args: argparse.Namespace) -> int:
     """The command line's `adopt`. Raises EdgewrightError."""
+    from artifacts import EdgewrightError, user_path
     from compiler.adopt import Adopted, adopt, families
+    from edgewright import bars
 
     known = families()
     if args.family not in known:

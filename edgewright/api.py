@@ -307,7 +307,7 @@ def _warnings(recipe: Recipe, checkpoint: Checkpoint, quantized: Quantized) -> I
             f"{size(cost)} more"
         )
     if recipe.publish is not None:
-        yield f"publish: a run publishes nothing; {recipe.publish.repo} is as it was"
+        yield f"publish: a run publishes nothing; {recipe.publish.repo} is as it was; `edgewright publish` does"
 
 
 def _config(recipe: Recipe, override: str | Path | None) -> Mapping[str, Any]:

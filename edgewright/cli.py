@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from edgewright import rooms, signals, streams
+from edgewright import adoption, hub_commands, rooms, signals, streams
 
 if TYPE_CHECKING:
     from edgewright.report import RunVerdict
@@ -24,6 +24,7 @@ examples:
   edgewright run my.yaml --checkpoint ./tuned   a recipe of one's own, on one's own fine-tune
   edgewright plan ministral-3-3b-int4           what it would come to, before a download
   edgewright validate build/quickstart/onnx --profile iphone-12
+  edgewright publish build/quickstart/onnx --repo me/quickstart-edge
 """
 _EXIT_CODES = """\
 exit codes:
@@ -89,12 +90,19 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("artifact", metavar="ARTIFACT", help="folder of the artifact")
     _output(verify, quiet="show nothing when all is well, its last validation too")
 
-    adopt = _command(commands, "adopt", _adopt, "make a checkpoint of a project's .pth files, norms folded")
-    adopt.add_argument("file", nargs="+", metavar="FILE", help="a pickle of a state dict; read for its tensors alone")
-    adopt.add_argument("--family", required=True, metavar="NAME", help="what the files are of, such as feathertalk")
-    adopt.add_argument("--out", required=True, metavar="FOLDER", help="a folder that is not there yet")
-    adopt.add_argument("--license", metavar="ID", help="of the weights, for the cards of what is made from them")
+    adopt = _command(commands, "adopt", adoption.run, "make a checkpoint of a project's .pth files, norms folded")
+    adoption.arguments(adopt)
     _output(adopt)
+
+    publish = _command(commands, "publish", hub_commands.publish, "put packages that passed on the Hub, in one commit")
+    hub_commands.publish_arguments(publish)
+    _output(publish)
+
+    pull = _command(
+        commands, "pull", hub_commands.pull, "fetch the package that passed on a phone, and check every byte"
+    )
+    hub_commands.pull_arguments(pull)
+    _output(pull)
 
     recipes = _group(commands, "recipes", "list, show, schema: the recipes that ship and how to write one")
     _output(_command(recipes, "list", _recipes_list, "the recipes that ship"))
@@ -278,12 +286,6 @@ def _verify(args: argparse.Namespace) -> int:
     elif manifest.verdict != "passed":
         render.show(render.standing(manifest, folder))
     return 1 if problems else 0
-
-
-def _adopt(args: argparse.Namespace) -> int:
-    from edgewright.adoption import run
-
-    return run(args)
 
 
 def _recipes_list(args: argparse.Namespace) -> int:

@@ -48,7 +48,7 @@ def _target(target: TargetReport) -> list[str]:
         lines += [*(f"- {reason}" for reason in reasons(target)), ""]
     rows = text.rows(target)
     if rows:
-        lines += _table(
+        lines += table(
             ["", "check", "figure", "limit", "obtained", "verdict"],
             [[row.group, row.name, row.figure, row.limit, text.obtained(row), row.verdict] for row in rows],
         )
@@ -62,7 +62,7 @@ def _target(target: TargetReport) -> list[str]:
         if run.phases:
             phones = " and ".join(phone.profile for phone in target.phones if _same(phone.run, run))
             lines += [f"Memory on {phones}, {_conditions(run)}, over the interpreter's baseline:", ""]
-            lines += _table(
+            lines += table(
                 ["phase", "anonymous", "file-backed", "swap", "peak anonymous", "peak file-backed"],
                 [
                     [
@@ -76,13 +76,13 @@ def _target(target: TargetReport) -> list[str]:
             lines.append("")
     if target.figures:
         lines += ["All figures:", ""]
-        lines += _table(
+        lines += table(
             ["figure", "value", "obtained"],
             [[f.name, text.figure(f), text.obtained(f)] for f in target.figures],
         )
         lines.append("")
     lines += ["Weights, with their bytes in `quantized/`:", ""]
-    lines += _table(
+    lines += table(
         ["bits", "group", "method", "tensors", "parameters", "bytes"],
         [
             [str(g.bits), str(g.group or ""), g.method, str(g.tensors), f"{g.parameters:,}", size(g.bytes)]
@@ -111,6 +111,6 @@ def _conditions(run: MemoryRun) -> str:
     return limit if run.context_tokens is None else f"{limit}, {run.context_tokens:,} tokens of context"
 
 
-def _table(head: list[str], body: list[list[str]]) -> list[str]:
+def table(head: list[str], body: list[list[str]]) -> list[str]:
     rows = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in body)]
     return ["| " + " | ".join(row) + " |" for row in rows]

@@ -89,6 +89,4 @@ def reasons(found: TargetReport) -> list[str]:
 def _failed(item: ValidationRecord) -> Iterator[str]:
     for check in item.checks:
         if check.verdict not in _GOOD:
-            limit = "" if check.limit is None else f" (limit {text.quantity(check.limit, check.unit)})"
-            figure = text.quantity(check.value, check.unit)
-            yield f"{check.group}: {check.label} {figure}{limit}: {check.verdict}"
+            yield f"{check.group}: {text.failed(check)}"

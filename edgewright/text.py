@@ -86,6 +86,12 @@ def figure(found: Figure) -> str:
     return _sampled(float(found.value), found) + load
 
 
+def failed(check: Check) -> str:
+    """A check that failed, in a few words."""
+    limit = "" if check.limit is None else f" (limit {quantity(check.limit, check.unit)})"
+    return f"{check.label} {quantity(check.value, check.unit)}{limit}: {check.verdict}"
+
+
 def obtained(found: Figure | Check | Row) -> str:
     """How a figure was obtained, with the name of what stood in."""
     return f"{found.obtained or ''}" + (f": {found.stand_in}" if found.stand_in else "")
@@ -95,7 +101,7 @@ def rows(target: TargetReport) -> list[Row]:
     """Every check of a target in the order in which to read it: parity, quality, phones."""
     found = [*target.checks, *(check for phone in target.phones for check in phone.checks)]
     groups = list(dict.fromkeys(check.group for check in found))
-    return [_row(check) for check in sorted(found, key=lambda check: groups.index(check.group))]
+    return [row(check) for check in sorted(found, key=lambda check: groups.index(check.group))]
 
 
 def stand_ins(found: list[Row]) -> list[str]:
@@ -176,7 +182,8 @@ def speed(target: TargetReport) -> str | None:
     )
 
 
-def _row(check: Check) -> Row:
+def row(check: Check) -> Row:
+    """A check in words."""
     if check.verdict == _NOT_FOR:
         return Row(check.group, f"{check.label}: {_NOT_FOR}", "", "", "", "", check.reason)
     limit = ""

@@ -49,7 +49,8 @@ def _check_name(name: str) -> str:
     return name
 
 
-def _check_hub_id(repo: str) -> str:
+def check_hub_id(repo: str) -> str:
+    """A repository on the Hub, `owner/name`; ValueError for anything else."""
     if not _HUB_ID.fullmatch(repo) or ".." in repo or "--" in repo:
         raise ValueError(f"must be owner/name as on the Hub, not {repo!r}")
     return repo
@@ -129,7 +130,7 @@ class Checkpoint(Strict):
     """Where the weights come from: a folder, or a repository of the Hub at one commit."""
 
     path: RecipePath | None = Field(None, min_length=1, description="folder of the checkpoint, relative to the recipe")
-    hub: Annotated[str, AfterValidator(_check_hub_id)] | None = Field(None, description="owner/name on the Hub")
+    hub: Annotated[str, AfterValidator(check_hub_id)] | None = Field(None, description="owner/name on the Hub")
     revision: Annotated[str | None, BeforeValidator(_check_commit)] = Field(
         None, description="full commit; null takes the newest at the first download and writes it to a lock file"
     )
@@ -286,7 +287,7 @@ class Validation(Strict):
 
 
 class Publish(Strict):
-    repo: Annotated[str, AfterValidator(_check_hub_id)]
+    repo: Annotated[str, AfterValidator(check_hub_id)]
     private: bool = True
 
 

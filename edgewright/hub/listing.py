@@ -52,9 +52,9 @@ def resolve(hub: Hub, repo: str, revision: str | None) -> Lock:
         Refusal, Unreachable, Nonsense: the Hub's answers, or that there are none.
     """
     until = time.monotonic() + hub.patience
-    commit = revision or _newest(hub, repo, until)
+    commit = revision or commit_of(hub, repo, None, until)
     wanted, instead = [], ""
-    for entry in _entries(hub, repo, commit, until):
+    for entry in entries(hub, repo, commit, until):
         if any(fnmatchcase(entry["path"], pattern) for pattern in PATTERNS):
             wanted.append(entry)
         elif not instead and re.fullmatch(r"[\w.-]{1,99}\.(bin|pt|pth|ckpt)", entry["path"]):
@@ -64,27 +64,30 @@ def resolve(hub: Hub, repo: str, revision: str | None) -> Lock:
     if not any(entry["path"].endswith(".safetensors") for entry in wanted):
         raise EdgewrightError(f"{repo}: holds no model.safetensors{instead}; name a repository with safetensors")
     try:
-        files = tuple(_locked(entry) for entry in sorted(wanted, key=lambda e: e["path"]))
+        files = tuple(locked(entry) for entry in sorted(wanted, key=lambda e: e["path"]))
         return Lock(hub=repo, revision=commit, files=files)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(key) for key in first["loc"])
-        raise Nonsense(f"the listing, {where + ': ' if where else ''}{first['msg']}") from None
+        raise Nonsense(f"the listing, {first_error(error)}") from None
 
 
-def _newest(hub: Hub, repo: str, until: float) -> str:
+def commit_of(hub: Hub, repo: str, revision: str | None, until: float) -> str:
+    """The commit that a branch, tag or commit is, or the newest one. Raises Refusal, Unreachable, Nonsense."""
+    at = "" if revision is None else f"/revision/{quote(revision, safe='')}"
     # Of the many keys only the commit: a mirror that ignores this sends them all.
-    answer, _ = hub.ask(f"/api/models/{quote(repo)}?expand=sha", until)
+    answer, _ = hub.ask(f"/api/models/{quote(repo)}{at}?expand=sha", until)
     commit = answer.get("sha") if isinstance(answer, dict) else None
     if not (isinstance(commit, str) and re.fullmatch(r"[0-9a-f]{40}", commit)):
         raise Nonsense("the newest commit is not 40 hexadecimal digits; pin one with checkpoint.revision")
     return commit
 
 
-def _entries(hub: Hub, repo: str, commit: str, until: float) -> Iterator[dict[str, Any]]:
-    """Every file of the listing, with a path that is a string and nothing else checked."""
+def entries(hub: Hub, repo: str, commit: str, until: float, *, recursive: bool = True) -> Iterator[dict[str, Any]]:
+    """Every file of the listing, with a path that is a string and nothing else checked.
+
+    Without `recursive`, those that lie in no folder. Raises Refusal, Unreachable, Nonsense.
+    """
     tree = f"/api/models/{quote(repo)}/tree/{commit}"
-    query: str | None = "recursive=True&expand=False"
+    query: str | None = f"recursive={recursive}&expand=False"
     for _ in range(_MAX_PAGES):
         page, query = hub.ask(f"{tree}?{query}", until)
         if not isinstance(page, list):
@@ -99,10 +102,18 @@ def _entries(hub: Hub, repo: str, commit: str, until: float) -> Iterator[dict[st
     raise Nonsense(f"the listing has more than {_MAX_PAGES} pages")
 
 
-def _locked(entry: dict[str, Any]) -> LockedFile:
+def locked(entry: dict[str, Any]) -> LockedFile:
+    """A file of the listing with its digest. Raises ValidationError and Nonsense."""
     path, size, lfs = entry["path"], entry.get("size"), entry.get("lfs")
     if lfs is None:
         return LockedFile.model_validate({"path": path, "size": size, "git_sha1": entry.get("oid")})
     if not isinstance(lfs, dict) or lfs.get("size") != size:
         raise Nonsense(f"the listing, {path}: its lfs is no large file of the same size")
     return LockedFile.model_validate({"path": path, "size": size, "sha256": lfs.get("oid")})
+
+
+def first_error(error: ValidationError) -> str:
+    """What is wrong with an answer, in a line."""
+    first = error.errors()[0]
+    where = ".".join(str(key) for key in first["loc"])
+    return f"{where + ': ' if where else ''}{first['msg']}"

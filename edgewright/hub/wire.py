@@ -30,7 +30,7 @@ FRESH_BYTES = 1 << 20
 ATTEMPTS = 3
 _REDIRECTS = 5
 _JSON_BYTES = 2 << 20
-_RETRIED = (408, 429, 500, 502, 503, 504)
+RETRIED = (408, 429, 500, 502, 503, 504)
 _MOVED = (301, 302, 303, 307, 308)
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
@@ -43,7 +43,7 @@ class Refusal(Exception):
         self.status = status
         self.code = code
         self.bad_token = reason == "Invalid credentials in Authorization header"
-        self.final = status not in _RETRIED
+        self.final = status not in RETRIED
 
 
 class Unreachable(Exception):
@@ -80,7 +80,8 @@ class Hub:
             )
         chosen = constants.HF_HUB_DOWNLOAD_TIMEOUT if "HF_HUB_DOWNLOAD_TIMEOUT" in os.environ else PATIENCE_SECONDS
         self.patience = min(max(chosen, 1), 3600)
-        self._token = _token()
+        found = token()
+        self._token = {"Authorization": f"Bearer {found}"} if found else {}
 
     def ask(self, path: str, until: float) -> tuple[Any, str | None]:
         """The JSON below `path`, and the query of its next page if it names one. `until` is in monotonic seconds.
@@ -251,21 +252,22 @@ class _Head:
     headers: Mapping[str, str]
 
 
-def _token() -> dict[str, str]:
+def token() -> str | None:
+    """The user's token as the Hub's own client finds it: HF_TOKEN, or what a login left. Raises EdgewrightError."""
     import httpx2
     from huggingface_hub import constants, errors, get_token
 
     if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
-        return {}
+        return None
     try:
-        token = get_token()
+        found = get_token()
     except (OSError, ValueError, httpx2.HTTPError, errors.OIDCError) as error:
         raise EdgewrightError(
             f"the Hub's token cannot be had ({tame(str(error))}); log in with `hf auth login`"
         ) from error
-    if token is not None and not (token.isascii() and token.isprintable()):
+    if found is not None and not (found.isascii() and found.isprintable()):
         raise EdgewrightError("HF_TOKEN, or what `hf auth login` left, has characters that no token has")
-    return {"Authorization": f"Bearer {token}"} if token else {}
+    return found or None
 
 
 def _decoded(body: bytes) -> Any:

@@ -190,6 +190,12 @@ def test_profiles_are_listed_and_shown_with_their_sources(edgewright):
         (["inspect", "nowhere"], "nowhere: no such artifact folder"),
         (["verify", "tests"], "not an Edgewright artifact"),
         (["profiles", "show", "iphone-11"], "iphone-12"),
+        (["publish", "--repo", "a/b"], "required: ARTIFACT"),
+        (["publish", "nowhere"], "no repository is named; give --repo OWNER/NAME"),
+        (["publish", "nowhere", "--repo", "a/b"], "nowhere: no such artifact folder"),
+        (["publish", "nowhere", "--recipe", "quickstart"], "quickstart has no section `publish`"),
+        (["pull", "a/b", "--out", "x"], "required: --profile"),
+        (["pull", "a", "--profile", "iphone-12", "--out", "x"], "REPO: must be owner/name"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2(edgewright, arguments, message):

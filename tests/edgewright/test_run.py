@@ -237,7 +237,9 @@ def test_a_recipe_that_publishes_is_told_that_a_run_does_not(workplace, finished
     shutil.copytree(finished.folder, tmp_path / "small")
     recipe = workplace.recipe(lambda text: text + "publish: {repo: acme/small-edge}\n")
     report = api.run(recipe, out=tmp_path, validate=False)
-    assert report.warnings == ("publish: a run publishes nothing; acme/small-edge is as it was",)
+    assert report.warnings == (
+        "publish: a run publishes nothing; acme/small-edge is as it was; `edgewright publish` does",
+    )
 
 
 def test_a_hub_recipe_is_locked_to_the_commit_that_it_fetched(workplace, tmp_path):

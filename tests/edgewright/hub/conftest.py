@@ -7,10 +7,12 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.edgewright.hub.writable import WRITER, WritableHub
 from tests.edgewright.hub_server import HubServer
 
 FILES = {
@@ -96,3 +98,81 @@ def fetch(child, tmp_path):
 @pytest.fixture
 def cache(tmp_path):
     return tmp_path / "home" / "hub" / "models--acme--tiny"
+
+
+# The client reads its settings when it is imported, so a process of its own has it; each command is a fork of that one.
+COMMANDS = """
+import json, os, sys
+import edgewright.cli, edgewright.bars, edgewright.hub.publish, edgewright.hub.pull, huggingface_hub.hf_api, httpx2
+from huggingface_hub import CommitOperationAdd, ModelCard
+for line in sys.stdin:
+    job = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.environ.update(job["env"])
+        for number, name in (1, "stdout"), (2, "stderr"):
+            os.dup2(os.open(job["scratch"] + "/" + name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.chdir(job["scratch"])
+        edgewright.cli.main(job["arguments"])
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that ended: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self):
+        return json.loads(self.out)
+
+
+@pytest.fixture(scope="package")
+def _served(tmp_path_factory):
+    with WritableHub() as server:
+        home = tmp_path_factory.mktemp("home")
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+        settings = {"HF_ENDPOINT": server.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-c", COMMANDS],
+            env=inherited | settings,
+            cwd=Path(__file__).parents[3],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        yield server, process
+        process.stdin.close()
+        process.wait(timeout=20)
+
+
+@pytest.fixture
+def writable(_served):
+    """The Hub that can be written to, empty."""
+    server, _ = _served
+    server.reset()
+    return server
+
+
+@pytest.fixture
+def edgewright(_served, tmp_path_factory):
+    """Run the command line, with the token of somebody who may write; in no output is there ever a token."""
+    _, process = _served
+
+    def edgewright(*arguments, token=WRITER, **env):
+        scratch = tmp_path_factory.mktemp("scratch")
+        job = {"arguments": list(map(str, arguments)), "scratch": str(scratch), "env": {"HF_TOKEN": token, **env}}
+        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.flush()
+        edgewright.process = int(process.stdout.readline())
+        code = int(process.stdout.readline())
+        ended = Ended(code, (scratch / "stdout").read_text(), (scratch / "stderr").read_text())
+        assert "MustStaySecret" not in ended.out + ended.err
+        assert "Traceback" not in ended.err, ended.err
+        return ended
+
+    return edgewright

@@ -1,0 +1,112 @@
+"""The commands `publish` and `pull`: their arguments, and what they show.
+
+Like `cli.py`, loads nothing but the standard library until a command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from edgewright import streams
+
+
+def publish_arguments(command: argparse.ArgumentParser) -> None:
+    """What `edgewright publish` takes."""
+    command.epilog = (
+        "Everything goes up in one commit, which is compared with the artifacts' digests and then tagged: whoever "
+        "downloads by the tag sees all or nothing. What the Hub has already is not sent again. The token is that of "
+        "`hf auth login`, or HF_TOKEN."
+    )
+    command.add_argument("artifact", nargs="+", metavar="ARTIFACT", help="folder of a package; all of one recipe")
+    command.add_argument("--repo", metavar="OWNER/NAME", help="repository, made if there is none")
+    command.add_argument("--recipe", metavar="NAME|PATH", help="recipe whose section `publish` names the repository")
+    command.add_argument("--public", action="store_true", help="everybody may see it (default: private)")
+    command.add_argument("--tag", metavar="NAME", help="tag of the commit (default: from the content)")
+    command.add_argument(
+        "--allow-failed", action="store_true", help="publish what did not pass too; its card and the index say so"
+    )
+
+
+def pull_arguments(command: argparse.ArgumentParser) -> None:
+    """What `edgewright pull` takes."""
+    command.epilog = (
+        "Of the packages that passed on the phone the smallest is fetched, with the repository's root files, and put "
+        "in DIR/<package> when every byte was found right. After an interruption the next call goes on from there."
+    )
+    command.add_argument("repo", metavar="REPO", help="OWNER/NAME of a repository that `edgewright publish` wrote")
+    command.add_argument("--profile", required=True, metavar="NAME", help="phone, as `edgewright profiles list` has it")
+    command.add_argument("--revision", metavar="REV", help="tag, branch or commit (default: the newest commit)")
+    command.add_argument("--out", required=True, metavar="DIR", help="where the package and the root files land")
+
+
+def publish(args: argparse.Namespace) -> int:
+    """Run `edgewright publish`."""
+    from dataclasses import asdict
+
+    from artifacts import EdgewrightError
+    from edgewright import bars
+    from edgewright.hub.publish import publish
+
+    section = None
+    if args.recipe is not None:
+        from edgewright import api
+
+        section = api.load_recipe(args.recipe).publish
+    repo = args.repo or (section and section.repo)
+    if not repo:
+        where = f"{args.recipe} has no section `publish`" if args.recipe else "no repository is named"
+        raise EdgewrightError(f"{where}; give --repo OWNER/NAME, or a --recipe with `publish: {{repo: owner/name}}`")
+    private = not args.public and (section is None or section.private)
+    with bars.progress(shown=not args.json) as progress:
+        found = publish(
+            args.artifact,
+            repo,
+            private=private,
+            tag=args.tag,
+            allow_failed=args.allow_failed,
+            progress=progress,
+        )
+    if args.json:
+        streams.write_json(asdict(found))
+        return 0
+    from edgewright import render
+
+    if not found.sent and not found.removed:
+        streams.write(f"{found.repo}: unchanged, no file was sent\n")
+    else:
+        count = f"{len(found.sent)} file" + ("" if len(found.sent) == 1 else "s")
+        streams.write(f"{found.repo}: {count} sent" + _removed(found.removed) + ", all digests compared\n")
+    for name in found.variants:
+        streams.write(f"  {name}\n")
+    seen = "private" if found.private else "public"
+    streams.write(f"{found.url} ({seen})\ntag {found.tag}, commit {found.commit}\n")
+    render.show_warnings(found.warnings)
+    return 0
+
+
+def pull(args: argparse.Namespace) -> int:
+    """Run `edgewright pull`."""
+    from dataclasses import asdict
+
+    from edgewright import bars
+    from edgewright.hub.pull import pull
+    from edgewright.text import size
+
+    with bars.progress(shown=not args.json) as progress:
+        found = pull(args.repo, args.profile, args.out, revision=args.revision, progress=progress)
+    if args.json:
+        streams.write_json(asdict(found))
+        return 0
+    how = f"{size(found.received_bytes)} received" if found.received_bytes else "was there already"
+    streams.write(
+        streams.plain(
+            f"{found.variant} passed on {found.profile}: {size(found.bytes)}, {how}, every byte checked\n"
+            f"{found.folder}\ncommit {found.commit} of {found.repo}\n"
+        )
+    )
+    return 0
+
+
+def _removed(paths: tuple[str, ...]) -> str:
+    folders = sorted({path.partition("/")[0] for path in paths})
+    return f", earlier files of {', '.join(folders)} removed" if folders else ""
