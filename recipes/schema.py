@@ -275,6 +275,8 @@ class ProfileLimits(Strict):
     peak_memory: Bytes | None = None
     time_to_first_token: Seconds | None = None
     decode: TokensPerSecond | None = None
+    first_frame: Seconds | None = None
+    frame_time: Seconds | None = None
 
 
 class Validation(Strict):

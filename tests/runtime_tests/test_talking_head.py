@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from compiler.slots import HALF, Scheme
 from compiler.targets.onnx.options import OnnxOptions
 from compiler.targets.tvm.options import TvmOptions
 from device_farm import load_profile
+from edgewright import text
+from edgewright.report import target_report
 from runtime_tests.drivers.talking_head import TalkingHead, chunks, noise
 from runtime_tests.jobs import Job
 from runtime_tests.sessions import make_session
@@ -206,6 +209,10 @@ def test_a_validation_judges_the_stream_and_says_how_long_a_frame_waits_and_take
     assert (figures["lookahead"].unit, figures["lookahead"].obtained) == ("ms", "declared")
     assert figures["host_frame_time"].value > 0 and figures["host_first_frame"].value > 0
     assert {figures[name].unit for name in ("host_frame_time", "host_first_frame", "host_audio")} == {"s"}
+    said = text.speed(target_report(avatar.folder, avatar.manifest, found))
+    assert said and re.search(
+        r"first frame [\d.]+ ms after its sound, then a frame in [\d.]+ ms; each waits for \d+ ms", said
+    )
     (phone,) = found.profiles
     assert [phase.phase for phase in phone.run.phases] == ["load", "audio", "first", "steady"]
     assert phone.checks[0].at == f"windows of {1000 * avatar.constants.audio.samples // 16000:,} ms"
