@@ -276,7 +276,10 @@ def _locate(
     if override is not None:
         return user_path(override, "--checkpoint"), str(override), None
     if wanted.path is not None:
-        return recipe.resolve(wanted.path), wanted.path, None
+        path = recipe.resolve(wanted.path)
+        if wanted.config is not None and not path.exists():
+            raise EdgewrightError(f"checkpoint.path: {path}: no such folder; --checkpoint FOLDER gives another")
+        return path, wanted.path, None
     from edgewright.hub import LOCK, fetch
 
     assert wanted.hub is not None  # the schema: exactly one of path and hub
@@ -323,10 +326,12 @@ def _config(recipe: Recipe, override: str | Path | None) -> Mapping[str, Any]:
 
 
 def _local(recipe: Recipe, override: str | Path | None) -> Path | None:
-    """The checkpoint's folder where it is one on this machine."""
+    """The checkpoint's folder where it is one on this machine; None where a config stands for it until it is."""
     if override is not None:
         return user_path(override, "--checkpoint")
-    return None if recipe.checkpoint.path is None else recipe.resolve(recipe.checkpoint.path)
+    wanted = recipe.checkpoint
+    folder = None if wanted.path is None else recipe.resolve(wanted.path)
+    return None if folder is None or (wanted.config is not None and not folder.exists()) else folder
 
 
 def read_config_file(path: Path) -> dict[str, Any]:

@@ -212,11 +212,13 @@ def _fits(fits: Sequence[PlanFit]) -> RenderableType:
     reasons = dict.fromkeys(
         f"{item.target} on {item.profile}: {item.reason}" for item in fits if item.verdict != "fits by estimate"
     )
-    limits = dict.fromkeys(
-        f"{check.group}: {text.limited(check)}: {check.verdict}. {check.reason}"
-        for item in fits
-        for check in item.latency
-    )
+    asked = {(text.limited(check), check.reason): None for item in fits for check in item.latency}
+    limits = []
+    for limit, reason in asked:
+        phones = dict.fromkeys(
+            item.profile for item in fits if any(text.limited(check) == limit for check in item.latency)
+        )
+        limits.append(f"not assessed on {', '.join(phones)}: {limit}. {reason}")
     return Group(table, *(_padded(Text(line), (0, 1)) for line in (*reasons, *limits)))
 
 

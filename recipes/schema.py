@@ -134,7 +134,7 @@ class Checkpoint(Strict):
         None, description="full commit; null takes the newest at the first download and writes it to a lock file"
     )
     config: RecipePath | None = Field(
-        None, min_length=1, description="config.json that stands for the checkpoint's until it is downloaded"
+        None, min_length=1, description="config.json that stands for the checkpoint's until that is there"
     )
 
     @model_validator(mode="after")

@@ -93,7 +93,8 @@ def test_recipes_that_ship_are_found_by_name(monkeypatch, tmp_path):
     assert find("quickstart") == shipped()["quickstart"]
     ministral = {"ministral-3-3b-int4", "ministral-3-3b-int8", "ministral-3-3b-vision-int4"}
     smolvlm2 = {f"smolvlm2-{size}-int{bits}" for size in ("256m", "500m", "2.2b") for bits in (4, 8)}
-    assert {"quickstart", "quickstart-int8", *ministral, *smolvlm2} <= set(shipped())
+    avatars = {f"{name}-int8" for name in ("feathertalk", "feathertalk-mobileone", "audio2expression", "gaussian")}
+    assert {"quickstart", "quickstart-int8", *ministral, *smolvlm2, *avatars} <= set(shipped())
 
 
 def test_a_path_is_never_taken_for_a_name(tmp_path, monkeypatch):
