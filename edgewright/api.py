@@ -31,6 +31,7 @@ from artifacts.documents import DocumentError, read_json
 from compiler.checkpoint import Checkpoint, listed
 from compiler.config import adapter_beside, read_config
 from compiler.drivers import driver_of
+from compiler.licence import licence_in, licence_of, licence_warning
 from compiler.models.base import read_model
 from compiler.plan import TargetPlan, check_files
 from compiler.plan import plan as plan_targets
@@ -164,13 +165,14 @@ def plan_fits(
 
 
 def plan_warnings(recipe: Recipe | str | Path, *, checkpoint: str | Path | None = None) -> list[str]:
-    """What a run would warn of and can be seen without a weight, where the checkpoint is a folder on this machine."""
+    """What a run would warn of and can be seen without a weight: all of it where the checkpoint is a folder on this
+    machine, else what the config that stands for it says of its licence."""
     recipe = load_recipe(recipe)
-    folder = _local(recipe, checkpoint)
+    config, folder = _config(recipe, checkpoint), _local(recipe, checkpoint)
     if folder is None:
-        return []
-    model = read_model(read_config(folder), None, recipe.context.max_tokens, recipe.vision)
-    return [*driver_of(model).warnings(model, folder), *filter(None, [adapter_beside(folder)])]
+        return list(filter(None, [licence_warning(licence_in(config)) if "license" in config else None]))
+    model = read_model(config, None, recipe.context.max_tokens, recipe.vision)
+    return [*_warnings_beside(folder), *driver_of(model).warnings(model, folder)]
 
 
 def validate(artifact: str | Path, *, profiles: Sequence[str] = (), progress: Progress = silent) -> TargetReport:
@@ -290,8 +292,8 @@ def _locate(
 def _warnings(recipe: Recipe, checkpoint: Checkpoint, quantized: Quantized) -> Iterator[str]:
     from edgewright.text import size
 
+    yield from _warnings_beside(checkpoint.path)
     yield from driver_of(quantized.model).warnings(quantized.model, checkpoint.path)
-    yield from filter(None, [adapter_beside(checkpoint.path)])
     parts = " and ".join(component.name for component in quantized.model.components)
     if unread := checkpoint.unread(slot.tensor for slot in quantized.model.slots):
         yield (
@@ -311,6 +313,11 @@ def _warnings(recipe: Recipe, checkpoint: Checkpoint, quantized: Quantized) -> I
         )
     if recipe.publish is not None:
         yield f"publish: a run publishes nothing; {recipe.publish.repo} is as it was"
+
+
+def _warnings_beside(folder: Path) -> Iterator[str]:
+    """What lies beside a checkpoint's weights, or does not."""
+    yield from filter(None, [licence_warning(licence_of(folder)), adapter_beside(folder)])
 
 
 def _config(recipe: Recipe, override: str | Path | None) -> Mapping[str, Any]:

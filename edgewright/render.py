@@ -239,6 +239,7 @@ def manifest(found: Manifest, artifact: Path) -> RenderableType:
             ("recipe", f"{found.recipe.name}{_alone(found)}, digest {found.recipe.digest[:16]}"),
             ("target", f"{found.target} ({found.family})"),
             ("checkpoint", checkpoint.source + (f" at {checkpoint.revision}" if checkpoint.revision else "")),
+            ("licence", checkpoint.license or "not stated by the checkpoint"),
             ("weights", f"digest {found.weights_digest[:16]}"),
             ("made with", ", ".join(f"{name} {version}" for name, version in found.created_by.items())),
             (

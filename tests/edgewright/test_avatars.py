@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from artifacts import EdgewrightError
+from artifacts import EdgewrightError, read_manifest, silent
+from compiler.adopt import adopt
 from compiler.models.base import Model, read_model
 from compiler.quantize.rules import assign
-from edgewright import api
+from edgewright import api, cli
 from recipes.load import shipped
+from tests.compiler.avatars import flame
 
 # MB at the most: of the published geometries in INT8, of the last in float32
 SIZES = {"feathertalk": 16.9, "feathertalk-mobileone": 8.1, "audio2expression": 102, "gaussian": 13.2}
@@ -58,3 +61,34 @@ def test_a_checkpoint_that_is_there_is_planned_by_its_own_config(tmp_path: Path)
     (tmp_path / "gaussian").mkdir()
     (tmp_path / "gaussian" / "config.json").write_text(json.dumps({"model_type": "gaussian", "points": 64}))
     assert api.plan(tmp_path / "gaussian-int8.yaml")[0].file_bytes < committed / 10
+
+
+def test_a_plan_warns_of_a_licence_that_is_missing_or_non_commercial(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "gaussian-int8"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "warning: LICENCE: cc-by-nc-4.0 forbids commercial use of the checkpoint, and of every package" in shown
+    (missing,) = api.plan_warnings("feathertalk-int8")
+    assert missing.startswith("LICENCE: the checkpoint states none, and without one nobody may ship")
+    assert api.plan_warnings("audio2expression-int8") == api.plan_warnings("smolvlm2-256m-int8") == []
+
+
+@pytest.mark.parametrize(("licence", "said"), [("cc-by-nc-4.0", "forbids commercial use"), (None, "states none")])
+def test_report_manifest_and_card_warn_of_what_adopt_recorded(
+    tmp_path: Path, licence: str | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(flame(70), tmp_path / "avatar.pth")
+    adopt([tmp_path / "avatar.pth"], "gaussian", tmp_path / "adopted", licence, silent)
+    if licence:
+        (tmp_path / "adopted" / "README.md").unlink()  # config.json says it too
+    report = api.run("gaussian-int8", out=tmp_path, targets=["onnx"], checkpoint=tmp_path / "adopted", validate=False)
+    (warning,) = report.warnings
+    assert warning.startswith("LICENCE: ") and said in warning
+    assert api.plan_warnings("gaussian-int8", checkpoint=tmp_path / "adopted") == [warning]
+    folder = tmp_path / "gaussian-int8"
+    assert warning in (folder / "report.md").read_text()
+    assert f"**{warning}.**" in (folder / "onnx" / "README.md").read_text()
+    assert read_manifest(folder / "onnx").checkpoint.license == licence
+    with pytest.raises(SystemExit):
+        cli.main(["inspect", str(folder / "onnx")])
+    assert (licence or "not stated by the checkpoint") in capsys.readouterr().out
