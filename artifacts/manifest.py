@@ -79,10 +79,14 @@ class CheckpointFile(_Strict):
 
 
 class CheckpointEntry(_Strict):
-    """Where the weights came from: a Hub id with the commit that was fetched, or a local folder (revision None)."""
+    """Where the weights came from: a Hub id with the commit that was fetched, or a local folder (revision None).
+
+    ``license``: as the checkpoint states it; None where it states none.
+    """
 
     source: str
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    license: str | None = None
     files: tuple[CheckpointFile, ...] = ()
 
 

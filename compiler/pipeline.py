@@ -40,6 +40,7 @@ from compiler import keys, targets, task
 from compiler.checkpoint import Checkpoint
 from compiler.drivers import driver_of
 from compiler.heap import return_large_blocks
+from compiler.licence import licence_of
 from compiler.models.base import Component, Model, read_model
 from compiler.models.interface import described
 from compiler.plan import check_tiles
@@ -97,7 +98,7 @@ def quantize(
     samples = None if looked_at is None else partial(driver.samples, model, looked_at=looked_at)
     seen = keys.array_digest(looked_at) if calibrated and looked_at is not None else None
 
-    groups, config = _groups(slots, assignment), model.config
+    groups, config, licence = _groups(slots, assignment), model.config, licence_of(checkpoint.path)
     beside = keys.digest(config, keys.file_digests(checkpoint.path, TOKENIZER_FILES))
 
     def drafted(found: tuple[CheckpointFile, ...], made_by: dict[str, str], weights: str) -> ManifestDraft:
@@ -107,7 +108,7 @@ def quantize(
             recipe=RecipeEntry(name=recipe.name, digest=recipe.digest),
             target="checkpoint",
             family=model.family,
-            checkpoint=CheckpointEntry(source=source, revision=revision, files=found),
+            checkpoint=CheckpointEntry(source=source, revision=revision, license=licence, files=found),
             quantization=groups,
             runtime={"key": key, "beside": beside},
             weights_digest=weights,

@@ -31,6 +31,7 @@ from artifacts.documents import DocumentError, read_json
 from compiler.checkpoint import Checkpoint, listed
 from compiler.config import adapter_beside, read_config
 from compiler.drivers import driver_of
+from compiler.licence import licence_in, licence_of, licence_warning
 from compiler.models.base import read_model
 from compiler.plan import TargetPlan, check_files
 from compiler.plan import plan as plan_targets
@@ -164,13 +165,14 @@ def plan_fits(
 
 
 def plan_warnings(recipe: Recipe | str | Path, *, checkpoint: str | Path | None = None) -> list[str]:
-    """What a run would warn of and can be seen without a weight, where the checkpoint is a folder on this machine."""
+    """What a run would warn of and can be seen without a weight: all of it where the checkpoint is a folder on this
+    machine, else what the config that stands for it says of its licence."""
     recipe = load_recipe(recipe)
-    folder = _local(recipe, checkpoint)
+    config, folder = _config(recipe, checkpoint), _local(recipe, checkpoint)
     if folder is None:
-        return []
-    model = read_model(read_config(folder), None, recipe.context.max_tokens, recipe.vision)
-    return [*driver_of(model).warnings(model, folder), *filter(None, [adapter_beside(folder)])]
+        return list(filter(None, [licence_warning(licence_in(config)) if "license" in config else None]))
+    model = read_model(config, None, recipe.context.max_tokens, recipe.vision)
+    return [*_warnings_beside(folder), *driver_of(model).warnings(model, folder)]
 
 
 def validate(artifact: str | Path, *, profiles: Sequence[str] = (), progress: Progress = silent) -> TargetReport:
@@ -276,7 +278,10 @@ def _locate(
     if override is not None:
         return user_path(override, "--checkpoint"), str(override), None
     if wanted.path is not None:
-        return recipe.resolve(wanted.path), wanted.path, None
+        path = recipe.resolve(wanted.path)
+        if wanted.config is not None and not path.exists():
+            raise EdgewrightError(f"checkpoint.path: {path}: no such folder; --checkpoint FOLDER gives another")
+        return path, wanted.path, None
     from edgewright.hub import LOCK, fetch
 
     assert wanted.hub is not None  # the schema: exactly one of path and hub
@@ -287,8 +292,8 @@ def _locate(
 def _warnings(recipe: Recipe, checkpoint: Checkpoint, quantized: Quantized) -> Iterator[str]:
     from edgewright.text import size
 
+    yield from _warnings_beside(checkpoint.path)
     yield from driver_of(quantized.model).warnings(quantized.model, checkpoint.path)
-    yield from filter(None, [adapter_beside(checkpoint.path)])
     parts = " and ".join(component.name for component in quantized.model.components)
     if unread := checkpoint.unread(slot.tensor for slot in quantized.model.slots):
         yield (
@@ -310,6 +315,11 @@ def _warnings(recipe: Recipe, checkpoint: Checkpoint, quantized: Quantized) -> I
         yield f"publish: a run publishes nothing; {recipe.publish.repo} is as it was; `edgewright publish` does"
 
 
+def _warnings_beside(folder: Path) -> Iterator[str]:
+    """What lies beside a checkpoint's weights, or does not."""
+    yield from filter(None, [licence_warning(licence_of(folder)), adapter_beside(folder)])
+
+
 def _config(recipe: Recipe, override: str | Path | None) -> Mapping[str, Any]:
     wanted, folder = recipe.checkpoint, _local(recipe, override)
     if folder is not None:
@@ -323,10 +333,12 @@ def _config(recipe: Recipe, override: str | Path | None) -> Mapping[str, Any]:
 
 
 def _local(recipe: Recipe, override: str | Path | None) -> Path | None:
-    """The checkpoint's folder where it is one on this machine."""
+    """The checkpoint's folder where it is one on this machine; None where a config stands for it until it is."""
     if override is not None:
         return user_path(override, "--checkpoint")
-    return None if recipe.checkpoint.path is None else recipe.resolve(recipe.checkpoint.path)
+    wanted = recipe.checkpoint
+    folder = None if wanted.path is None else recipe.resolve(wanted.path)
+    return None if folder is None or (wanted.config is not None and not folder.exists()) else folder
 
 
 def read_config_file(path: Path) -> dict[str, Any]:

@@ -211,7 +211,7 @@ def _plan(args: argparse.Namespace) -> int:
             {
                 "recipe": recipe.name,
                 "targets": [item.to_json() for item in plans],
-                "fits": [vars(item) for item in fits],
+                "fits": [item.to_json() for item in fits],
                 "warnings": warnings,
             }
         )

@@ -7,9 +7,10 @@ a run to prove.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from artifacts import Check
 from compiler.plan import TargetPlan, longest_context, narrowed, plan
 from device_farm import MemoryBudget, Profile
 from recipes.schema import Recipe
@@ -25,7 +26,7 @@ class PlanFit:
     """One target on one phone. needed_bytes: the least that it holds; limit_bytes: the recipe's or the phone's own.
 
     longest_context: the most tokens with which the least need stays within the limit, 0 where none does; None where
-    nothing is judged.
+    nothing is judged. latency: the recipe's limits of speed on the phone, which nothing can assess yet.
     """
 
     target: str
@@ -35,6 +36,10 @@ class PlanFit:
     limit_bytes: int
     longest_context: int | None
     reason: str
+    latency: tuple[Check, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "latency": [check.model_dump(mode="json") for check in self.latency]}
 
 
 def fits(
@@ -44,6 +49,8 @@ def fits(
     phones: Sequence[tuple[Profile, Limits]],
 ) -> list[PlanFit]:
     """Every target on every phone. phones: with the recipe's own limits."""
+    from runtime_tests.phones import latency
+
     found = []
     for whole in plans:
         if whole.refused:
@@ -66,7 +73,8 @@ def fits(
                     )
                 )
                 continue
-            found.append(_judged(there, config, item, profile.name, budget))
+            judged = _judged(there, config, item, profile.name, budget)
+            found.append(replace(judged, latency=tuple(latency(profile.name, limits))))
     return found
 
 

@@ -188,9 +188,11 @@ def plans(recipe: Recipe, items: Sequence[TargetPlan], fits: Sequence[PlanFit]) 
                 *(size(b) for b in (part.weight_bytes, part.state_bytes, part.activation_bytes)),
                 Text("") if at else refused,
             )
+    counts = not fits or any(item.longest_context is not None for item in fits)  # tokens of a context
+    context = f", for {recipe.context.max_tokens:,} tokens of context" if counts else ""
     note = (
-        f"Estimated from the checkpoint's config alone, for {recipe.context.max_tokens:,} tokens of context: a package "
-        "has the tokenizer's files besides, and a runtime may hold more. `edgewright run` measures both."
+        f"Estimated from the checkpoint's config alone{context}: a package has the tokenizer's files besides, and a "
+        "runtime may hold more. `edgewright run` measures both."
     )
     notes = [note, *filter(None, [text.budget(recipe)])]
     head = Text(recipe.name, style="bold")
@@ -210,7 +212,14 @@ def _fits(fits: Sequence[PlanFit]) -> RenderableType:
     reasons = dict.fromkeys(
         f"{item.target} on {item.profile}: {item.reason}" for item in fits if item.verdict != "fits by estimate"
     )
-    return Group(table, *(_padded(Text(reason), (0, 1)) for reason in reasons))
+    asked = {(text.limited(check), check.reason): None for item in fits for check in item.latency}
+    limits = []
+    for limit, reason in asked:
+        phones = dict.fromkeys(
+            item.profile for item in fits if any(text.limited(check) == limit for check in item.latency)
+        )
+        limits.append(f"not assessed on {', '.join(phones)}: {limit}. {reason}")
+    return Group(table, *(_padded(Text(line), (0, 1)) for line in (*reasons, *limits)))
 
 
 def standing(found: Manifest, artifact: Path) -> RenderableType:
@@ -230,6 +239,7 @@ def manifest(found: Manifest, artifact: Path) -> RenderableType:
             ("recipe", f"{found.recipe.name}{_alone(found)}, digest {found.recipe.digest[:16]}"),
             ("target", f"{found.target} ({found.family})"),
             ("checkpoint", checkpoint.source + (f" at {checkpoint.revision}" if checkpoint.revision else "")),
+            ("licence", checkpoint.license or "not stated by the checkpoint"),
             ("weights", f"digest {found.weights_digest[:16]}"),
             ("made with", ", ".join(f"{name} {version}" for name, version in found.created_by.items())),
             (

@@ -72,7 +72,7 @@ def quantity(value: float | None, unit: str) -> str:
     if unit in ("logit", "nat", "relative"):
         return f"{value:.1e}"
     if unit == "s":
-        return f"{1000 * value:.0f} ms" if value < 1 else f"{value:.1f} s"
+        return f"{1000 * value:.{0 if value >= 0.01 else 1}f} ms" if value < 1 else f"{value:.1f} s"
     if unit == "tok/s":
         return f"{value:.0f} tok/s" if value >= 10 else f"{value:.1f} tok/s"
     return f"{value:,.3f}".rstrip("0").rstrip(".") + (f" {unit}" if unit not in ("", "perplexity") else "")
@@ -173,6 +173,12 @@ def speed(target: TargetReport) -> str | None:
             f"{where}: load {quantity(load, 's')}, {prompt:,.0f}-token prompt {quantity(first, 's')}, "
             f"decode after it {quantity(decode, 'tok/s')}"
         )
+    first, frame, ahead = (target.value(name) for name in ("host_first_frame", "host_frame_time", "lookahead"))
+    if first is not None and frame is not None:
+        return (
+            f"{where}: load {quantity(load, 's')}, first frame {quantity(first, 's')} after its sound, then a frame in "
+            f"{quantity(frame, 's')}; each waits for {quantity(ahead, 'ms')} of sound beyond its own"
+        )
     first, rounds = target.value("host_first_round"), target.value("host_rounds")
     if first is None or rounds is None:
         return None
@@ -182,19 +188,27 @@ def speed(target: TargetReport) -> str | None:
     )
 
 
+def limited(check: Check) -> str:
+    """What a check limits, and how: `frame time ≤ 40 ms`."""
+    return f"{check.label} {_limit(check)}".strip()
+
+
+def _limit(check: Check) -> str:
+    if check.limit is None:
+        return ""
+    sign = "≤" if check.direction == "at most" else "≥"
+    return "yes" if check.unit == "boolean" else f"{sign} {quantity(check.limit, check.unit)}"
+
+
 def row(check: Check) -> Row:
     """A check in words."""
     if check.verdict == _NOT_FOR:
         return Row(check.group, f"{check.label}: {_NOT_FOR}", "", "", "", "", check.reason)
-    limit = ""
-    if check.limit is not None:
-        sign = "≤" if check.direction == "at most" else "≥"
-        limit = "yes" if check.unit == "boolean" else f"{sign} {quantity(check.limit, check.unit)}"
     return Row(
         check.group,
         check.label,
         _sampled(check.value, check),
-        limit,
+        _limit(check),
         check.obtained or "",
         check.verdict or "",
         check.reason,

@@ -135,7 +135,7 @@ class Checkpoint(Strict):
         None, description="full commit; null takes the newest at the first download and writes it to a lock file"
     )
     config: RecipePath | None = Field(
-        None, min_length=1, description="config.json that stands for the checkpoint's until it is downloaded"
+        None, min_length=1, description="config.json that stands for the checkpoint's until that is there"
     )
 
     @model_validator(mode="after")
@@ -276,6 +276,8 @@ class ProfileLimits(Strict):
     peak_memory: Bytes | None = None
     time_to_first_token: Seconds | None = None
     decode: TokensPerSecond | None = None
+    first_frame: Seconds | None = None
+    frame_time: Seconds | None = None
 
 
 class Validation(Strict):

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from artifacts import Check, Figure, Progress, passes, ran_here, scratch_folder
+from artifacts.figures import Direction
 from device_farm import (
     MemoryBudget,
     Profile,
@@ -40,7 +41,8 @@ _NO_LATENCY = "There is no latency model for this phone yet, and this machine's 
 
 @dataclass(frozen=True)
 class Limits:
-    """A recipe's limits on one phone: bytes, seconds, tokens per second; None where there is none.
+    """A recipe's limits on one phone: bytes, seconds (of a first token or frame, and of each frame), tokens per second;
+    None where there is none.
 
     The memory limit can make the phone's own smaller, never larger. max_tiles: of an image, which an app there makes.
     """
@@ -49,6 +51,8 @@ class Limits:
     peak_memory: int | None = None
     time_to_first_token: float | None = None
     decode: float | None = None
+    first_frame: float | None = None
+    frame_time: float | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ def on_phones(
         else:
             check, run = runs.on(phone, budget, limits.max_tiles)
             figures = _figures(run, runs.load(limits.max_tiles))
-        checks = (check, *_latency(phone.name, limits))
+        checks = (check, *latency(phone.name, limits))
         passed = rules.accept(checks) and (run is None or run.outcome in ("ok", "over_budget"))
         results.append(
             ProfileResult(phone.name, phone.platform, figures, checks, "passed" if passed else "failed", run)
@@ -177,12 +181,16 @@ def _modelled(figures: Sequence[Figure], budget: MemoryBudget, phone: str) -> Ch
     return assess_modelled_memory(max(figures, key=lambda item: float(item.value)), budget, phone)
 
 
-def _latency(phone: str, limits: Limits) -> list[Check]:
+def latency(phone: str, limits: Limits) -> list[Check]:
     """What a recipe asks of speed and nothing can assess yet."""
-    found = []
-    if (limit := limits.time_to_first_token) is not None:
-        label = "time to first token"
-        found.append(not_assessed(phone, "time_to_first_token", label, limit, "s", "at most", _NO_LATENCY))
-    if (limit := limits.decode) is not None:
-        found.append(not_assessed(phone, "decode", "decode", limit, "tok/s", "at least", _NO_LATENCY))
-    return found
+    asked: list[tuple[str, float | None, str, Direction]] = [
+        ("time_to_first_token", limits.time_to_first_token, "s", "at most"),
+        ("decode", limits.decode, "tok/s", "at least"),
+        ("first_frame", limits.first_frame, "s", "at most"),
+        ("frame_time", limits.frame_time, "s", "at most"),
+    ]
+    return [
+        not_assessed(phone, name, name.replace("_", " "), limit, unit, direction, _NO_LATENCY)
+        for name, limit, unit, direction in asked
+        if limit is not None
+    ]

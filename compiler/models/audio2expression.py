@@ -98,12 +98,19 @@ def read(config: Mapping[str, Any], tensors: Collection[str] | None, max_tokens:
         raise CheckpointError(f"config.json: streaming.hop {hop} and ahead {ahead} must fit into the window, {window}")
     spec = _read_spec(keys, window)
     constants: dict[str, Any] = {
-        "audio": {"sample_rate": _RATE, "samples": spec.samples, "frames": window, "hop": hop, "ahead": ahead},
-        "frames": {"rate": _FPS, "lookahead_ms": ahead * 1000 // _FPS},
+        "audio": {
+            "sample_rate": _RATE,
+            "samples": spec.samples,
+            "tokens_per_second": _FPS,
+            "tokens": window,
+            "hop": hop,
+            "ahead": ahead,
+        },
+        "frames": {"rate": _FPS, "tokens": 1, "before": 0, "ahead": 0, "lookahead_ms": ahead * 1000 // _FPS},
         "blendshapes": list(BLENDSHAPES),
         "identities": spec.identities,
     }
-    return Model("audio2expression", (_component(spec),), "plain", constants, vars(spec), config)
+    return Model("audio2expression", (_component(spec),), "talking_head", constants, vars(spec), config)
 
 
 def _read_spec(keys: Keys, frames: int) -> Spec:

@@ -90,7 +90,9 @@ def read(config: Mapping[str, Any], tensors: Collection[str] | None, max_tokens:
             )
         components.insert(0, _audio_component(encoder, window))
         constants["audio"] = _listened(window, hop, ahead)
-    return Model("feathertalk", tuple(components), "plain", constants, _geometry(encoder, renderer), config)
+        constants["frames"] |= {"tokens": _TOKENS, "lookahead_ms": (ahead // _TOKENS + _AHEAD) * 1000 // _FPS["hubert"]}
+    driver = "plain" if encoder is None else "talking_head"
+    return Model("feathertalk", tuple(components), driver, constants, _geometry(encoder, renderer), config)
 
 
 def _geometry(encoder: Encoder | None, renderer: Renderer) -> dict[str, Any]:
@@ -177,18 +179,15 @@ def _frames(renderer: Renderer) -> dict[str, Any]:
 
 
 def _listened(window: int, hop: int, ahead: int) -> dict[str, Any]:
-    """The definition of a stream, in samples and tokens. Each window is normalized by itself to a mean of 0 and a
-    variance of 1 (with eps added to it); of its tokens the last hop before the `ahead` ones are new."""
+    """The definition of a stream: `artifacts.formats.talking_head.Audio`."""
     return {
         "sample_rate": _RATE,
         "samples": _samples(window),
-        "token_samples": _STRIDE,
+        "tokens_per_second": _RATE // _STRIDE,
         "tokens": window,
         "hop": hop,
         "ahead": ahead,
-        "tokens_per_frame": _TOKENS,
         "normalization_eps": _NORMALIZED_EPS,
-        "lookahead_ms": (ahead // _TOKENS + _AHEAD) * 1000 // _FPS["hubert"],
     }
 
 

@@ -15,6 +15,7 @@ from pydantic import JsonValue
 from artifacts import Progress
 from artifacts.formats import interface
 from artifacts.formats.preprocessing import SPECIFICATION
+from artifacts.formats.talking_head import PAGE
 from compiler.models.base import Model
 from compiler.quantize.packed import PackedWeights
 from compiler.slots import Schemes
@@ -133,4 +134,4 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 def shipped_files(folder: Path, *left_out: str) -> list[str]:
     """What an app ships of a built package, for `runtime.payload`: all but its pages and what is named, sorted."""
     found = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return [path.as_posix() for path in found if path.parts[0] not in ("README.md", SPECIFICATION, *left_out)]
+    return [path.as_posix() for path in found if path.parts[0] not in ("README.md", SPECIFICATION, PAGE, *left_out)]

@@ -16,7 +16,7 @@ import yaml
 from artifacts import MANIFEST, read_manifest
 from artifacts.formats.task import TASK
 from artifacts.formats.vectors import VECTORS
-from compiler.licence import licence_of
+from compiler.licence import licence_of, licence_warning
 from compiler.slots import HALF
 from compiler.targets.base import BuildJob
 
@@ -71,6 +71,8 @@ def write_card(
     ]
     if licence is None:
         parts.append("The checkpoint states no licence that could be read; set `license` before publishing.")
+    if warning := licence_warning(licence):
+        parts.append(f"**{warning}.**")
     (folder / README).write_text(
         "\n\n".join([*parts, _files(folder, about.vectors), *sections]) + "\n", encoding="utf-8"
     )

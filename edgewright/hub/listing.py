@@ -38,6 +38,7 @@ PATTERNS = [
     "processor_config.json",
     "preprocessor_config.json",
     "LICENSE*",
+    "README.md",  # whose front matter states the licence
 ]
 _MAX_PAGES = 10  # of a thousand entries
 

@@ -7,6 +7,7 @@ trained.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -326,19 +327,26 @@ def flame(points: int, vertices: int = 40, shapes: int = 6, seed: int = 3) -> di
     }
 
 
-def animated(head: dict[str, Tensor], pose: dict[str, Tensor]) -> Tensor:
+def exponentials(vectors: Tensor) -> Tensor:
+    """Rotations [count, 3, 3] of axes times angles [count, 3]."""
+    skew = torch.zeros(len(vectors), 3, 3)
+    for (row, column), at in {(2, 1): 0, (0, 2): 1, (1, 0): 2}.items():
+        skew[:, row, column], skew[:, column, row] = vectors[:, at], -vectors[:, at]
+    return torch.matrix_exp(skew)
+
+
+def animated(
+    head: dict[str, Tensor], pose: dict[str, Tensor], turns: Callable[[Tensor], Tensor] = exponentials
+) -> Tensor:
     """The points of `flame`'s avatar [1, points, 3], as LAM's `animation_forward` moves them: nothing folded, matrices
-    of 4 x 4, rotations as exponentials."""
+    of 4 x 4. turns: rotations of axes times angles."""
     expression = pose["expression"]
     betas = torch.cat([head["betas"], expression], 1)
     shaped = head["v_template"] + torch.einsum("l,vkl->vk", betas[0], head["shapedirs"])
     joints = head["J_regressor"] @ shaped
     vectors = torch.cat([pose[name] for name in ("rotation", "neck", "jaw", "eyes")], 1).reshape(5, 3)
-    skew = torch.zeros(5, 3, 3)
-    for (row, column), at in {(2, 1): 0, (0, 2): 1, (1, 0): 2}.items():
-        skew[:, row, column], skew[:, column, row] = vectors[:, at], -vectors[:, at]
     local = torch.eye(4).repeat(5, 1, 1)
-    local[:, :3, :3] = torch.matrix_exp(skew)
+    local[:, :3, :3] = turns(vectors)
     chain: list[Tensor] = []
     for at, parent in enumerate(head["parents"].tolist()):
         local[at, :3, 3] = joints[at] - (joints[parent] if parent >= 0 else 0)

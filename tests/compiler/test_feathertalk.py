@@ -96,15 +96,14 @@ def test_the_stream_is_defined_by_constants() -> None:
     assert constants["audio"] == {
         "sample_rate": 16000,
         "samples": 32080,
-        "token_samples": 320,
+        "tokens_per_second": 50,
         "tokens": 100,
         "hop": 10,
         "ahead": 8,
-        "tokens_per_frame": 2,
         "normalization_eps": 1e-7,
-        "lookahead_ms": 280,
     }
-    assert constants["frames"] == {"rate": 25, "before": 4, "ahead": 3, "features": [16, 32, 32]}
+    heard = {"before": 4, "ahead": 3, "features": [16, 32, 32]}
+    assert constants["frames"] == {"rate": 25, "tokens": 2, "lookahead_ms": 280, **heard}
     assert constants["picture"] == {
         "size": 160,
         "crop": 168,

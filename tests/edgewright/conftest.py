@@ -39,6 +39,7 @@ def write_checkpoint(folder: Path) -> Path:
     config = {**MINISTRAL3, "vocab_size": 320}
     save(folder, config, random_tensors(config))
     write_tokenizer(folder, 320)
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     return folder
 
 

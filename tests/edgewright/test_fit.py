@@ -61,6 +61,32 @@ def test_plan_shows_it_and_exits_as_a_failed_gate(capsys: pytest.CaptureFixture[
     assert {f["profile"] for f in json.loads(capsys.readouterr().out)["fits"]} == {"iphone-12"}
 
 
+def test_limits_of_speed_are_shown_and_said_to_be_not_assessed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    checkpoint = Path(__file__).parents[2] / "recipes" / "checkpoints" / "tiny-ministral3"
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        f"name: mine\ncheckpoint: {{path: {checkpoint}}}\ncontext: {{max_tokens: 256}}\n"
+        "targets: {onnx: {}, tvm: {}}\n"
+        'quantize: {rules: [{match: "*", bits: 4}]}\n'
+        "validate: {profiles: {iphone-12: {first_frame: 2s, frame_time: 40ms, decode: 12 tok/s}}}\n"
+    )
+    with pytest.raises(SystemExit):
+        cli.main(["plan", str(recipe)])
+    shown = " ".join(capsys.readouterr().out.split())
+    for limit in ("first frame ≤ 2.0 s", "frame time ≤ 40 ms", "decode ≥ 12 tok/s"):
+        assert shown.count(f"not assessed on iphone-12: {limit}. There is no latency model for this phone yet") == 1
+    with pytest.raises(SystemExit):
+        cli.main(["plan", str(recipe), "--json"])
+    found = json.loads(capsys.readouterr().out)["fits"][0]["latency"]
+    assert [(check["name"], check["verdict"]) for check in found] == [
+        ("decode", "not assessed"),
+        ("first_frame", "not assessed"),
+        ("frame_time", "not assessed"),
+    ]
+
+
 def test_a_budget_is_named_where_its_sizes_are_not_known(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     checkpoint = Path(__file__).parents[2] / "recipes" / "checkpoints" / "tiny-ministral3"
     recipe = tmp_path / "mine.yaml"

@@ -48,7 +48,7 @@ def test_quantities_are_read_with_their_units(read):
         "  profiles:\n"
         "    iphone-12: {peak_memory: 1.5GiB, time_to_first_token: 800ms, decode: 12 tok/s}\n"
         "    android-4gb:\n"
-        "    ./my-phone.yaml: {peak_memory: 1400MB}\n"
+        "    ./my-phone.yaml: {peak_memory: 1400MB, first_frame: 0.5, frame_time: 40ms}\n"
     )
     quality, profiles = recipe.validation.quality, recipe.validation.profiles
     assert quality.max_perplexity_increase == pytest.approx(0.03)
@@ -57,7 +57,8 @@ def test_quantities_are_read_with_their_units(read):
     assert profiles["iphone-12"].time_to_first_token == pytest.approx(0.8)
     assert profiles["iphone-12"].decode == 12
     assert profiles["android-4gb"].peak_memory is None
-    assert profiles["./my-phone.yaml"].peak_memory == 1_400_000_000
+    mine = profiles["./my-phone.yaml"]
+    assert (mine.peak_memory, mine.first_frame, mine.frame_time) == (1_400_000_000, 0.5, pytest.approx(0.04))
 
 
 def test_the_digest_follows_the_meaning_not_the_layout(read):
@@ -92,7 +93,8 @@ def test_recipes_that_ship_are_found_by_name(monkeypatch, tmp_path):
     assert find("quickstart") == shipped()["quickstart"]
     ministral = {"ministral-3-3b-int4", "ministral-3-3b-int8", "ministral-3-3b-vision-int4"}
     smolvlm2 = {f"smolvlm2-{size}-int{bits}" for size in ("256m", "500m", "2.2b") for bits in (4, 8)}
-    assert {"quickstart", "quickstart-int8", *ministral, *smolvlm2} <= set(shipped())
+    avatars = {f"{name}-int8" for name in ("feathertalk", "feathertalk-mobileone", "audio2expression", "gaussian")}
+    assert {"quickstart", "quickstart-int8", *ministral, *smolvlm2, *avatars} <= set(shipped())
 
 
 def test_a_path_is_never_taken_for_a_name(tmp_path, monkeypatch):

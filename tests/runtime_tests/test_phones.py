@@ -103,6 +103,26 @@ def test_a_phone_of_another_platform_has_no_verdict_and_is_shown(
         assert both.passed
 
 
+def test_limits_of_speed_are_not_assessed_and_fail_unless_that_is_allowed(
+    fake_runtime: Path, only_memory: None
+) -> None:
+    as_fake(fake_runtime, "hold", bytes=MB)
+    asked = Limits(time_to_first_token=4.0, decode=12.0, first_frame=0.5, frame_time=0.04)
+    allowed, _ = memory_stages(fake_runtime, (IPHONE, asked))
+    found = {check.name: check for check in allowed.profiles[0].checks}
+    assert allowed.passed and not validate(fake_runtime, [(IPHONE, asked)]).passed
+    assert {
+        name: (found[name].label, found[name].limit, found[name].direction, found[name].unit) for name in found
+    } == {
+        "peak_memory": (found["peak_memory"].label, found["peak_memory"].limit, "at most", "bytes"),
+        "time_to_first_token": ("time to first token", 4.0, "at most", "s"),
+        "decode": ("decode", 12.0, "at least", "tok/s"),
+        "first_frame": ("first frame", 0.5, "at most", "s"),
+        "frame_time": ("frame time", 0.04, "at most", "s"),
+    }
+    assert all(check.verdict == "not assessed" for name, check in found.items() if name != "peak_memory")
+
+
 def test_without_phones_nothing_is_said_of_them(fake_runtime: Path, only_memory: None) -> None:
     as_fake(fake_runtime, "hold", bytes=MB, payload={})
     assert memory_stages(fake_runtime)[0].verdict == "passed"

@@ -17,7 +17,7 @@ from tests.edgewright.hub_server import HubServer
 
 FILES = {
     ".gitattributes": b"*.safetensors filter=lfs\n",
-    "README.md": b"# tiny\n",
+    "README.md": b"---\nlicense: apache-2.0\n---\n# tiny\n",
     "config.json": b'{"model_type": "ministral3"}',
     "model-00001-of-00002.safetensors": b"first shard" * 100,
     "model-00002-of-00002.safetensors": b"second shard" * 100,
@@ -29,6 +29,7 @@ FILES = {
     "tokenizer.json": b'{"version": "1.0"}',
 }
 WANTED = {
+    "README.md",  # states the licence
     "config.json",
     "model-00001-of-00002.safetensors",
     "model-00002-of-00002.safetensors",
