@@ -270,9 +270,7 @@ class Task(Strict):
 class ProfileLimits(Strict):
     """Limits on one phone. A figure without a limit is reported and gates nothing."""
 
-    max_tiles: Tiles | None = Field(
-        None, description="smolvlm: as many as an app makes of an image there; memory is measured with them"
-    )
+    max_tiles: Tiles | None = Field(None, description="smolvlm: of an image on this phone, where an app makes fewer")
     peak_memory: Bytes | None = None
     time_to_first_token: Seconds | None = None
     decode: TokensPerSecond | None = None
