@@ -161,11 +161,8 @@ def target(item: TargetReport, recipe: str | None = None) -> RenderableType:
         group = row.group
     parts: list[RenderableType] = [_padded(head, (1, 1, 0, 1))]
     parts.append(table if rows else _padded(Text("built, not run", style="dim"), (0, 1)))
-    parts += [
-        _padded(Text(f"{row.group}: {row.reason}", style=_STYLES.get(row.verdict, "")), (0, 1))
-        for row in rows
-        if row.remarkable
-    ]
+    said = dict.fromkeys((f"{row.group}: {row.reason}", row.verdict) for row in rows if row.remarkable)
+    parts += [_padded(Text(reason, style=_STYLES.get(word, "")), (0, 1)) for reason, word in said]
     parts += [_padded(Text(line, style="dim"), (0, 1)) for line in text.stand_ins(rows)]
     for step in item.failed_steps:
         tail = "\n".join(step.stderr_tail.strip().splitlines()[-8:])

@@ -170,7 +170,7 @@ def test_another_runtime_gives_the_same_stream(avatar: Avatar, tmp_path: Path) -
 
 def test_silence_clipped_and_no_sound(avatar: Avatar) -> None:
     rate = avatar.constants.frames.rate
-    for sound in (np.zeros(3200, np.float32), np.sign(noise(avatar.constants, 5))[:3200], np.ones(3200, np.float32)):
+    for sound in (np.zeros(3200, np.float32), np.sign(noise(avatar.constants, 9))[:3200], np.ones(3200, np.float32)):
         found = frames(avatar.head(), [sound])
         assert len(found) == -(-3200 * rate // 16000) and all(np.isfinite(frame).all() for frame in found)
     assert frames(avatar.head(), []) == frames(avatar.head(), [np.empty(0, np.float32)]) == []
