@@ -19,7 +19,8 @@ demo: $(READY)
 	$(VENV)/bin/edgewright run recipes/quickstart.yaml
 
 test: $(READY)
-	$(PY) -m pytest -n $(JOBS)
+	@# whole files, so that what a file's tests share is built once; tests/conftest.py says in which order
+	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(VENV)/bin/ruff format --check .

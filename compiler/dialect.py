@@ -14,6 +14,7 @@ and must not add to them here.
     attention(qkv, cos, sin, positions, key_cache, value_cache, heads, kv_heads, head_dim, scale,
               query_beta, query_period)                          out, key_cache, value_cache
     bias(x, slots, rows, axis)                                   y = x + concat(w of slots), along an axis of x
+    scale(x, slot, columns, axis)                                y = x * w, along an axis of x
     convolution(x, slot, shape, bits, group, symmetric,
                 stride, padding, dilation, groups)               y = conv(x, W as shape [out, in / groups, …])
 
@@ -58,6 +59,7 @@ _library.define(
     "-> (Tensor, Tensor, Tensor)"
 )
 _library.define("bias(Tensor x, str[] slots, int[] rows, int axis) -> Tensor")
+_library.define("scale(Tensor x, str slot, int columns, int axis) -> Tensor")
 _library.define(
     f"convolution(Tensor x, str slot, int[] shape, {_SCHEME}, int[] stride, int[] padding, int[] dilation, int groups) "
     "-> Tensor"
@@ -277,14 +279,28 @@ def _(
     return out, torch.empty_like(key_cache), torch.empty_like(value_cache)
 
 
+def _along(vector: Tensor, x: Tensor, axis: int) -> Tensor:
+    """A vector in the dtype of x, shaped to meet an axis of it."""
+    return vector.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1 - axis % x.ndim))
+
+
 @torch.library.impl(_library, "bias", "CPU")
 def _bias(x: Tensor, slots: list[str], rows: list[int], axis: int) -> Tensor:
-    vector = torch.cat([_rows(slot) for slot in slots]).to(x.dtype)
-    return x + vector.reshape(-1, *[1] * (x.ndim - 1 - axis % x.ndim))
+    return x + _along(torch.cat([_rows(slot) for slot in slots]), x, axis)
 
 
 @torch.library.register_fake("edge::bias")
 def _(x: Tensor, slots: list[str], rows: list[int], axis: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.impl(_library, "scale", "CPU")
+def _scale(x: Tensor, slot: str, columns: int, axis: int) -> Tensor:
+    return x * _along(_rows(slot), x, axis)
+
+
+@torch.library.register_fake("edge::scale")
+def _(x: Tensor, slot: str, columns: int, axis: int) -> Tensor:
     return torch.empty_like(x)
 
 

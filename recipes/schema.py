@@ -221,6 +221,9 @@ class Context(Strict):
     max_tokens: int = Field(ge=2, le=2**24, description="prompt and answer together; sets the size of the KV cache")
 
 
+Tiles = Annotated[int, Field(ge=1, le=2**10)]
+
+
 class Vision(Strict):
     """How large the images are that a model is compiled to see: what memory is planned for.
 
@@ -228,18 +231,11 @@ class Vision(Strict):
     sees tiles (smolvlm) takes as many as the published processors make of an image.
     """
 
-    max_image: int | None = Field(
-        None,
-        ge=1,
-        le=2**14,
-        description="mistral3: longest edge of an image in pixels; larger ones are reduced to it",
+    max_image: Annotated[int, Field(ge=1, le=2**14)] | None = Field(
+        None, description="mistral3: longest edge of an image in pixels; larger ones are reduced to it"
     )
-    max_tiles: int | None = Field(
-        None,
-        ge=1,
-        le=2**10,
-        description="smolvlm: tiles of an image, the one that shows all of it counted; images that would take more are "
-        "reduced",
+    max_tiles: Tiles | None = Field(
+        None, description="smolvlm: tiles of an image, the one that shows all of it counted; larger ones are reduced"
     )
 
     @model_validator(mode="after")
@@ -274,12 +270,8 @@ class Task(Strict):
 class ProfileLimits(Strict):
     """Limits on one phone. A figure without a limit is reported and gates nothing."""
 
-    max_tiles: int | None = Field(
-        None,
-        ge=1,
-        le=2**10,
-        description="smolvlm: tiles that the app makes of an image on this phone, no more than vision.max_tiles; "
-        "memory is measured with as many",
+    max_tiles: Tiles | None = Field(
+        None, description="smolvlm: as many as an app makes of an image there; memory is measured with them"
     )
     peak_memory: Bytes | None = None
     time_to_first_token: Seconds | None = None

@@ -86,12 +86,14 @@ def run_memory(job: Job, manifest: Manifest, emit: Emit) -> None:
 
 
 def run_genai(job: Job, manifest: Manifest, emit: Emit) -> None:
-    """Result: what onnxruntime-genai makes of the text, or of the prompt where there is none (`genai.generate`)."""
+    """Result: what onnxruntime-genai makes of the text and the image, or of the prompt where there is no text
+    (`genai.generate`)."""
     from runtime_tests.genai import generate
 
     options = manifest.runtime.get("genai_tokenizer_options")
     asked = {str(key): str(value) for key, value in options.items()} if isinstance(options, dict) else {}
-    emit({"result": generate(job.artifact, job.text, job.prompt, asked, job.steps, threads=job.threads)})
+    found = generate(job.artifact, job.text, job.prompt, asked, job.steps, image=job.image, threads=job.threads)
+    emit({"result": found})
 
 
 def run_model_memory(job: Job, manifest: Manifest, emit: Emit) -> None:

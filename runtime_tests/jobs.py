@@ -15,8 +15,8 @@ class Job(BaseModel):
 
     steps: how often the driver goes on after its first call: tokens to decode, rounds. prompt_tokens: of text in a
     "memory" job; None: as many as leave room for the steps in the context. tiles: of an image there; None: the most.
-    limits: of a "quality" job. prompt (tokens) and text, which they were encoded from if there is a tokenizer: of a
-    "genai" job.
+    limits: of a "quality" job. prompt (tokens) and text, which they were encoded from if there is a tokenizer, and
+    image, a file in base64: of a "genai" job.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,3 +30,4 @@ class Job(BaseModel):
     limits: QualityLimits = QualityLimits()
     prompt: tuple[int, ...] = ()
     text: str | None = None
+    image: str | None = None

@@ -6,26 +6,102 @@ runtime, how an image becomes cells and a prompt (`artifacts/media/`), and how t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import io
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts import EdgewrightError, Manifest
+from artifacts import EdgewrightError, Manifest, Progress
+from artifacts.formats import preprocessing
 from artifacts.formats.interface import Dimension
+from artifacts.manifest import payload_file
+from artifacts.media.images import Pixels
 from artifacts.media.pixtral import Cut, cut
-from runtime_tests.drivers import Asker, image_text, positive
+from artifacts.media.prepare import prepare
+from artifacts.media.tiles import normalise
+from runtime_tests import genai
+from runtime_tests.drivers import Asker, Judged, image_text, positive, text
 from runtime_tests.drivers.image_text import VISION, Floats, ImageText
+from runtime_tests.from_text import TOKENIZER
 from runtime_tests.sessions import Session
 
-judge, speed, conclude = image_text.judge, image_text.speed, image_text.conclude
+if TYPE_CHECKING:
+    from runtime_tests.jobs import Job
+    from runtime_tests.process import Ended, Failure
+
+speed = image_text.speed
+_CELLS = (2, 3)  # of the picture that another runtime is shown, where a package takes so many
+_QUESTION = "What is in the picture? "
 
 
 def load(artifact: Path, manifest: Manifest, tiles: int | None = None) -> str:
     """See `Driver`: the largest image, in a prompt that fills the context beside the answer."""
     return f"{NativeImageText.most(artifact, manifest)} and {positive(artifact, manifest, 'max_tokens'):,} tokens"
+
+
+def judge(session: Session, manifest: Manifest, job: Job, progress: Progress) -> Judged:
+    """See `Driver`: entry vectors judge every entry. Where onnxruntime-genai loads the package, `more` has what it is
+    to be compared in, as `text.judge` leaves it, and "image": a picture that needs no resizing, as PNG in base64."""
+    artifact = job.artifact
+    if not all((artifact / name).is_file() for name in (genai.CONFIG, TOKENIZER, preprocessing.PREPROCESSING)):
+        return Judged()
+    from tokenizers import Tokenizer
+
+    progress("an answer to compare", 0, 1)
+    description = preprocessing.read(payload_file(artifact, preprocessing.PREPROCESSING), links=False)
+    assert isinstance(description, preprocessing.Pixtral)
+    picture = _picture(description.images, positive(artifact, manifest, "max_cells", 1))
+    asked = description.prompt.image + _QUESTION
+    tokenizer = Tokenizer.from_file(str(payload_file(artifact, TOKENIZER)))
+    prepared = prepare(asked, description, [picture])
+    ids = tokenizer.encode(prepared.text, add_special_tokens=False).ids
+    count = min(job.steps, positive(artifact, manifest, "max_tokens") - len(ids))
+    if count < 1:
+        return Judged(warnings=[f"the context has no room for {len(ids)} tokens: {genai.NAME} was not asked"])
+    session.load(threads=job.threads)
+    decoder = NativeImageText(session, artifact, manifest)
+    decoder.show(decoder.see([normalise(pixels, description.images.normalisation) for pixels in prepared.pixels]))
+    greedy = decoder.greedy(np.array(ids, np.int64), count)
+    more = {"prompt": ids, "text": asked, "greedy": greedy, "image": _png(picture)}
+    return Judged(more=more)
+
+
+def conclude(manifest: Manifest, judged: Judged, ask: Callable[..., Ended]) -> Sequence[Failure]:
+    """See `Driver`: what onnxruntime-genai makes of picture and text by itself."""
+    if not judged.more:
+        return ()
+    eos = manifest.driver.constants.get("eos") if manifest.driver else None
+    return text.compared_with_genai(manifest, judged, ask, eos, judged.more["image"])
+
+
+def _picture(rule: preprocessing.PixtralImages, most: int) -> Pixels:
+    """uint8 [height, width, 3] of whole cells: red falls to the right, green downwards, blue is bright.
+
+    Its values are scaled to the same bits in float32 and in float64: what differs in the last of them makes another
+    answer where activations have 8 bits.
+    """
+    cell = rule.patch * rule.merge
+    columns = max(1, min(_CELLS[1], most, rule.longest_edge // cell))
+    rows = max(1, min(_CELLS[0], most // columns, rule.longest_edge // cell))
+    scale, values = rule.normalisation.rescale, np.arange(256)
+    same = values[values.astype(np.float32) * np.float32(scale) == (values * scale).astype(np.float32)]
+    down, right = (axis / max(axis.max(), 1) for axis in np.mgrid[: rows * cell, : columns * cell])
+    levels = np.stack([1 - right, (1 - down) / 2, np.ones_like(down)], -1)
+    found: Pixels = same[(levels * (len(same) - 1)).astype(np.int64)].astype(np.uint8)
+    return found
+
+
+def _png(picture: Pixels) -> str:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "png")
+    return base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def asker(session: Session, artifact: Path, manifest: Manifest) -> Asker:

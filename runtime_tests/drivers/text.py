@@ -147,22 +147,28 @@ def conclude(manifest: Manifest, judged: Judged, ask: Callable[..., Ended]) -> S
         judged.checks += tokens_checks(name, found["prompt"], own["ids"], own["ids"], "")
         judged.checks.append(text_check(name, own["continuation"], found["greedy"], eos, found["stand_in"]))
     if any(entry.path == genai.CONFIG for entry in manifest.files):
-        return _genai(manifest, judged, ask, eos)
+        return compared_with_genai(manifest, judged, ask, eos)
     return ()
 
 
-def _genai(manifest: Manifest, judged: Judged, ask: Callable[..., Ended], eos: Any) -> Sequence[Failure]:
-    """The package in onnxruntime-genai, from the text on that the plain prompt is of."""
+def compared_with_genai(
+    manifest: Manifest, judged: Judged, ask: Callable[..., Ended], eos: Any, image: str | None = None
+) -> Sequence[Failure]:
+    """The package in onnxruntime-genai, from the text on that the plain prompt is of. image: a file in base64, which
+    the text has a marker for."""
     from runtime_tests.process import failure_of
 
     plain: list[int] = judged.more["greedy"]
     prompt, text = judged.more["prompt"], judged.more["text"]
-    ended = ask(f"comparing with {genai.NAME}", kind="genai", prompt=tuple(prompt), text=text, steps=len(plain))
+    asked = {"prompt": tuple(prompt), "text": text, "image": image, "steps": len(plain)}
+    ended = ask(f"comparing with {genai.NAME}", kind="genai", **asked)
     if (failure := failure_of(genai.NAME, ended)) is not None:
         return (failure,)
     said: Mapping[str, Any] = ended.result
     if said["problem"] is not None:
         judged.checks.append(no_tokens_check(genai.SHORT, said["problem"]))
+        if image is not None:
+            return ()
     elif said["as_asked"] is not None:
         options = manifest.runtime.get("genai_tokenizer_options")
         how = options_in_words(options) if isinstance(options, dict) else ""

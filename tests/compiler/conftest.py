@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +129,32 @@ def write_toy(folder: Path) -> Path:
     return save(folder, config, tensors)
 
 
+@contextmanager
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """A folder of this test run that parallel workers share, held by one of them at a time."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
+@contextmanager
+def converting_here() -> Iterator[None]:
+    """Without processes of their own for conversions: many starts less. Core ML's check captures what its build
+    captures again: there is only the build's."""
+
+    def directly(function: Callable[..., Any], *arguments: Any, progress: Any) -> Any:
+        return function(*arguments, progress)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("compiler.targets.tvm.workers.apart", directly)
+        patch.setattr("compiler.targets.coreml.target.apart", directly)
+        patch.setattr("compiler.targets.coreml.target.CoreMLTarget.check", lambda self, job: None)
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def plugins() -> None:
     """The families in `tests/plugins` are known here and in every child process."""
@@ -133,8 +163,6 @@ def plugins() -> None:
 
 def know_plugins() -> None:
     """Make the families in `tests/plugins` known to this process and to those that it starts."""
-    import os
-
     import compiler
     import compiler.models
 
@@ -192,14 +220,19 @@ def quantized_job(
     name: str = "small",
     quantize: Any = rtn.quantize,
     vision: Vision | None = None,
+    again: bool = False,
 ) -> BuildJob:
-    """A job over a checkpoint's weights, which are quantized into a new folder."""
+    """A job over a checkpoint's weights, which are quantized into a new folder.
+
+    again: whether the folder may be there already, from an equal call.
+    """
     checkpoint = Checkpoint(source)
     model = read_model(checkpoint.config, checkpoint.names(), max_tokens, vision)
     schemes = {s.name: scheme for s in model.slots if not s.is_vector} | dict(others or {})
-    folder.mkdir()
-    rounders = {n: quantize for n, s in schemes.items() if s.bits != 16}
-    quantize_checkpoint(checkpoint, model.slots, schemes, rounders, folder, checkpoint.config, silent)
+    if not (again and folder.exists()):
+        folder.mkdir()
+        rounders = {n: quantize for n, s in schemes.items() if s.bits != 16}
+        quantize_checkpoint(checkpoint, model.slots, schemes, rounders, folder, checkpoint.config, silent)
     return BuildJob(name, model, schemes, options, PackedWeights(folder), source)
 
 
@@ -213,10 +246,10 @@ def packed(job: BuildJob, target: str, folder: Path, *, companions: bool = False
     folder.mkdir()
     found = load_target(target)
     assert found.refusals(job) == []
-    found.check(job)
+    checked = found.check(job)
     if companions:
         driver_of(job.model).write_companions(job.model, job.source, folder)
-    built = found.build(job, folder, silent)
+    built = found.build(replace(job, checked=checked), folder, silent)
     draft = ManifestDraft(
         created_by={},
         recipe=RecipeEntry(name=job.name, digest="0" * 64),

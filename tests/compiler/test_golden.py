@@ -120,7 +120,7 @@ def narrow(vocab: int, max_tokens: int = 64, **changes: int) -> Model:
     ("vocab", "max_tokens", "positions", "full"),
     [
         (3, 100, 4700, 4),
-        (400_000, 4096, 1536, 2),
+        pytest.param(400_000, 4096, 1536, 2, marks=pytest.mark.nightly),
     ],
 )
 def test_every_vocabulary_gives_a_file_that_its_reader_takes(

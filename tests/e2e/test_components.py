@@ -23,7 +23,7 @@ quantize:
     - {match: head.middle, bits: 8, group: 32, method: gptq}
     - {match: "*", bits: 4, group: 32, method: gptq}
 context: {max_tokens: 2}
-targets: {onnx: {}, coreml: {}, mlx: {}, tvm: {triples: [arm64-apple-ios16.0]}}
+targets: {onnx: {}, coreml: {}, mlx: {}, tvm: {triples: [arm64-apple-ios16.0], features: [dotprod]}}
 validate:
   profiles: {iphone-12: {peak_memory: 100MB}}
 """

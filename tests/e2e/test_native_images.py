@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 from PIL import Image
 
 from edgewright import api
+from runtime_tests.validate import validate
 from tests.artifacts.media import reference as ref
 from tests.compiler.pixtral import SMALL, write_pixtral
 from tests.compiler.test_processor import pixtral, written
+from tests.runtime_tests.conftest import sign_again
 
 RECIPE = """\
 name: whole
@@ -41,6 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_pixtral(folder / "source", dataclasses.replace(SMALL, image=112, vocab=len(encoder), image_token=token), 3)
     documents = pixtral()
     written(folder / "source", {name: documents[name] for name in documents if name != "config.json"})
+    encoder.save_pretrained(folder / "source")
     return folder
 
 
@@ -74,16 +78,30 @@ def test_a_checkpoint_compiles_whole_and_is_judged_with_its_largest_image(
     for target in report.targets:
         labels = {check.label for check in target.checks}
         kinds = ("exact: max |Δ|", "as shipped: RMS Δ")
-        assert labels == {f"{entry}, {kind}" for entry in ENTRIES for kind in kinds}
+        genai = {"genai: same tokens", "genai: same answer"} if target.target == "onnx" else set()
+        assert labels == {f"{entry}, {kind}" for entry in ENTRIES for kind in kinds} | genai
         assert all(check.verdict == "passed" for check in target.checks)
         folder = place / "build" / "whole" / target.target
         description = json.loads((folder / "preprocessing.json").read_text())
         assert (description["rule"], description["images"]["longest_edge"]) == ("pixtral", 100)
         (phone,) = target.phones
+        if target.target == "onnx":
+            genai_is_shown_a_picture(folder, place / "swapped")
         if target.target in ("onnx", "mlx"):
             assert phone.checks[0].verdict == "fits"
             assert phone.run is not None
             assert [phase.phase for phase in phone.run.phases] == ["load", "vision", "prefill", "steady"]
+
+
+def genai_is_shown_a_picture(package: Path, copy: Path) -> None:
+    """With red for blue it says something else, and fails."""
+    shutil.copytree(package, copy)
+    config = json.loads((copy / "processor_config.json").read_text())
+    config["processor"]["transforms"].insert(1, {"operation": {"name": "swap", "type": "ConvertRGB"}})
+    (copy / "processor_config.json").write_text(json.dumps(config))
+    sign_again(copy)
+    found = validate(copy)
+    assert [check.name for check in found.checks if check.verdict == "failed"] == ["genai_greedy_equal"]
 
 
 def test_it_is_asked_about_images_of_any_size(place: Path) -> None:

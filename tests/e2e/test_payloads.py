@@ -10,6 +10,7 @@ from artifacts.manifest import sha256_file
 from compiler import pipeline
 from compiler.checkpoint import Checkpoint
 from edgewright import api
+from tests.compiler.conftest import converting_here
 
 RECORDED = {
     "quantized/model.safetensors": "4c34773532c434aa",
@@ -26,8 +27,9 @@ def test_the_payloads_of_the_quickstart_are_the_recorded_ones(tmp_path: Path) ->
     recipe = recipe.model_copy(update={"targets": {**recipe.targets, "tvm": tvm}})
     assert recipe.checkpoint.path is not None
     checkpoint = Checkpoint(Path(api.__file__).parents[1] / "recipes" / recipe.checkpoint.path)
-    quantized = pipeline.quantize(recipe, checkpoint, "tiny", None, tmp_path / "quantized", silent)
-    for target in recipe.targets:
-        (tmp_path / target).mkdir()
-        pipeline.build(recipe, target, quantized, checkpoint, tmp_path / target, silent)
+    with converting_here():
+        quantized = pipeline.quantize(recipe, checkpoint, "tiny", None, tmp_path / "quantized", silent)
+        for target in recipe.targets:
+            (tmp_path / target).mkdir()
+            pipeline.build(recipe, target, quantized, checkpoint, tmp_path / target, silent)
     assert {name: sha256_file(tmp_path / name)[:16] for name in RECORDED} == RECORDED

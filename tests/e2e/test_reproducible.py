@@ -19,7 +19,11 @@ quantize:
     - {match: "*", bits: 4, method: gptq}
   calibration: {text: stdlib-python, tokens: 2048}
 context: {max_tokens: 64}
-targets: {onnx: {}, coreml: {}, mlx: {}, tvm: {triples: [aarch64-linux-android24, arm64-apple-ios16.0]}}
+targets:
+  onnx: {}
+  coreml: {}
+  mlx: {}
+  tvm: {triples: [aarch64-linux-android24, arm64-apple-ios16.0], features: [i8mm]}
 """
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,3 +102,33 @@ def finished(workplace: Workplace, tmp_path_factory: pytest.TempPathFactory) -> 
     stages: dict[str, None] = {}
     report = api.run(workplace.recipe_file, out=out, progress=lambda stage, done, total: stages.update({stage: None}))
     return Finished(report, out / "small", list(stages))
+
+
+HELD = """
+import sys, time
+from compiler import pipeline
+from edgewright import cli
+
+build = pipeline.build
+
+def held(*arguments):
+    build(*arguments)
+    print("half-written", flush=True)
+    while True:  # a signal that another thread takes wakes nobody who sleeps
+        time.sleep(0.05)
+
+pipeline.build = held
+cli.main(sys.argv[1:])
+"""
+
+
+def half_written(recipe: Path, out: Path) -> subprocess.Popen[str]:
+    """A run that stands still where an artifact is half-written, however busy the machine is; its stderr is piped."""
+    command = [sys.executable, "-c", HELD, "run", str(recipe), "--out", str(out)]
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    said = process.stdout.readline()
+    assert said == "half-written\n", process.communicate()
+    assert list(out.glob("small/.*.partial-*"))
+    return process

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from compiler.adopt import families
 from compiler.models import decoder
 from edgewright import api, cli
 
@@ -25,6 +26,11 @@ def test_the_sample_recipe_passes_on_the_shipped_checkpoint(tmp_path: Path) -> N
 def test_the_model_types_that_it_names_are_those_that_are_taken() -> None:
     sentence = " ".join(TEXT[TEXT.index("Text decoders of the model types") :].split("\n\n")[0].split())
     assert all(f"`{kind}`" in sentence for kind in (*decoder.MODEL_TYPES, *decoder.WRAPPERS))
+
+
+def test_the_avatars_that_it_names_are_those_that_can_be_adopted() -> None:
+    sentence = " ".join(TEXT[TEXT.index("Talking avatars come as") :].split("\n\n")[0].split())
+    assert all(f"`{family}` (" in sentence for family in families())
 
 
 def test_a_phone_of_ones_own_starts_from_one_that_ships(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +17,7 @@ from artifacts import EdgewrightError, read_manifest, verify
 from edgewright import api
 from edgewright.report import Report
 
+from .conftest import half_written
 from .hub_server import HubServer
 
 ROOT = Path(__file__).parents[2]
@@ -203,10 +203,7 @@ def _start(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Pop
 
 def _interrupted(recipe: Path, out: Path, by: signal.Signals) -> tuple[int, str]:
     """Start a run, send it a signal while an artifact is half-written, and wait: exit code and stderr."""
-    process = _start("run", str(recipe), "--out", str(out))
-    deadline = time.monotonic() + 60
-    while not list(out.glob("small/.*.partial-*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    process = half_written(recipe, out)
     process.send_signal(by)
     _, errors = process.communicate(timeout=60)
     assert not (out / "small" / "report.json").exists()

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from edgewright import cli, render
 from edgewright.markdown import markdown
 from edgewright.report import FailedStep
 from edgewright.streams import plain
+from tests.edgewright.conftest import half_written
 
 ROOT = Path(__file__).parents[2]
 
@@ -137,16 +137,7 @@ def test_a_place_where_no_folder_can_be_made_is_refused_before_any_work(workplac
 
 def _signalled(recipe: Path, out: Path, *signals: signal.Signals) -> tuple[int, str]:
     """Start a run, send it signals while an artifact is half-written: exit code and stderr."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "edgewright", "run", str(recipe), "--out", str(out)],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    while not list(out.glob("small/.*.partial-*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    process = half_written(recipe, out)
     for number in signals:
         process.send_signal(number)
     _, errors = process.communicate(timeout=60)

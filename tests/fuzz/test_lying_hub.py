@@ -16,6 +16,7 @@ import pytest
 from tests.edgewright.hub_server import HubServer
 from tests.fuzz.lies import FILES, MODES, TOKEN, Scene
 
+ROOT = Path(__file__).parents[2]
 _SAMPLE = [
     "etag is a file of the user",
     "etag is out of the cache",
@@ -44,7 +45,15 @@ quantize: {rules: [{match: "*", bits: 4}]}
 context: {max_tokens: 64}
 targets: {onnx: {}}
 """
-_SECONDS = 10
+_SECONDS = 10  # on a machine that starts the program within one
+
+
+@pytest.fixture(scope="module")
+def patience() -> float:
+    """After how many seconds a run hangs, here and now."""
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import edgewright.api, huggingface_hub"], cwd=ROOT, check=True)
+    return max(_SECONDS, _SECONDS * (time.monotonic() - start))
 
 
 @pytest.fixture
@@ -75,7 +84,7 @@ def run(scene: Scene) -> subprocess.CompletedProcess[str]:
     # A patience of two seconds, so that several waits in a row, and starting Python, still end in time.
     env = {
         **{k: v for k, v in os.environ.items() if not k.startswith("HF_")},
-        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "PYTHONPATH": str(ROOT),
         "HOME": str(scene.root / "user"),
         "TMPDIR": str(scene.root / "tmp"),
         "HF_HOME": str(scene.cache.parent),
@@ -94,11 +103,11 @@ def run(scene: Scene) -> subprocess.CompletedProcess[str]:
         "--json",
     ]
     return subprocess.run(
-        command, cwd=scene.root / "work", env=env, capture_output=True, text=True, errors="replace", timeout=60
+        command, cwd=scene.root / "work", env=env, capture_output=True, text=True, errors="replace", timeout=300
     )
 
 
-def check(scene: Scene, name: str) -> None:
+def check(scene: Scene, name: str, patience: float) -> None:
     MODES[name](scene)
     before = outside(scene)
     start = time.monotonic()
@@ -107,7 +116,7 @@ def check(scene: Scene, name: str) -> None:
 
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
-    assert seconds < _SECONDS
+    assert seconds < patience
     message = json.loads(done.stdout)["error"]["message"]
     assert message.isprintable() and len(message) < 1000, message
     assert f"error: {message}\n" == done.stderr
@@ -131,14 +140,14 @@ def check(scene: Scene, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", _SAMPLE)
-def test_a_lie_ends_in_a_message(scene: Scene, name: str) -> None:
-    check(scene, name)
+def test_a_lie_ends_in_a_message(scene: Scene, name: str, patience: float) -> None:
+    check(scene, name, patience)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", sorted(MODES))
-def test_every_lie_ends_in_a_message(scene: Scene, name: str) -> None:
-    check(scene, name)
+def test_every_lie_ends_in_a_message(scene: Scene, name: str, patience: float) -> None:
+    check(scene, name, patience)
 
 
 def test_there_are_enough_of_them() -> None:

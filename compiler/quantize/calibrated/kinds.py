@@ -69,7 +69,7 @@ _KINDS = {
     "edge::embedding": Kind(_pick, None, dense=False, shares=False),
 }
 # of the ops that read no matrix, those that cost little beside reading their result from a file
-_CHEAP = {"edge::rms_norm", "edge::layer_norm", "edge::rotary", "edge::bias"}
+_CHEAP = {"edge::rms_norm", "edge::layer_norm", "edge::rotary", "edge::bias", "edge::scale"}
 
 
 def kind_of(node: Node) -> Kind | None:

@@ -5,6 +5,7 @@
 | linear | linear over constexpr_blockwise_shift_scale (iOS 17: constexpr_affine_dequantize); at 16 bits over a const |
 | embedding | gather of rows of the same constexpr; the constexpr itself where every row is wanted |
 | linear, then bias | the bias of the linear |
+| scale | mul |
 | rms_norm, add_rms_norm | mul, reduce_mean, rsqrt, mul in float32, whatever the compute precision |
 | layer_norm | layer_norm in float32 |
 | rotary | gather from two small float32 tables, combined by the angle-sum formulas |
@@ -85,8 +86,8 @@ def _arguments(context: Any, node: Any) -> list[Any]:
 
     The frontend would take any string for the name of a var if there is one of that name.
     """
-    schema = _SCHEMAS[node.kind.split("::")[-1].split(".")[0]]
-    return [context[a] if tensor else a for a, tensor in zip(node.inputs, schema, strict=True)]
+    tensors = _TENSORS.get(node.kind.split("::")[-1].split(".")[0], 1)
+    return [context[a] if at < tensors else a for at, a in enumerate(node.inputs)]
 
 
 def _matrix(
@@ -340,8 +341,18 @@ def _bias(context: Any, node: Any) -> None:
         before = 0 if x.op.bias is None else x.op.bias.val
         context.add(mb.linear(x=x.op.x, weight=x.op.weight, bias=vector + before, name=node.name))
         return
-    shaped = vector.reshape(-1, *[1] * (len(x.shape) - 1 - axis % len(x.shape)))
-    context.add(mb.add(x=x, y=shaped, name=node.name))
+    context.add(mb.add(x=x, y=_along(vector, x, axis), name=node.name))
+
+
+def _along(vector: np.ndarray[Any, Any], x: Any, axis: int) -> np.ndarray[Any, Any]:
+    """A vector, shaped to meet an axis of x."""
+    return vector.reshape(-1, *[1] * (len(x.shape) - 1 - axis % len(x.shape)))
+
+
+def _scale(context: Any, node: Any) -> None:
+    x, slot, _, axis = _arguments(context, node)
+    gain = _active.get().weights.rows(slot).astype(np.float32)
+    context.add(mb.mul(x=x, y=_along(gain, x, axis), name=node.name))
 
 
 def _convolution(context: Any, node: Any) -> None:
@@ -377,18 +388,9 @@ _TABLE: Mapping[str, Callable[[Any, Any], None]] = {
     "rotary": _rotary,
     "attention": _attention,
     "bias": _bias,
+    "scale": _scale,
     "convolution": _convolution,
 }
 
-# which arguments of an op are tensors
-_SCHEMAS: Mapping[str, tuple[bool, ...]] = {
-    "linear": (True, *[False] * 6),
-    "embedding": (True, *[False] * 6),
-    "rms_norm": (True, False, False, False),
-    "add_rms_norm": (True, True, False, False, False),
-    "layer_norm": (True, False, False, False),
-    "rotary": (True, False, False),
-    "attention": (*[True] * 6, *[False] * 6),
-    "bias": (True, False, False, False),
-    "convolution": (True, *[False] * 9),
-}
+# how many arguments of an op are tensors, which come first; of others one is
+_TENSORS: Mapping[str, int] = {"add_rms_norm": 2, "attention": 6}

@@ -7,6 +7,7 @@
 | rms_norm, add_rms_norm | fast.rms_norm |
 | layer_norm | fast.layer_norm |
 | bias | addition |
+| scale | multiplication |
 | convolution | conv_general; below 16 bits behind a dequantize of the whole weight |
 | rotary, attention | fast.rope, slice_update into the caches, fast.scaled_dot_product_attention |
 """
@@ -154,7 +155,17 @@ def bias(weights: Weights, x: mx.array | Parts, slots: list[str], rows: list[int
     if isinstance(x, Parts) and axis == -1 and [part.shape[-1] for part in x.arrays] == rows:
         return Parts(tuple(part + vector for part, vector in zip(x.arrays, vectors, strict=True)))
     whole = x.joined() if isinstance(x, Parts) else x
-    return whole + mx.concatenate(vectors).reshape(-1, *[1] * (whole.ndim - 1 - axis % whole.ndim))
+    return whole + _along(mx.concatenate(vectors), whole, axis)
+
+
+def _along(vector: mx.array, x: mx.array, axis: int) -> mx.array:
+    """A vector, shaped to meet an axis of x."""
+    return vector.reshape(-1, *[1] * (x.ndim - 1 - axis % x.ndim))
+
+
+def scale(weights: Weights, x: mx.array | Parts, slot: str, columns: int, axis: int) -> mx.array:
+    whole = x.joined() if isinstance(x, Parts) else x
+    return whole * _along(weights[f"{slot}.weight"], whole, axis)
 
 
 def convolution(
@@ -187,5 +198,6 @@ EDGE: dict[str, Callable[..., Any]] = {
     "edge.rotary.default": rotary,
     "edge.attention.default": attention,
     "edge.bias.default": bias,
+    "edge.scale.default": scale,
     "edge.convolution.default": convolution,
 }

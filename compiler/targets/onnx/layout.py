@@ -23,7 +23,8 @@ Values = dict[str, ir.Value]
 
 @dataclass(frozen=True)
 class Plan:
-    """A graph file to be: an entry of a component, lowered, which answers the entries `serves`.
+    """A graph file to be: an entry of a component, lowered, which answers the entries `serves`; where it is for a
+    loader of the ecosystem alone, none.
 
     inputs, outputs: names in the file where they are not those of the ports; states are among both.
     inline: whether small vectors of slots are part of the graph. images: see `formats.Graph`. finish: has the last word
@@ -45,11 +46,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Lowered:
-    """A graph, what its initializers are to be, and how a session calls it."""
+    """A graph, what its initializers are to be, and how a session calls it; None where none does."""
 
     model: ir.Model
     weights: Mapping[ir.Value, Weight]
-    record: formats.Graph
+    record: formats.Graph | None
 
 
 def lower(job: Job, plan: Plan) -> Lowered:
@@ -74,6 +75,8 @@ def lower(job: Job, plan: Plan) -> Lowered:
     NameFixPass()(model)  # a port may be called like a value inside
     for value in low.unused:
         value.name = ""
+    if not plan.serves:
+        return Lowered(model, low.weights, None)
     record = formats.Graph(
         file=plan.file,
         component=component.name,

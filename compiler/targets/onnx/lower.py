@@ -6,6 +6,7 @@
 | embedding | com.microsoft::GatherBlockQuantized over the bytes of a tied head; Gather at 16 bits |
 | convolution | DequantizeLinear of the packed bytes, Conv; at 16 bits Conv |
 | bias | the kernel's own bias behind a Conv, MatMulNBits or LayerNormalization, else Add |
+| scale | Mul |
 | rms_norm, add_rms_norm | SimplifiedLayerNormalization, com.microsoft::SkipSimplifiedLayerNormalization |
 | layer_norm | LayerNormalization |
 | rotary, attention | com.microsoft::GroupQueryAttention (`attention.py`) |
@@ -243,7 +244,7 @@ def _bias(low: Lowering, node: ir.Node) -> Values:
     a = arguments(node)
     x = _x(node)
     assert x.shape is not None
-    name, count, axis = "+".join(a["slots"]), sum(a["rows"]), a["axis"] % len(x.shape)
+    count, axis = sum(a["rows"]), a["axis"] % len(x.shape)
     kernel = x.producer()
     if kernel is not None and len(x.uses()) == 1 and not x.is_graph_output():
         place, wanted = _BIASED.get(kernel.op_type, (0, 0))
@@ -252,9 +253,21 @@ def _bias(low: Lowering, node: ir.Node) -> Values:
             kernel.resize_inputs(place + 1)
             kernel.replace_input_with(place, low.values(a["slots"], [count]))
             return (x,)
-    behind = len(x.shape) - 1 - axis  # a dimension of one for each that the value has behind its axis
-    vector = low.values(a["slots"], [count, *[1] * behind], f"{name}.{behind}" if behind else None)
-    return low.op("Add", [x, vector])
+    return low.op("Add", [x, _along(low, a["slots"], count, len(x.shape) - 1 - axis)])
+
+
+def _along(low: Lowering, slots: Sequence[str], count: int, behind: int) -> ir.Value:
+    """Vectors, with a dimension of one for each of the `behind` that a value has behind their axis."""
+    name = f"{'+'.join(slots)}.{behind}" if behind else None
+    return low.values(slots, [count, *[1] * behind], name)
+
+
+def _scale(low: Lowering, node: ir.Node) -> Values:
+    a = arguments(node)
+    x = _x(node)
+    assert x.shape is not None
+    rank = len(x.shape)
+    return low.op("Mul", [x, _along(low, [a["slot"]], a["columns"], rank - 1 - a["axis"] % rank)])
 
 
 def _rms_norm(low: Lowering, node: ir.Node) -> Values:
@@ -282,6 +295,7 @@ TABLE: dict[str, Callable[[Lowering, ir.Node], Values]] = {
     "embedding": _embedding,
     "convolution": _convolution,
     "bias": _bias,
+    "scale": _scale,
     "rms_norm": _rms_norm,
     "add_rms_norm": _add_rms_norm,
     "layer_norm": _layer_norm,

@@ -106,7 +106,8 @@ class OnnxTarget:
                 data[plan.data] = ExternalData(folder / plan.data)
             bind(lowered.model.graph, lowered.weights, data[plan.data], reader, plan.inline)
             write_model(lowered.model, folder / plan.file)
-            graphs.append(lowered.record)
+            if lowered.record is not None:
+                graphs.append(lowered.record)
         for file in data.values():
             file.close()
         copy_tokenizer(job.source, folder)

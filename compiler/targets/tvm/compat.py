@@ -6,6 +6,8 @@
 | reciprocal of integers | computes 1 / x in integers, silently 0 |
 | grid_sampler_2d | hands the grid over as [N, H, W, 2] where the operator wants [N, 2, H, W] |
 | grid_sampler_3d | not converted |
+| native_group_norm | fails without weights of its own |
+| clamp of integers | fails with one bound, the other of which is infinite |
 
 A test for each fails without its converter (`tests/compiler/targets/tvm/test_compat.py`). Knows nothing of ours.
 """
@@ -66,10 +68,36 @@ def _grid_sampler(layout: str, order: list[int]) -> Callable[[Any, Any], Expr]:
     return convert
 
 
+def group_norm(node: Any, importer: Any) -> Expr:
+    """aten.native_group_norm; without weights as its statistics, of values around their mean."""
+    if node.args[1] is not None or node.args[2] is not None:
+        return importer._native_group_norm(node)
+    x, _, _, batch, _, _, groups, eps = importer.retrieve_args(node)
+    emit = importer.block_builder.emit
+    rows = emit(relax.op.reshape(x, [batch, groups, -1]))
+    around = emit(relax.op.subtract(rows, emit(relax.op.mean(rows, 2, keepdims=True))))
+    variance = emit(relax.op.mean(emit(relax.op.multiply(around, around)), 2, keepdims=True))
+    factor = emit(relax.op.rsqrt(emit(relax.op.add(variance, relax.const(eps, x.ty.dtype)))))
+    return emit(relax.op.reshape(emit(relax.op.multiply(around, factor)), x.ty.shape))
+
+
+def clamp(node: Any, importer: Any) -> Expr:
+    """aten.clamp of integers by the bounds that are given; of floats as upstream has it."""
+    x, *bounds = importer.retrieve_args(node)
+    if str(x.ty.dtype).startswith(("float", "bfloat")) or node.kwargs:
+        return importer._clamp(node)
+    for bound, narrowed in zip(bounds, (relax.op.maximum, relax.op.minimum), strict=False):
+        if bound is not None:
+            x = importer.block_builder.emit(narrowed(x, relax.const(int(bound), x.ty.dtype)))
+    return x
+
+
 CONVERTERS: dict[str, Callable[[Any, Any], Expr]] = {
     "div.Tensor": divide,
     "div.Scalar": divide,
     "reciprocal.default": reciprocal,
     "grid_sampler_2d.default": _grid_sampler("NCHW", [0, 3, 1, 2]),
     "grid_sampler_3d.default": _grid_sampler("NCDHW", [0, 4, 1, 2, 3]),
+    "native_group_norm.default": group_norm,
+    "clamp.default": clamp,
 }

@@ -8,7 +8,7 @@
 | layer_norm | `pointwise.layer_norm` |
 | rotary | `pointwise.look_up` in tables of the parameter file |
 | attention | `attention.append`, in place, then `attention.attend` |
-| bias | an addition |
+| bias, scale | an addition, a product |
 | convolution | `pointwise.dequantize`, then TOPI's convolution of floats |
 | silu of one half times the other | `pointwise.gated_silu` |
 
@@ -118,6 +118,7 @@ class Lowering:
             "edge.rotary.default": self.rotary,
             "edge.attention.default": self.attention,
             "edge.bias.default": self.bias,
+            "edge.scale.default": self.scale,
             "edge.convolution.default": self.convolution,
             "mul.Tensor": self.mul,
             "slice.Tensor": self.slice,
@@ -313,8 +314,19 @@ class Lowering:
         emit, rank = importer.block_builder.emit, len(x.ty.shape)
         vectors = [self.variables[slot] for slot in slots]
         vector = vectors[0] if len(vectors) == 1 else emit(relax.op.concat(vectors, 0))
-        shape = [sum(rows), *[1] * (rank - 1 - axis % rank)]
-        return emit(relax.op.add(x, emit(relax.op.reshape(vector, shape)) if len(shape) > 1 else vector))
+        return emit(relax.op.add(x, self._along(importer, vector, sum(rows), rank - 1 - axis % rank)))
+
+    def _along(self, importer: Any, vector: Expr, count: int, behind: int) -> Expr:
+        """A vector, with a dimension of one for each of the `behind` that a value has behind its axis."""
+        if not behind:
+            return vector
+        return importer.block_builder.emit(relax.op.reshape(vector, [count, *[1] * behind]))
+
+    def scale(self, node: Node, importer: Any) -> Expr:
+        x, slot, columns, axis = importer.retrieve_args(node)
+        rank = len(x.ty.shape)
+        vector = self._along(importer, self.variables[slot], columns, rank - 1 - axis % rank)
+        return importer.block_builder.emit(relax.op.multiply(x, vector))
 
     def convolution(self, node: Node, importer: Any) -> Expr:
         x, slot, shape, bits, group, _, stride, padding, dilation, groups = importer.retrieve_args(node)

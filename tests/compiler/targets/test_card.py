@@ -20,6 +20,7 @@ CALLS = {
 }
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("target", sorted(CALLS))
 def test_an_app_can_start_from_the_readme(ministral: Path, jobs: Jobs, tmp_path: Path, target: str) -> None:
     (ministral / "README.md").write_text("---\nlicense: apache-2.0\n---\n")

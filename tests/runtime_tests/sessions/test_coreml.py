@@ -11,7 +11,7 @@ from compiler.targets.coreml.options import CoreMLOptions
 from runtime_tests.drivers.text import Decoder
 from runtime_tests.sessions import make_session
 from runtime_tests.sessions.coreml import CoreMLSession
-from tests.compiler.conftest import packed, quantized_job
+from tests.compiler.conftest import converting_here, packed, quantized_job
 from tests.runtime_tests.conftest import MAX_TOKENS, VOCAB, write_checkpoint
 
 EXECUTOR = "Core ML reference executor"
@@ -27,7 +27,9 @@ def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     write_checkpoint(source)
     options = CoreMLOptions(cache=request.param)
     job = quantized_job(folder / "quantized", source, options, Scheme(4, 32), max_tokens=MAX_TOKENS)
-    found = make_session(folder / "package", packed(job, "coreml", folder / "package"))
+    with converting_here():
+        manifest = packed(job, "coreml", folder / "package")
+    found = make_session(folder / "package", manifest)
     assert isinstance(found, CoreMLSession)
     found.load(exact=True)
     return found

@@ -31,7 +31,7 @@ RULES: Mapping[str, list[dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(scope="module", params=RULES)
+@pytest.fixture(scope="module", params=["int4", pytest.param("int8", marks=pytest.mark.nightly)])
 def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained tiny checkpoint as a TVM artifact for this machine, built as recipes are."""
     out = tmp_path_factory.mktemp("tvm")

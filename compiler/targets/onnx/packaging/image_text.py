@@ -16,8 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from artifacts.formats import onnx as formats
 from compiler.models.base import Component, Entry
 from compiler.slots import HALF
@@ -99,29 +97,17 @@ def _take_batches(tile: tuple[int, ...], graph: ir.Graph) -> None:
     out before anything is computed of them."""
     import onnx_ir as ir
 
+    from compiler.targets.onnx.packaging.nodes import Nodes
+
     (pixels,) = graph.inputs
-    uses = list(pixels.uses())
-    pixels.shape = ir.Shape(["batch_size", "num_images", *tile])
     mask = ir.val(_MASK, ir.DataType.BOOL, ["batch_size", "num_images", *tile[1:]])
-    graph.inputs.append(mask)
-    first = graph[0]
-
-    def op(kind: str, *inputs: ir.Value, **attributes: int | ir.DataType) -> ir.Value:
-        node = ir.node(kind, inputs, attributes, name=f"{_MASK}/{kind}")
-        graph.insert_before(first, node)
-        return node.outputs[0]
-
-    def sizes(name: str, *values: int) -> ir.Value:
-        tensor = ir.tensor(np.asarray(values, np.int64), name=f"{_MASK}/{name}")
-        value = ir.val(f"{_MASK}/{name}", tensor.dtype, [len(values)], const_value=tensor)
-        graph.register_initializer(value)
-        return value
-
-    marked = op("Cast", op("Reshape", mask, sizes("pixels", -1, math.prod(tile[1:]))), to=ir.DataType.UINT8)
-    shown = op("Cast", op("ReduceMax", marked, sizes("axis", 1), keepdims=0), to=ir.DataType.BOOL)
-    tiles = op("Compress", op("Reshape", pixels, sizes("tiles", -1, *tile)), shown, axis=0)
-    for use in uses:
-        use.node.replace_input_with(use.idx, tiles)
+    new = Nodes(graph, _MASK)
+    op, sizes = new.op, new.integers
+    marked = op("Cast", op("Reshape", mask, sizes(-1, math.prod(tile[1:]))), to=ir.DataType.UINT8)
+    shown = op("Cast", op("ReduceMax", marked, sizes(1), keepdims=0), to=ir.DataType.BOOL)
+    given = ir.val(pixels.name, pixels.dtype, ["batch_size", "num_images", *tile])
+    ir.convenience.replace_all_uses_with(pixels, op("Compress", op("Reshape", given, sizes(-1, *tile)), shown, axis=0))
+    graph.inputs[:] = [given, mask]
 
 
 def write(job: BuildJob, folder: Path, graphs: Sequence[formats.Graph]) -> None:

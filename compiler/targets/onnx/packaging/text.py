@@ -138,17 +138,25 @@ def measured(job: BuildJob) -> list[CacheScales]:
 
 def write(job: BuildJob, folder: Path, graphs: Sequence[formats.Graph]) -> None:
     """genai_config.json."""
-    config = json.dumps(genai_config(job, graphs[0]), indent=2)
-    (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
-
-
-def genai_config(job: Job, graph: formats.Graph) -> dict[str, Any]:
-    """onnxruntime-genai's description of the package (its `genai_config.json`, model type "mistral")."""
     (decoder,) = job.model.components
+    hidden = next(slot.columns for slot in decoder.slots if slot.kind == "embedding")
+    write_json(folder / CONFIG, genai_config(job, decoder, graphs[0], "mistral", "input_ids", hidden))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A file for people and programs."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def genai_config(
+    job: Job, decoder: Component, graph: formats.Graph, kind: str, entered: str, hidden: int
+) -> dict[str, Any]:
+    """onnxruntime-genai's description of a package (its `genai_config.json`): of a model of the type `kind`, and of its
+    decoder, which is entered by the input `entered` and has embeddings of this size."""
     constants: Any = job.model.constants
     heads = decoder.attention
     assert heads is not None
-    inputs = {"input_ids": "input_ids", "attention_mask": _MASK}
+    inputs = {entered: entered, "attention_mask": _MASK}
     if "positions" in graph.inputs:
         inputs["position_ids"] = _POSITIONS
     past, present = (name.format("%d", "{}") for name in (_PAST, _PRESENT))
@@ -156,7 +164,7 @@ def genai_config(job: Job, graph: formats.Graph) -> dict[str, Any]:
     eos, limit = constants["eos"], constants["max_tokens"]
     return {
         "model": {
-            "type": "mistral",
+            "type": kind,
             "bos_token_id": constants["bos"] if constants["bos"] is not None else 0,
             "eos_token_id": eos,
             "pad_token_id": eos[0] if eos else 0,
@@ -166,7 +174,7 @@ def genai_config(job: Job, graph: formats.Graph) -> dict[str, Any]:
                 "filename": MODEL,
                 "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
                 "head_size": padded_head(heads.head_dim),
-                "hidden_size": next(slot.columns for slot in decoder.slots if slot.kind == "embedding"),
+                "hidden_size": hidden,
                 "num_attention_heads": heads.heads,
                 "num_key_value_heads": heads.kv_heads,
                 "num_hidden_layers": len(decoder.states) // 2,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from artifacts import Manifest
+from artifacts import Manifest, read_manifest
 from compiler.models.decoder import DecoderSpec, read_spec
 from compiler.slots import Scheme
 from compiler.targets.base import BuildJob
@@ -20,7 +21,16 @@ from compiler.targets.coreml.options import CoreMLOptions
 from recipes.corpus import stdlib_texts
 from runtime_tests.drivers.text import Decoder
 from runtime_tests.sessions.coreml import CoreMLSession
-from tests.compiler.conftest import MINISTRAL3, job_logits, packed, quantized_job, random_tensors, save
+from tests.compiler.conftest import (
+    MINISTRAL3,
+    converting_here,
+    job_logits,
+    packed,
+    quantized_job,
+    random_tensors,
+    save,
+    shared_folder,
+)
 
 torch.set_num_threads(1)  # small matrices: a second thread only waits
 TINY = Path(__file__).parents[4] / "recipes" / "checkpoints" / "tiny-ministral3"
@@ -72,8 +82,8 @@ def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Builder:
-    """build(checkpoint, scheme, max_tokens, others={slot: scheme}, **options); the same call gives the same package."""
-    made: dict[str, Built] = {}
+    """build(checkpoint, scheme, max_tokens, others={slot: scheme}, **options): converted in this process, once for all
+    workers. The checkpoint goes by its name."""
 
     def make(
         source: Path,
@@ -82,15 +92,14 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Builder:
         others: Mapping[str, Scheme] | None = None,
         **options: Any,
     ) -> Built:
-        key = repr((source, scheme, max_tokens, sorted((others or {}).items()), sorted(options.items())))
-        if key not in made:
-            folder = tmp_path_factory.mktemp("coreml")
-            taken = CoreMLOptions(**options)
-            job = quantized_job(
-                folder / "quantized", source, taken, scheme, others, max_tokens=max_tokens, name=source.name
-            )
-            made[key] = Built(folder / "coreml", job, packed(job, "coreml", folder / "coreml"))
-        return made[key]
+        key = repr((source.name, scheme, max_tokens, sorted((others or {}).items()), sorted(options.items())))
+        with shared_folder(tmp_path_factory, f"coreml-{sha256(key.encode()).hexdigest()[:16]}") as folder:
+            given: dict[str, Any] = {"max_tokens": max_tokens, "name": source.name, "again": True}
+            job = quantized_job(folder / "quantized", source, CoreMLOptions(**options), scheme, others, **given)
+            if not (folder / "coreml").exists():
+                with converting_here():
+                    packed(job, "coreml", folder / "coreml")
+        return Built(folder / "coreml", job, read_manifest(folder / "coreml"))
 
     return make
 

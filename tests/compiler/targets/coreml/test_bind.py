@@ -74,11 +74,6 @@ def test_without_frozen_values_placeholders_would_be_computed_with(
     convert: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Passes would fold casts of them into real zeros: the markers go, or the memory that they save."""
-    assert len(markers(convert()[0])) == EXPECTED
-    tracemalloc.start()
-    convert()
-    guarded = tracemalloc.get_traced_memory()[1]
-    tracemalloc.reset_peak()
     inferences = 0
     from coremltools.converters.mil.mil.operation import Operation
 
@@ -91,8 +86,11 @@ def test_without_frozen_values_placeholders_would_be_computed_with(
         return original(self, overwrite_output)
 
     monkeypatch.setattr(Operation, "type_value_inference", counted)
+    assert len(markers(convert()[0])) == EXPECTED and inferences == 0
+    tracemalloc.start()
     convert()
-    assert inferences == 0
+    guarded = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
     monkeypatch.setattr(placeholders, "freeze", lambda op: None)
     try:
         found = convert()[0]

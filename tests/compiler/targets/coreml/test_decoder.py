@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+from artifacts import silent
 from compiler.slots import Scheme
 from compiler.targets import load_target
+from compiler.targets.coreml.options import CoreMLOptions
 from runtime_tests.drivers.text import calls
 from runtime_tests.mil.bisect import compare, plain_name
 from runtime_tests.mil.program import Function
-from tests.compiler.conftest import MINISTRAL3
+from tests.compiler.conftest import MINISTRAL3, quantized_job
 from tests.compiler.targets.coreml.conftest import INT4, INT8, TINY, Builder, Built, reference
 from tests.compiler.targets.coreml.payloads import entries, open_package, slots_of, verify
 
@@ -200,13 +202,18 @@ def test_a_context_of_two_tokens(decoder_folder: Path, build: Builder, options: 
     assert (torch.from_numpy(built.decoder(exact=True).logits(ids)) - expected).abs().max() <= 1e-4
 
 
-def test_the_same_input_gives_the_same_bytes(decoder_folder: Path, tmp_path: Path, build: Builder) -> None:
-    copy = tmp_path / "again" / decoder_folder.name
-    shutil.copytree(decoder_folder, copy)
-    options: dict[str, Any] = {"prompt_lengths": (4, 16), "cache": "explicit"}
-    first, second = (build(path, INT4, 80, **options) for path in (decoder_folder, copy))
-    files = [p.relative_to(first.folder) for p in first.folder.rglob("*") if p.is_file()]
+def test_the_same_input_gives_the_same_bytes(decoder_folder: Path, tmp_path: Path) -> None:
+    """Converted in processes, as the product does."""
+    folders = tmp_path / "first", tmp_path / "second"
+    for folder in folders:
+        copy = shutil.copytree(decoder_folder, folder / decoder_folder.name)
+        options = CoreMLOptions(prompt_lengths=(4,), cache="explicit")
+        job = quantized_job(folder / "quantized", copy, options, INT4, max_tokens=8)
+        (folder / "coreml").mkdir()
+        load_target("coreml").build(job, folder / "coreml", silent)
+    first, second = (folder / "coreml" for folder in folders)
+    files = [p.relative_to(first) for p in first.rglob("*") if p.is_file()]
     assert len(files) >= 4
     for file in files:
-        assert (first.folder / file).read_bytes() == (second.folder / file).read_bytes(), file
-    assert not list(first.folder.rglob("executorch_debug_handle_mapping.json"))
+        assert (first / file).read_bytes() == (second / file).read_bytes(), file
+    assert not list(first.rglob("executorch_debug_handle_mapping.json"))

@@ -12,6 +12,7 @@ from compiler.targets.coreml.options import CoreMLOptions
 from tests.compiler.conftest import Jobs, assert_toy_equals_reference
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("scheme", "options"),
     [(Scheme(4, 32), {}), (Scheme(8, 32), {"cache": "explicit"}), (HALF, {})],
@@ -24,6 +25,7 @@ def test_components_with_a_state_equal_the_reference(
     assert_toy_equals_reference(job, "coreml", tmp_path / "coreml", exact=1e-4, shipped=5e-3)
 
 
+@pytest.mark.usefixtures("here")
 def test_a_flipped_nibble_is_caught(toy: Path, jobs: Jobs, tmp_path: Path) -> None:
     job = jobs(toy, CoreMLOptions(), Scheme(4, 32))
     with pytest.raises(AssertionError, match="Not equal to tolerance"):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +23,7 @@ from compiler.targets.tvm import triples
 from compiler.targets.tvm.options import TvmOptions
 from compiler.targets.tvm.triples import Variant
 from runtime_tests.sessions.tvm import cpu_features
-from tests.compiler.conftest import MINISTRAL3, packed, random_tensors, save
+from tests.compiler.conftest import MINISTRAL3, packed, random_tensors, save, shared_folder
 
 TABLE = "model.embed_tokens"
 # few distinct shapes, so that eleven libraries of it compile in half the time; odd shapes are test_geometries.py's. The
@@ -91,17 +88,6 @@ def reference_logits(job: BuildJob, ids: np.ndarray[Any, Any]) -> np.ndarray[Any
     given = torch.from_numpy(np.asarray(ids, np.int64))[None]
     with torch.no_grad(), dialect.weights(job.weights):
         return np.asarray(module(given, torch.arange(given.shape[1])[None], *caches)[0])[0]
-
-
-@contextmanager
-def shared_folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
-    """A folder of this test run that parallel workers share, held by one of them at a time."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield folder
 
 
 @pytest.fixture(scope="session")

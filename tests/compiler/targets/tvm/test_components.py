@@ -53,6 +53,7 @@ def opened(job: BuildJob, folder: Path) -> Session:
     return session
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("name", SCHEMES)
 def test_ops_ranks_and_sizes_that_no_decoder_has(tmp_path: Path, name: str) -> None:
     """Convolutions of one to three dimensions, grouped and strided; a free dimension; two embeddings; a table of the
@@ -75,6 +76,7 @@ def test_ops_ranks_and_sizes_that_no_decoder_has(tmp_path: Path, name: str) -> N
         session.call("probe", "run", **given)
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("op", ["lgamma", "erfinv"])
 def test_an_op_without_a_lowering_is_refused_by_name_before_a_weight_is_read(op: str) -> None:
     """The job has no weights that could be read."""
@@ -85,6 +87,7 @@ def test_an_op_without_a_lowering_is_refused_by_name_before_a_weight_is_read(op:
     assert load_target("tvm").refusals(job) == []
 
 
+@pytest.mark.usefixtures("here")
 def test_a_decoder_that_nobody_drives_by_name_keeps_its_caches_in_place(jobs: Jobs, tmp_path: Path) -> None:
     source = save(tmp_path / "source", MINISTRAL3, random_tensors(MINISTRAL3))
     made = jobs(source, HERE, Scheme(4, 32), max_tokens=40)

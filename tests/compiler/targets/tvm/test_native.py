@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from compiler.targets.tvm.link import zig
 from device_farm import arm64
-from tests.compiler.targets.tvm.conftest import Artifact, host_variants, reference_logits, shared_folder
+from tests.compiler.conftest import shared_folder
+from tests.compiler.targets.tvm.conftest import Artifact, host_variants, reference_logits
 
 PROMPT = [int(t) for t in np.random.default_rng(0).integers(0, 160, 37)]
 MADE = 24

@@ -1,0 +1,279 @@
+"""A network written once and read twice: over shapes, which gives its slots and what is alive, and over tensors.
+
+`Shapes` and `Tensors` have the same layers. A family writes its network as a function of either; a layer's name is its
+slot's, and its tensor is `<name>.weight`, with `<name>.bias` beside it. Knows no family and no config; `Shapes` loads
+no framework.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+
+from compiler.models.base import scheme_arguments
+from compiler.models.layers import linears
+from compiler.slots import Schemes, Slot
+
+if TYPE_CHECKING:
+    import torch
+
+V = TypeVar("V")
+Pointwise = Literal["relu", "gelu", "sigmoid"]
+_EPS = 1e-5  # PyTorch's, of every norm
+
+
+class Layers(Protocol[V]):
+    """Layers over values, which are [1, channels, …] for convolutions and [1, length, columns] for linear layers."""
+
+    def channels(self, x: V) -> int: ...
+
+    def convolution(
+        self,
+        x: V,
+        name: str,
+        outputs: int,
+        kernel: tuple[int, ...],
+        *,
+        stride: tuple[int, ...] = (),
+        padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> V:
+        """stride: for each dimension, 1 by default."""
+
+    def linear(self, x: V, name: str, outputs: int) -> V:
+        """Over the last dimension, with a bias."""
+
+    def group_norm(self, x: V, name: str, groups: int) -> V:
+        """Statistics of a group of channels over all places, then a factor and a bias for each channel."""
+
+    def layer_norm(self, x: V, name: str) -> V:
+        """Over the last dimension."""
+
+    def pointwise(self, x: V, kind: Pointwise) -> V: ...
+
+    def add(self, x: V, y: V) -> V: ...
+
+    def concatenate(self, x: V, y: V) -> V:
+        """Along the channels."""
+
+    def resized(self, x: V, sizes: Sequence[int]) -> V:
+        """[1, channels, …] at other sizes, linear between the places, corners on corners."""
+
+    def first(self, x: V, length: int) -> V:
+        """The first places of [1, channels, places]."""
+
+    def repeated(self, x: V, length: int) -> V:
+        """[1, channels, 1] at each of `length` places."""
+
+    def swapped(self, x: V) -> V:
+        """The last two dimensions exchanged."""
+
+    def attention(self, x: V, names: tuple[str, str, str], heads: int) -> V:
+        """Every place looks at every place; names: of the projections to queries, keys and values."""
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """What stands for a tensor: its shape. Two of one shape are two values."""
+
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+class Shapes:
+    """Layers over shapes. slots: of all layers so far, in order; fused: those that one matmul may serve."""
+
+    def __init__(self) -> None:
+        self.slots: list[Slot] = []
+        self.fused: list[tuple[str, ...]] = []
+        self._steps: list[tuple[tuple[Value, ...], Value, int]] = []
+
+    def live(self) -> int:
+        """How many values are alive at once in the widest place: a step's inputs, outputs and scratch, and all that a
+        later step reads."""
+        last = {value: at for at, (inputs, _, _) in enumerate(self._steps) for value in inputs}
+        alive = last.keys() - {made for _, made, _ in self._steps}
+        widest = 0
+        for at, (_, made, scratch) in enumerate(self._steps):
+            alive.add(made)
+            widest = max(widest, sum(value.size for value in alive) + scratch)
+            alive = {value for value in alive if last.get(value, -1) > at}
+        return widest
+
+    def _made(self, shape: tuple[int, ...], *inputs: Value, scratch: int = 0) -> Value:
+        made = Value(shape)
+        self._steps.append((inputs, made, scratch))
+        return made
+
+    def _vector(self, name: str, size: int, kind: Literal["norm", "bias"]) -> Slot:
+        return Slot(name, f"{name}.weight" if kind == "norm" else name, 1, size, kind)
+
+    def channels(self, x: Value) -> int:
+        return x.shape[1]
+
+    def convolution(
+        self,
+        x: Value,
+        name: str,
+        outputs: int,
+        kernel: tuple[int, ...],
+        *,
+        stride: tuple[int, ...] = (),
+        padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> Value:
+        columns = x.shape[1] // groups * math.prod(kernel)
+        self.slots.append(Slot(name, f"{name}.weight", outputs, columns, "convolution", kernel))
+        if bias:
+            self.slots.append(self._vector(f"{name}.bias", outputs, "bias"))
+        steps = stride or (1,) * len(kernel)
+        sizes = (
+            (size + 2 * padding - dilation * (edge - 1) - 1) // step + 1
+            for size, edge, step in zip(x.shape[2:], kernel, steps, strict=True)
+        )
+        return self._made((x.shape[0], outputs, *sizes), x)
+
+    def linear(self, x: Value, name: str, outputs: int) -> Value:
+        self.slots.append(Slot(name, f"{name}.weight", outputs, x.shape[-1], "linear"))
+        self.slots.append(self._vector(f"{name}.bias", outputs, "bias"))
+        return self._made((*x.shape[:-1], outputs), x)
+
+    def group_norm(self, x: Value, name: str, groups: int) -> Value:
+        return self._normed(x, name, x.shape[1])
+
+    def layer_norm(self, x: Value, name: str) -> Value:
+        return self._normed(x, name, x.shape[-1])
+
+    def _normed(self, x: Value, name: str, size: int) -> Value:
+        self.slots += [self._vector(name, size, "norm"), self._vector(f"{name}.bias", size, "bias")]
+        return self._made(x.shape, x)
+
+    def pointwise(self, x: Value, kind: Pointwise) -> Value:
+        return self._made(x.shape, x)
+
+    def add(self, x: Value, y: Value) -> Value:
+        return self._made(x.shape, x, y)
+
+    def concatenate(self, x: Value, y: Value) -> Value:
+        return self._made((x.shape[0], x.shape[1] + y.shape[1], *x.shape[2:]), x, y)
+
+    def resized(self, x: Value, sizes: Sequence[int]) -> Value:
+        return self._made((*x.shape[:2], *sizes), x)
+
+    def first(self, x: Value, length: int) -> Value:
+        return self._made((*x.shape[:2], length), x)
+
+    def repeated(self, x: Value, length: int) -> Value:
+        return self._made((*x.shape[:2], length), x)
+
+    def swapped(self, x: Value) -> Value:
+        return self._made((*x.shape[:-2], x.shape[-1], x.shape[-2]), x)
+
+    def attention(self, x: Value, names: tuple[str, str, str], heads: int) -> Value:
+        self.fused.append(names)
+        queries, keys, values = (self.linear(x, name, x.shape[-1]) for name in names)
+        scores = 2 * heads * x.shape[1] ** 2
+        return self._made(x.shape, queries, keys, values, scratch=scores)
+
+
+class Tensors:
+    """Layers over tensors, as a graph of edge ops under the schemes of its slots."""
+
+    def __init__(self, slots: Iterable[Slot], schemes: Schemes) -> None:
+        self._schemes = schemes
+        self._linear = linears(slots, schemes)
+
+    def channels(self, x: torch.Tensor) -> int:
+        return x.shape[1]
+
+    def convolution(
+        self,
+        x: torch.Tensor,
+        name: str,
+        outputs: int,
+        kernel: tuple[int, ...],
+        *,
+        stride: tuple[int, ...] = (),
+        padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> torch.Tensor:
+        from compiler.dialect import edge
+
+        dims = len(kernel)
+        shape = [outputs, x.shape[1] // groups, *kernel]
+        steps = list(stride) or [1] * dims
+        places = steps, [padding] * dims, [dilation] * dims
+        out: torch.Tensor = edge.convolution(x, name, shape, *scheme_arguments(self._schemes, name), *places, groups)
+        if bias:
+            out = edge.bias(out, [f"{name}.bias"], [outputs], 1)
+        return out
+
+    def linear(self, x: torch.Tensor, name: str, outputs: int) -> torch.Tensor:
+        return self._linear(x, name)
+
+    def group_norm(self, x: torch.Tensor, name: str, groups: int) -> torch.Tensor:
+        import torch
+
+        from compiler.dialect import edge
+
+        channels = x.shape[1]
+        scaled = edge.scale(torch.nn.functional.group_norm(x, groups, eps=_EPS), name, channels, 1)
+        out: torch.Tensor = edge.bias(scaled, [f"{name}.bias"], [channels], 1)
+        return out
+
+    def layer_norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        from compiler.dialect import edge
+
+        columns = x.shape[-1]
+        out: torch.Tensor = edge.bias(edge.layer_norm(x, name, columns, _EPS), [f"{name}.bias"], [columns], -1)
+        return out
+
+    def pointwise(self, x: torch.Tensor, kind: Pointwise) -> torch.Tensor:
+        import torch
+
+        function = {"relu": torch.relu, "gelu": torch.nn.functional.gelu, "sigmoid": torch.sigmoid}[kind]
+        return function(x)
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x + y
+
+    def concatenate(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        return torch.cat([x, y], 1)
+
+    def resized(self, x: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        import torch
+
+        mode = "linear" if x.ndim == 3 else "bilinear"
+        return torch.nn.functional.interpolate(x, list(sizes), mode=mode, align_corners=True)
+
+    def first(self, x: torch.Tensor, length: int) -> torch.Tensor:
+        return x[..., :length]
+
+    def repeated(self, x: torch.Tensor, length: int) -> torch.Tensor:
+        return x.expand(-1, -1, length)
+
+    def swapped(self, x: torch.Tensor) -> torch.Tensor:
+        return x.transpose(-1, -2)
+
+    def attention(self, x: torch.Tensor, names: tuple[str, str, str], heads: int) -> torch.Tensor:
+        import torch
+
+        batch, length, columns = x.shape
+        qkv = self._linear(x, *names).split(columns, -1)
+        q, k, v = (part.reshape(batch, length, heads, columns // heads).transpose(1, 2) for part in qkv)
+        # the default scale: keyword arguments are what importers lose
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return out.transpose(1, 2).reshape(batch, length, columns)

@@ -1,0 +1,80 @@
+"""Talking avatars on every target: each entry equals the dialect's reference, which `adopt`'s tests hold to the modules
+that were trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from compiler.slots import HALF, Scheme
+from compiler.targets.base import BuildJob
+from compiler.targets.coreml.options import CoreMLOptions
+from compiler.targets.mlx.options import MlxOptions
+from compiler.targets.onnx.options import OnnxOptions
+from compiler.targets.tvm.options import TvmOptions
+from runtime_tests.sessions import make_session
+from tests.compiler.adopt.conftest import Adopt, save_encoder, save_expression, save_unet, take
+from tests.compiler.avatars import flame, small_encoder, small_expression, small_unet
+from tests.compiler.conftest import Jobs, Reference, packed
+
+__all__ = ["take"]
+pytestmark = pytest.mark.usefixtures("here")
+OPTIONS: dict[str, Any] = {
+    "onnx": OnnxOptions(),
+    "coreml": CoreMLOptions(),
+    "mlx": MlxOptions(),
+    "tvm": TvmOptions(triples=()),
+}
+# as recipes have it, depthwise convolutions and the first and last keep 16 bits
+SMALLER = {
+    "unet.down4.maxpool_conv.double_conv.1.pointwise.reparam_conv": Scheme(4, 32),
+    "feather_hubert.proj": Scheme(8, 32),
+}
+
+
+def assert_entries_equal_the_reference(job: BuildJob, target: str, folder: Path, limit: float = 1e-4) -> None:
+    """Every entry of every component, in the target's exact mode, over inputs that no weight has seen."""
+    session = make_session(folder, packed(job, target, folder))
+    session.load(exact=True)
+    reference, random = Reference(job), np.random.default_rng(0)
+    for component in job.model.components:
+        for entry in component.shipped:
+            arrays = {
+                port.name: np.arange(port.sized({})[-1])[None]
+                if port.below
+                else random.standard_normal(port.sized({}), np.float32)
+                for port in entry.inputs
+            }
+            found, expected = (side.call(component.name, entry.name, **arrays) for side in (session, reference))
+            for name, values in expected.items():
+                assert found[name].shape == values.shape
+                assert np.abs(found[name] - values).max() <= limit * np.abs(values).max(), (component.name, name)
+
+
+@pytest.mark.parametrize("target", OPTIONS)
+@pytest.mark.parametrize(("mobileone", "others"), [(False, {}), (True, SMALLER)], ids=["original", "mobileone"])
+def test_every_entry_equals_the_reference(
+    take: Adopt, jobs: Jobs, tmp_path: Path, target: str, mobileone: bool, others: dict[str, Scheme]
+) -> None:
+    unet = save_unet(tmp_path / "last.pth", small_unet(mobileone))
+    folder = take(unet, save_encoder(tmp_path / "hubert.pth", small_encoder())).folder
+    assert_entries_equal_the_reference(jobs(folder, OPTIONS[target], HALF, others), target, tmp_path / target)
+
+
+@pytest.mark.parametrize("target", OPTIONS)
+def test_audio2expression_equals_the_reference(take: Adopt, jobs: Jobs, tmp_path: Path, target: str) -> None:
+    folder = take(save_expression(tmp_path / "streaming.tar", small_expression()), family="audio2expression").folder
+    others = {f"backbone.audio_encoder.encoder.layers.0.attention.{w}_proj": Scheme(4, 32) for w in "qkv"}
+    assert_entries_equal_the_reference(jobs(folder, OPTIONS[target], HALF, others), target, tmp_path / target)
+
+
+@pytest.mark.parametrize("target", OPTIONS)
+def test_gaussians_equal_the_reference(take: Adopt, jobs: Jobs, tmp_path: Path, target: str) -> None:
+    torch.save(flame(70), tmp_path / "avatar.pth")
+    folder = take(tmp_path / "avatar.pth", family="gaussian").folder
+    others = {"positions": Scheme(8, 32), "attributes": Scheme(8, 32)}
+    assert_entries_equal_the_reference(jobs(folder, OPTIONS[target], HALF, others), target, tmp_path / target)
