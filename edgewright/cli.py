@@ -7,13 +7,13 @@ needs when it runs.
 from __future__ import annotations
 
 import argparse
-import difflib
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from edgewright import adoption, hub_commands, rooms, signals, streams
+from edgewright.arguments import Parser, command, group, output, recipe_arguments
 
 if TYPE_CHECKING:
     from edgewright.report import RunVerdict
@@ -37,20 +37,9 @@ exit codes:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """argparse's message, with the nearest valid choice."""
-        if "invalid choice: '" in message:
-            word = message.split("'")[1]
-            known = message.rpartition("(choose from ")[2].rstrip(")").replace("'", "").split(", ")
-            if near := difflib.get_close_matches(word, known, n=1):
-                message += f"; did you mean {near[0]!r}?"
-        self.exit(2, f"error: {streams.plain(message)}\nSee {self.prog} --help\n")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The whole command line."""
-    top = _Parser(
+    top = Parser(
         prog="edgewright",
         description="Takes a model checkpoint to INT4/INT8 packages for phones, and proves that they fit.",
         epilog=f"{_EXAMPLES}\n{_EXIT_CODES}",
@@ -60,63 +49,55 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="store_true", help="show the version and exit")
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
 
-    run = _command(commands, "run", _run, "build and validate everything that a recipe asks for")
-    _recipe_arguments(run)
+    run = command(commands, "run", _run, "build and validate everything that a recipe asks for")
+    recipe_arguments(run)
     run.add_argument("--out", default="build", metavar="DIR", help="artifacts land in DIR/<recipe>/ (default: build)")
     run.add_argument("--profile", action="append", default=[], metavar="NAME", help="phone instead of the recipe's")
     run.add_argument("--no-validate", action="store_true", help="build without the runtime test")
-    _output(run, quiet="show nothing but the verdict, warnings, and why it failed")
+    output(run, quiet="show nothing but the verdict, warnings, and why it failed")
 
-    plan = _command(commands, "plan", _plan, "estimate size and memory from the checkpoint's config alone")
-    _recipe_arguments(plan)
+    plan = command(commands, "plan", _plan, "estimate size and memory from the checkpoint's config alone")
+    recipe_arguments(plan)
     plan.add_argument("--profile", action="append", default=[], metavar="NAME", help="phone instead of the recipe's")
-    _output(plan)
+    output(plan)
 
-    validate = _command(commands, "validate", _validate, "test an artifact in its real runtime, and on phones")
+    validate = command(commands, "validate", _validate, "test an artifact in its real runtime, and on phones")
     validate.add_argument("artifact", metavar="ARTIFACT", help="folder of the artifact")
     validate.add_argument("--profile", action="append", default=[], metavar="NAME", help="phone profile or YAML file")
-    _output(validate, quiet="show nothing but the verdict, warnings, and why it failed")
+    output(validate, quiet="show nothing but the verdict, warnings, and why it failed")
 
-    inspect = _command(commands, "inspect", _inspect, "show what an artifact is, and what its last validation found")
+    inspect = command(commands, "inspect", _inspect, "show what an artifact is, and what its last validation found")
     inspect.add_argument("artifact", metavar="ARTIFACT", help="folder of the artifact")
-    _output(inspect)
+    output(inspect)
 
-    lost = _command(commands, "quantize-report", _quantize_report, "show what quantization did, worst tensors first")
+    lost = command(commands, "quantize-report", _quantize_report, "show what quantization did, worst tensors first")
     lost.add_argument("artifact", metavar="ARTIFACT", help="folder of the artifact, or of its quantized weights")
     lost.add_argument("--worst", type=int, default=20, metavar="N", help="tensors to show (default: 20; 0: all)")
-    _output(lost)
+    output(lost)
 
-    verify = _command(commands, "verify", _verify, "recompute every digest of an artifact")
+    verify = command(commands, "verify", _verify, "recompute every digest of an artifact")
     verify.add_argument("artifact", metavar="ARTIFACT", help="folder of the artifact")
-    _output(verify, quiet="show nothing when all is well, its last validation too")
+    output(verify, quiet="show nothing when all is well, its last validation too")
 
-    adopt = _command(commands, "adopt", adoption.run, "make a checkpoint of a project's .pth files, norms folded")
+    hub_commands.declare(commands)
+
+    adopt = command(commands, "adopt", adoption.run, "make a checkpoint of a project's .pth files, norms folded")
     adoption.arguments(adopt)
-    _output(adopt)
+    output(adopt)
 
-    publish = _command(commands, "publish", hub_commands.publish, "put packages that passed on the Hub, in one commit")
-    hub_commands.publish_arguments(publish)
-    _output(publish)
-
-    pull = _command(
-        commands, "pull", hub_commands.pull, "fetch the package that passed on a phone, and check every byte"
-    )
-    hub_commands.pull_arguments(pull)
-    _output(pull)
-
-    recipes = _group(commands, "recipes", "list, show, schema: the recipes that ship and how to write one")
-    _output(_command(recipes, "list", _recipes_list, "the recipes that ship"))
-    show = _command(recipes, "show", _recipes_show, "print a recipe's file, with paths that work from anywhere")
+    recipes = group(commands, "recipes", "list, show, schema: the recipes that ship and how to write one")
+    output(command(recipes, "list", _recipes_list, "the recipes that ship"))
+    show = command(recipes, "show", _recipes_show, "print a recipe's file, with paths that work from anywhere")
     show.add_argument("recipe", metavar="NAME|PATH")
-    _command(recipes, "schema", _recipes_schema, "print the JSON Schema of recipes, for editors")
+    command(recipes, "schema", _recipes_schema, "print the JSON Schema of recipes, for editors")
 
-    profiles = _group(commands, "profiles", "list, show: the phones that are known")
-    _output(_command(profiles, "list", _profiles_list, "the phone profiles that ship"))
-    show = _command(profiles, "show", _profiles_show, "print a profile, every number with its source")
+    profiles = group(commands, "profiles", "list, show: the phones that are known")
+    output(command(profiles, "list", _profiles_list, "the phone profiles that ship"))
+    show = command(profiles, "show", _profiles_show, "print a profile, every number with its source")
     show.add_argument("profile", metavar="NAME|PATH")
-    _output(show)
+    output(show)
 
-    _output(_command(commands, "doctor", _doctor, "show what this machine can run, and how to get what is missing"))
+    output(command(commands, "doctor", _doctor, "show what this machine can run, and how to get what is missing"))
     return top
 
 
@@ -368,32 +349,6 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def _exit_code(verdict: RunVerdict) -> int:
     return 1 if verdict == "failed" else 0
-
-
-def _command(
-    commands: Any, name: str, function: Callable[[argparse.Namespace], int], text: str
-) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-    command.set_defaults(function=function)
-    return command
-
-
-def _group(commands: Any, name: str, text: str) -> Any:
-    group = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-    return group.add_subparsers(metavar="COMMAND", required=True)
-
-
-def _recipe_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("recipe", metavar="NAME|PATH", help="a recipe that ships, or a recipe file")
-    command.add_argument("--target", action="append", default=[], metavar="NAME", help="target instead of the recipe's")
-    command.add_argument("--checkpoint", metavar="PATH", help="folder to use instead of the recipe's checkpoint")
-
-
-def _output(command: argparse.ArgumentParser, quiet: str | None = None) -> None:
-    shape = command.add_mutually_exclusive_group()
-    shape.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-    if quiet:
-        shape.add_argument("--quiet", action="store_true", help=quiet)
 
 
 if __name__ == "__main__":

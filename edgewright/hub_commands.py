@@ -6,37 +6,45 @@ Like `cli.py`, loads nothing but the standard library until a command runs.
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from edgewright import streams
+from edgewright.arguments import command, output
 
 
-def publish_arguments(command: argparse.ArgumentParser) -> None:
-    """What `edgewright publish` takes."""
-    command.epilog = (
+def declare(commands: Any) -> None:
+    """Add both to the command line."""
+    _publish_arguments(command(commands, "publish", publish, "put packages that passed on the Hub, in one commit"))
+    _pull_arguments(command(commands, "pull", pull, "fetch the package that passed on a phone, and check every byte"))
+
+
+def _publish_arguments(made: argparse.ArgumentParser) -> None:
+    made.epilog = (
         "Everything goes up in one commit, which is compared with the artifacts' digests and then tagged: whoever "
         "downloads by the tag sees all or nothing. What the Hub has already is not sent again. The token is that of "
         "`hf auth login`, or HF_TOKEN."
     )
-    command.add_argument("artifact", nargs="+", metavar="ARTIFACT", help="folder of a package; all of one recipe")
-    command.add_argument("--repo", metavar="OWNER/NAME", help="repository, made if there is none")
-    command.add_argument("--recipe", metavar="NAME|PATH", help="recipe whose section `publish` names the repository")
-    command.add_argument("--public", action="store_true", help="everybody may see it (default: private)")
-    command.add_argument("--tag", metavar="NAME", help="tag of the commit (default: from the content)")
-    command.add_argument(
+    made.add_argument("artifact", nargs="+", metavar="ARTIFACT", help="folder of a package; all of one recipe")
+    made.add_argument("--repo", metavar="OWNER/NAME", help="repository, made if there is none")
+    made.add_argument("--recipe", metavar="NAME|PATH", help="recipe whose section `publish` names the repository")
+    made.add_argument("--public", action="store_true", help="everybody may see it (default: private)")
+    made.add_argument("--tag", metavar="NAME", help="tag of the commit (default: from the content)")
+    made.add_argument(
         "--allow-failed", action="store_true", help="publish what did not pass too; its card and the index say so"
     )
+    output(made)
 
 
-def pull_arguments(command: argparse.ArgumentParser) -> None:
-    """What `edgewright pull` takes."""
-    command.epilog = (
+def _pull_arguments(made: argparse.ArgumentParser) -> None:
+    made.epilog = (
         "Of the packages that passed on the phone the smallest is fetched, with the repository's root files, and put "
         "in DIR/<package> when every byte was found right. After an interruption the next call goes on from there."
     )
-    command.add_argument("repo", metavar="REPO", help="OWNER/NAME of a repository that `edgewright publish` wrote")
-    command.add_argument("--profile", required=True, metavar="NAME", help="phone, as `edgewright profiles list` has it")
-    command.add_argument("--revision", metavar="REV", help="tag, branch or commit (default: the newest commit)")
-    command.add_argument("--out", required=True, metavar="DIR", help="where the package and the root files land")
+    made.add_argument("repo", metavar="REPO", help="OWNER/NAME of a repository that `edgewright publish` wrote")
+    made.add_argument("--profile", required=True, metavar="NAME", help="phone, as `edgewright profiles list` has it")
+    made.add_argument("--revision", metavar="REV", help="tag, branch or commit (default: the newest commit)")
+    made.add_argument("--out", required=True, metavar="DIR", help="where the package and the root files land")
+    output(made)
 
 
 def publish(args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from artifacts import EdgewrightError, read_manifest
 from artifacts.payload import app_bytes
 from edgewright.hub import index as indexes
 from edgewright.hub.index import Index, choose, read_index
+from tests.edgewright.conftest import Finished
 
 from .packages import memory, package, parity
 
@@ -85,3 +86,14 @@ def test_an_index_reads_as_it_was_written(tmp_path: Path) -> None:
     for raw in (b"", b"[]", b"{}", b'{"schema_version": true}', index.content().replace(b'"bytes"', b'"byte"')):
         with pytest.raises(EdgewrightError, match=r"^here: .*publish the packages again"):
             read_index(raw, "here")
+
+
+def test_of_a_real_run_the_phones_are_those_of_its_recipe(finished: Finished) -> None:
+    folder = finished.folder / "onnx"
+    manifest = read_manifest(folder)
+    made = indexes.variant(manifest, "0" * 64, 10, app_bytes(folder, manifest))
+    assert {name: judged.verdict for name, judged in made.profiles.items()} == {
+        "android-4gb": "passed",
+        "iphone-12": "passed",
+    }
+    assert made.verdict == "passed" and made.name.startswith("onnx-int4-")
