@@ -42,6 +42,35 @@ def staged(final: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
     """
     final = Path(os.path.abspath(final))
     refuse_foreign(final)
+    with _staging(final, needed_bytes) as partial:
+        yield partial
+        if not (partial / MANIFEST).is_file():
+            raise EdgewrightError(f"{final}: the build ended without writing {MANIFEST}; nothing was put in place")
+        _sync(partial)
+        _refuse_foreign(final)
+        _replace(partial, final)
+
+
+@contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """As ``staged``, for a folder of any files that must not be there yet: nothing is ever replaced."""
+    final = Path(os.path.abspath(final))
+    there = EdgewrightError(f"{final}: is there already, and is not overwritten; choose another --out")
+    if os.path.lexists(final):
+        raise there
+    with _staging(final, 0) as partial:
+        yield partial
+        _sync(partial)
+        with locked(final.parent):
+            if os.path.lexists(final):
+                raise there
+            partial.rename(final)
+        _sync_folder(final.parent)
+
+
+@contextmanager
+def _staging(final: Path, needed_bytes: int) -> Iterator[Path]:
+    """An empty folder beside ``final``, locked and gone after the block; leftovers for ``final`` are removed first."""
     make_folder(final.parent)
     partial = final.parent / f".{final.name}.partial-{os.getpid()}"
     held, ours = None, False
@@ -62,11 +91,6 @@ def staged(final: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
                     ) from None
                 held = lock(partial)
             yield partial
-            if not (partial / MANIFEST).is_file():
-                raise EdgewrightError(f"{final}: the build ended without writing {MANIFEST}; nothing was put in place")
-            _sync(partial)
-            _refuse_foreign(final)
-            _replace(partial, final)
     finally:
         if ours:
             shutil.rmtree(partial, ignore_errors=True)

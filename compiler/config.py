@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,20 @@ class Keys:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise self.error(key, f"must be a whole number from {low} to {high}")
         return value
+
+    def integers(self, key: str, counts: range, default: Sequence[int]) -> tuple[int, ...]:
+        """A list of whole numbers from 1 up, of a length that is in `counts`."""
+        value = self.values.get(key)
+        if value is None:
+            return tuple(default)
+        if (
+            not isinstance(value, list)
+            or len(value) not in counts
+            or any(type(v) is not int or not 0 < v < 1 << 14 for v in value)
+        ):
+            many = str(counts.start) if len(counts) == 1 else f"{counts.start} to {counts.stop - 1}"
+            raise self.error(key, f"must be a list of {many} whole numbers from 1 to {(1 << 14) - 1}")
+        return tuple(value)
 
     def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
         """A number from `low` to `high`."""

@@ -43,7 +43,6 @@ from compiler.heap import return_large_blocks
 from compiler.licence import licence_of
 from compiler.models.base import Component, Model, read_model
 from compiler.models.interface import described
-from compiler.plan import check_tiles
 from compiler.quantize import budget, evidence, runner
 from compiler.quantize.packed import PackedWeights, write_config
 from compiler.quantize.rules import Assignment, assign
@@ -70,7 +69,6 @@ def quantize(
     driver, slots = driver_of(model), model.slots
     for slot in slots:
         checkpoint.check(slot.tensor, slot.shape)
-    check_tiles(recipe, model)
     driver.check(recipe, model, checkpoint.path)
     calibration = recipe.quantize.calibration or Calibration()
     text = calibration_file(calibration, recipe.resolve)

@@ -79,7 +79,7 @@ def plan(recipe: Recipe, config: Mapping[str, Any], tensors: Collection[str] | N
     or a rule does not fit it.
     """
     model = read_model(config, tensors, recipe.context.max_tokens, recipe.vision)
-    check_tiles(recipe, model)
+    _check_tiles(recipe, model)
     schemes = assign(recipe.quantize.rules, model.slots).schemes
     found = []
     for name, options in recipe.targets.items():
@@ -98,7 +98,7 @@ def check_files(recipe: Recipe) -> None:
             text_file(f"validate.{key}", name, recipe.resolve(name))
 
 
-def check_tiles(recipe: Recipe, model: Model) -> None:
+def _check_tiles(recipe: Recipe, model: Model) -> None:
     """Raise EdgewrightError where a phone is to see more tiles than the model is compiled for, or there are none."""
     most = model.constants.get("max_tiles")
     for name, limits in recipe.validation.profiles.items():
@@ -108,7 +108,7 @@ def check_tiles(recipe: Recipe, model: Model) -> None:
             raise EdgewrightError(f"{where} is {limits.max_tiles}, and the model {seen}; lower it or leave it out")
 
 
-def narrowed(recipe: Recipe, target: str, tiles: int | None) -> Recipe:
+def with_tiles(recipe: Recipe, target: str, tiles: int | None) -> Recipe:
     """A recipe for one target alone, where an app makes so many tiles of an image (None: the most); judges nothing."""
     vision = recipe.vision if tiles is None else Vision(max_tiles=tiles)
     update = {"vision": vision, "targets": {target: recipe.targets[target]}, "validation": Validation()}
@@ -126,7 +126,7 @@ def longest_context(recipe: Recipe, config: Mapping[str, Any], target: str, limi
 
     def held(tokens: int) -> int:
         context = recipe.context.model_copy(update={"max_tokens": tokens})
-        shorter = narrowed(recipe, target, None).model_copy(update={"context": context})
+        shorter = with_tiles(recipe, target, None).model_copy(update={"context": context})
         return plan(shorter, config)[0].held_bytes
 
     low = 2

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from artifacts import Check
-from compiler.plan import TargetPlan, longest_context, narrowed, plan
+from compiler.plan import TargetPlan, longest_context, plan, with_tiles
 from device_farm import MemoryBudget, Profile
 from recipes.schema import Recipe
 
@@ -57,7 +57,7 @@ def fits(
             continue
         for profile, limits in phones:
             budget = profile.budget(limits.peak_memory)
-            there = narrowed(recipe, whole.target, limits.max_tiles)
+            there = with_tiles(recipe, whole.target, limits.max_tiles)
             item = whole if limits.max_tiles is None else plan(there, config)[0]
             if profile.platform not in item.app_bytes:
                 reason = f"{item.target} packages do not run on {profile.platform}"

@@ -7,14 +7,13 @@ from, and what it moves.
 from __future__ import annotations
 
 import zlib
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.errors import EdgewrightError
 
-PAGE = Path(__file__).with_name("MOTION.md")
 WEIGHTS, CHANNELS = 52, 58
 FPS, MOST_FRAMES, KEY_EVERY = 30, 3, 5
 _STEPS = np.array([1 / 128] * WEIGHTS + [3 / 16] * 3 + [1.0] * 3)
@@ -22,7 +21,7 @@ _LOWEST = np.array([0] * WEIGHTS + [-960] * 3 + [-2000] * 3)
 _HIGHEST = np.array([128] * WEIGHTS + [960] * 3 + [2000] * 3)
 _KEY, _DEFLATED, _ZERO, _FRAMES = 0x80, 0x40, 0x3C, 0x03
 _HEADER, _BITMAP = 2, 8
-_MOST_HALVES = 5  # of a residual: 15 bits, and 14 are the most that two frames differ by
+_MOST_HALVES = 5  # of a residual: 15 bits, and two frames differ by 13 at most
 _MOST_BODY = _BITMAP + CHANNELS * MOST_FRAMES * _MOST_HALVES // 2
 
 Whole = NDArray[np.int64]
@@ -35,12 +34,8 @@ class MotionError(EdgewrightError):
 class MotionEncoder:
     """Frames to packets, for one receiver or many that begin at any key packet."""
 
-    def __init__(self, key_every: int = KEY_EVERY) -> None:
-        if not 1 <= key_every <= KEY_EVERY:
-            raise MotionError(
-                f"key_every is {key_every}; 1 to {KEY_EVERY} packets let a loss heal within half a second"
-            )
-        self._every, self._sent = key_every, 0
+    def __init__(self) -> None:
+        self._sent = 0
         self._last: Whole = np.zeros(CHANNELS, np.int64)
 
     def encode(self, frames: NDArray[np.float32]) -> bytes:
@@ -52,7 +47,7 @@ class MotionEncoder:
         if not np.isfinite(frames).all():
             raise MotionError("a frame holds NaN or infinity")
         whole = np.clip(np.rint(frames.astype(np.float64) / _STEPS), _LOWEST, _HIGHEST).astype(np.int64)
-        key = self._sent % self._every == 0
+        key = self._sent % KEY_EVERY == 0
         before = np.zeros(CHANNELS, np.int64) if key else self._last
         body = _body(np.diff(whole, axis=0, prepend=before[None]))
         squeezer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
@@ -142,10 +137,10 @@ def _read(packet: bytes) -> tuple[bool, int, Whole]:
     return bool(packet[0] & _KEY), packet[1], residuals
 
 
-def _residual(halves: object) -> int:
+def _residual(halves: Iterator[int]) -> int:
     value, shift, more = 0, 0, True
     while more:
-        half = next(halves, None)  # type: ignore[call-overload]
+        half = next(halves, None)
         if half is None or shift > 3 * (_MOST_HALVES - 1):
             raise MotionError("a motion packet ends within a number, or holds one that is too large")
         value |= (half & 7) << shift

@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import pkgutil
-import re
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from artifacts import EdgewrightError, Progress
-from artifacts.store import make_folder
+from artifacts.store import new_folder
 from compiler.adopt.shapes import Shapes
 from compiler.checkpoint import listed
+from compiler.licence import licence_in
 from compiler.models.base import Model, read_model
 from compiler.tensors import CheckpointError
 
@@ -32,8 +28,6 @@ if TYPE_CHECKING:
     import torch
 
     from compiler.adopt.pickles import StateDict
-
-_LICENCE = re.compile(r"[A-Za-z0-9][\w.+-]{0,95}")
 
 
 class Published(Protocol):
@@ -89,10 +83,16 @@ def adopt(files: Sequence[Path], family: str, out: Path, licence: str | None, pr
     licence: its SPDX identifier as the Hub spells it. Raises EdgewrightError: a file that is no pickle or holds code,
     tensors that are missing, of another shape or of no part of the family, a folder that is there already.
     """
-    if licence is not None and not _LICENCE.fullmatch(licence):
+    if licence is not None and licence_in({"license": licence}) is None:
         raise EdgewrightError(f"--license: {licence!r:.80} is no identifier, such as apache-2.0 or cc-by-nc-4.0")
-    if os.path.lexists(out):
-        raise EdgewrightError(f"{out}: is there already, and is not overwritten; choose another --out")
+    with new_folder(out) as folder:
+        return _adopted(files, family, folder, out, licence, progress)
+
+
+def _adopted(
+    files: Sequence[Path], family: str, folder: Path, out: Path, licence: str | None, progress: Progress
+) -> Adopted:
+    """folder: the empty one that becomes `out`."""
     from compiler.adopt.folding import fold
     from compiler.adopt.pickles import read_pickle
 
@@ -132,8 +132,7 @@ def adopt(files: Sequence[Path], family: str, out: Path, licence: str | None, pr
     model = read_model(config, tensors, 2)
     _check(model, tensors, read)
     progress("writing", 0, 1)
-    with _folder(out) as folder:
-        _write(folder, config, {**tensors, **unused}, origin)
+    _write(folder, config, {**tensors, **unused}, origin)
     progress("writing", 1, 1)
     return Adopted(
         folder=out,
@@ -168,24 +167,6 @@ def _check(model: Model, tensors: Mapping[str, torch.Tensor], read: Mapping[str,
         if tensor not in known:
             path, name = published(tensor)
             raise CheckpointError(f"{path}: tensor {name!r} is none of this family's; is it another variant?")
-
-
-@contextmanager
-def _folder(out: Path) -> Iterator[Path]:
-    """A new folder that becomes `out` when the block ends well."""
-    out = Path(os.path.abspath(out))
-    make_folder(out.parent)
-    try:
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-        try:
-            partial.chmod(0o755)
-            yield partial
-            partial.rename(out)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-    except OSError as error:
-        raise EdgewrightError(f"{out}: cannot be written ({error}); choose another --out") from error
 
 
 def _write(

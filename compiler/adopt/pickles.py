@@ -113,11 +113,9 @@ def _instructions(path: Path) -> bytes:
 def _state(path: Path, found: Any) -> dict[str, torch.Tensor]:
     import torch
 
-    nested = (
-        next((found[key] for key in _NESTS if isinstance(found.get(key), Mapping)), found) if _maps(found) else None
-    )
-    if nested is None:
+    if not isinstance(found, Mapping):
         raise CheckpointError(f"{path}: holds a {type(found).__name__}; a state dict is expected")
+    nested = next((found[key] for key in _NESTS if isinstance(found.get(key), Mapping)), found)
     for name, value in nested.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise CheckpointError(
@@ -126,7 +124,3 @@ def _state(path: Path, found: Any) -> dict[str, torch.Tensor]:
         if value.layout != torch.strided or value.is_complex() or value.is_quantized or value.device.type != "cpu":
             raise CheckpointError(f"{path}: tensor {name!r} is sparse, complex, quantized or empty; none such is read")
     return dict(nested)
-
-
-def _maps(found: Any) -> bool:
-    return isinstance(found, Mapping)

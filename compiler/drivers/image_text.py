@@ -7,7 +7,7 @@ here: tiles and prompts themselves (`artifacts/media/`), and the order of calls 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,12 +93,15 @@ def looked_at(calibration: Calibration, text: Path | None, model: Model, checkpo
     3] of the tiles that their image tokens stand for, in order, and `values` float32 [3, 256], what a channel's pixels
     become. Conversations are shuffled by the seed. Raises EdgewrightError."""
     whole, pictures = conversations(calibration, text, reader(model, checkpoint), model, checkpoint)
-    pixels = np.concatenate(pictures)
-    record = np.zeros(
-        (), [("ids", np.int32, whole.shape), ("pixels", np.uint8, pixels.shape), ("values", "f4", (3, 256))]
-    )
-    record["ids"], record["pixels"], record["values"] = whole, pixels, channel_values(checkpoint)
-    return record
+    return record({"ids": whole, "pixels": np.concatenate(pictures), "values": channel_values(checkpoint)})
+
+
+def record(fields: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    """Arrays as one, of no dimensions: what `looked_at` gives where a model looks at more than one thing."""
+    found = np.zeros((), [(name, array.dtype, array.shape) for name, array in fields.items()])
+    for name, array in fields.items():
+        found[name] = array
+    return found
 
 
 def channel_values(checkpoint: Path) -> NDArray[np.float32]:

@@ -53,10 +53,7 @@ def looked_at(calibration: Calibration, text: Path | None, model: Model, checkpo
         "columns": np.concatenate([image.columns for image in found]),
         "images": np.concatenate([np.full(len(image.pixels), at) for at, image in enumerate(found)]),
     }
-    record = np.zeros((), [(name, array.dtype, array.shape) for name, array in fields.items()])
-    for name, array in fields.items():
-        record[name] = array
-    return record
+    return image_text.record(fields)
 
 
 def samples(model: Model, table: Weights, looked_at: NDArray[Any]) -> Iterator[Samples]:

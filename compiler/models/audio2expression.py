@@ -121,9 +121,10 @@ def _read_spec(keys: Keys, frames: int) -> Spec:
     for key in ("do_stable_layer_norm", "conv_bias"):
         if section.flag(key, False):
             raise section.error(key, "must be false")
-    kernels = _numbers(section, "conv_kernel", _KERNELS)
+    kernels = section.integers("conv_kernel", range(1, 17), _KERNELS)
     widths, strides = (
-        _numbers(section, key, default) for key, default in (("conv_dim", (512,) * 7), ("conv_stride", _STRIDES))
+        section.integers(key, range(1, 17), default)
+        for key, default in (("conv_dim", (512,) * 7), ("conv_stride", _STRIDES))
     )
     if not len(widths) == len(kernels) == len(strides):
         raise CheckpointError("config.json: wav2vec2.conv_dim, conv_kernel and conv_stride must be of one length")
@@ -147,17 +148,6 @@ def _read_spec(keys: Keys, frames: int) -> Spec:
         if hidden % parts:
             raise CheckpointError(f"config.json: wav2vec2.hidden_size {hidden} does not divide over {key}, {parts}")
     return spec
-
-
-def _numbers(section: Keys, key: str, default: tuple[int, ...]) -> tuple[int, ...]:
-    found = section.values.get(key, list(default))
-    if (
-        not isinstance(found, list)
-        or not 0 < len(found) <= 16
-        or any(type(v) is not int or not 0 < v < 1 << 14 for v in found)
-    ):
-        raise section.error(key, "must be a list of whole numbers from 1 up")
-    return tuple(found)
 
 
 def _encoded(layers: Layers[V], spec: Spec, audio: V) -> V:
@@ -226,14 +216,10 @@ def _component(spec: Spec) -> Component:
         slots=tuple(shapes.slots),
         entries=(Entry("express", inputs, (Port("expression", "float32", frames),)),),
         module=partial(_module, spec, tuple(shapes.slots)),
-        live=partial(_live, shapes.live()),
+        live=shapes.live,
         fused=tuple(shapes.fused),
         cuts=(f"{_ENCODER}feature_projection.", *layers, f"{PREFIX}feature_projection"),
     )
-
-
-def _live(values: int, entry: Entry, sizes: Mapping[str, int]) -> int:
-    return values
 
 
 def _module(spec: Spec, slots: tuple[Slot, ...], entry: Entry, schemes: Schemes) -> torch.nn.Module:

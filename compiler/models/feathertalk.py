@@ -110,7 +110,7 @@ def _read_encoder(keys: Keys) -> Encoder | None:
         return None
     section = keys.section("feather_hubert")
     channels = section.integer("channels", 1, 1 << 14, 512)
-    first = _widths(section, "frontend", 4, [64, 128, 256, 384])
+    first = section.integers("frontend", range(4, 5), (64, 128, 256, 384))
     return Encoder(
         frontend=(*first, channels, channels, channels),
         channels=channels,
@@ -121,7 +121,7 @@ def _read_encoder(keys: Keys) -> Encoder | None:
 
 
 def _read_renderer(keys: Keys) -> Renderer:
-    channels = _widths(keys, "channels", _LEVELS, [32, 64, 128, 256, 512])
+    channels = keys.integers("channels", range(_LEVELS, _LEVELS + 1), (32, 64, 128, 256, 512))
     if any(width % 2 for width in channels[1:4]):
         raise keys.error("channels", "must be even from the second to the fourth level, half of which go up again")
     heard = cast(Literal["hubert", "wenet"], keys.word("audio", ("hubert", "wenet"), "hubert"))
@@ -140,17 +140,6 @@ def _read_renderer(keys: Keys) -> Renderer:
             f"{height} x {width}, which meet a sixteenth of the picture"
         )
     return replace(renderer, size=size)
-
-
-def _widths(keys: Keys, key: str, count: int, default: list[int]) -> tuple[int, ...]:
-    found = keys.values.get(key, default)
-    if (
-        not isinstance(found, list)
-        or len(found) != count
-        or any(type(v) is not int or not 0 < v < 1 << 14 for v in found)
-    ):
-        raise keys.error(key, f"must be {count} whole numbers from 1 up")
-    return tuple(found)
 
 
 def _picture(renderer: Renderer) -> dict[str, Any]:
@@ -235,13 +224,9 @@ def _audio_component(encoder: Encoder, window: int) -> Component:
         slots=tuple(shapes.slots),
         entries=(Entry("encode", (Port("waveform", "float32", (1, samples)),), (Port("hidden", "float32", tokens),)),),
         module=partial(_audio_module, encoder),
-        live=partial(_live, shapes.live()),
+        live=shapes.live,
         cuts=tuple(f"{ENCODER}encoder.{i}." for i in range(encoder.blocks)),
     )
-
-
-def _live(values: int, entry: Entry, sizes: Mapping[str, int]) -> int:
-    return values
 
 
 def _audio_module(encoder: Encoder, entry: Entry, schemes: Schemes) -> torch.nn.Module:
@@ -323,7 +308,7 @@ def _renderer_component(renderer: Renderer) -> Component:
         slots=tuple(shapes.slots),
         entries=(Entry("frame", inputs, (Port("picture", "float32", picture),)),),
         module=partial(_renderer_module, renderer),
-        live=partial(_live, shapes.live()),
+        live=shapes.live,
         cuts=tuple(f"{UNET}{part}." for part in ("audio_model", "fuse_conv", "up1", "up2", "up3", "up4", "outc")),
     )
 

@@ -8,11 +8,11 @@ no framework.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
-from compiler.models.base import scheme_arguments
+from compiler.models.base import Entry, scheme_arguments
 from compiler.models.layers import linears
 from compiler.slots import Schemes, Slot
 
@@ -95,9 +95,9 @@ class Shapes:
         self.fused: list[tuple[str, ...]] = []
         self._steps: list[tuple[tuple[Value, ...], Value, int]] = []
 
-    def live(self) -> int:
+    def live(self, entry: Entry, sizes: Mapping[str, int]) -> int:
         """How many values are alive at once in the widest place: a step's inputs, outputs and scratch, and all that a
-        later step reads."""
+        later step reads. The network is the component's only entry, and of one size."""
         last = {value: at for at, (inputs, _, _) in enumerate(self._steps) for value in inputs}
         alive = last.keys() - {made for _, made, _ in self._steps}
         widest = 0

@@ -78,7 +78,7 @@ def test_the_stream_is_defined_by_constants() -> None:
         ({"wav2vec2": {"do_stable_layer_norm": True}}, r"wav2vec2\.do_stable_layer_norm must be false"),
         ({"wav2vec2": {"hidden_act": "relu"}}, r"wav2vec2\.hidden_act must be one of gelu, not 'relu'"),
         ({"wav2vec2": {"conv_kernel": [3]}}, r"wav2vec2\.conv_dim, conv_kernel and conv_stride must be of one length"),
-        ({"wav2vec2": {"conv_dim": "512"}}, r"wav2vec2\.conv_dim must be a list of whole numbers"),
+        ({"wav2vec2": {"conv_dim": "512"}}, r"wav2vec2\.conv_dim must be a list of 1 to 16 whole numbers"),
         (
             {"wav2vec2": {"num_attention_heads": 7}},
             r"wav2vec2\.hidden_size 768 does not divide over num_attention_heads",

@@ -134,11 +134,11 @@ def test_what_is_alive_at_once_is_in_the_last_level() -> None:
     ("config", "message"),
     [
         ({"size": 128}, r"size must be 160, not 128: features of 32 x 32 become 10 x 10"),
-        ({"channels": [32, 64]}, r"channels must be 5 whole numbers"),
+        ({"channels": [32, 64]}, r"channels must be a list of 5 whole numbers"),
         ({"channels": [32, 63, 128, 256, 512]}, r"channels must be even from the second"),
         ({"variant": "tiny"}, r"variant must be one of original, mobileone, not 'tiny'"),
         ({"feather_hubert": {"output_dim": 1000}}, r"feather_hubert\.output_dim must be a square, not 1000"),
-        ({"feather_hubert": {"frontend": [1, 2, 3]}}, r"feather_hubert\.frontend must be 4 whole numbers"),
+        ({"feather_hubert": {"frontend": [1, 2, 3]}}, r"feather_hubert\.frontend must be a list of 4 whole numbers"),
         ({"streaming": {"window": 10, "hop": 8, "ahead": 8}}, r"streaming\.hop 8 and ahead 8 must be even, and fit"),
         ({"streaming": {"window": 101}}, r"streaming\.hop 10 and ahead 8 must be even, and fit into the window, 101"),
         ({"audio": "wenet"}, r"feather_hubert must be null where audio is wenet"),

@@ -16,10 +16,11 @@ _HEAD_MULTIPLE = 16
 
 
 def by_row(scheme: Scheme, component: Component, options: OnnxOptions) -> bool:
-    """Whether a matrix is for DynamicQuantizeMatMul, whose activations have one scale in all.
+    """Whether a matrix is for DynamicQuantizeMatMul, whose activations have one scale for all positions of a call.
 
-    It takes 8 bits with one scale per row, and a fifth of the time of MatMulNBits' blocks where many positions are
-    computed at once (ONNX Runtime 1.31, x86); a decoder, which reads its weights for one position, gains nothing.
+    It takes 8 bits with one scale per row, and where many positions are computed at once a fifth of the time of
+    MatMulNBits' blocks (ONNX Runtime 1.31 on an x86 with AMX for int8; measured nowhere else). A decoder, which reads
+    its weights for one position, gains nothing.
     """
     return scheme == _ROWS and not component.states and options.accuracy_level == 4
 

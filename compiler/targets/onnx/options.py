@@ -13,7 +13,9 @@ class OnnxOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     accuracy_level: Literal[0, 1, 4] = Field(
-        4, description="MatMulNBits: 4 quantizes activations to int8 (fast), 0 and 1 keep them in float32"
+        4,
+        description="4 quantizes activations to int8 (fast): in MatMulNBits by blocks, in DynamicQuantizeMatMul "
+        "(8 bits with one scale per row, outside of decoders) with one scale per call; 0 and 1 keep them in float32",
     )
     logits: Literal["last", "all"] = Field(
         "last", description="logits of the last position only (prefill memory does not grow with the prompt), or all"

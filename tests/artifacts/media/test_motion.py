@@ -83,20 +83,14 @@ def test_after_a_loss_the_next_key_packet_heals(lost: set[int], skipped: int) ->
     for _ in range(skipped):  # so that numbers wrap around
         encoder.encode(frames[:1])
     sent = [encoder.encode(frames[at : at + 3]) for at in range(0, len(frames), 3)]
-    waited = 0
     for at, packet in enumerate(sent):
         if at in lost:
-            waited += 1
             continue
         found = decoder.decode(packet)
         if len(found):
             assert np.abs(found - frames[3 * at : 3 * at + 3]).max() <= 0.51
-            waited = 0
-        else:
-            waited += 1
-            recent = set(range(at - KEY_EVERY + 1, at + 1))
-            assert recent & lost or at < KEY_EVERY  # half a second without a loss always gives frames
-    assert decoder.synchronized or waited
+        else:  # half a second without a loss always gives frames
+            assert set(range(at - KEY_EVERY + 1, at + 1)) & lost or at < KEY_EVERY
 
 
 def test_what_comes_late_or_twice_gives_nothing_and_harms_nothing() -> None:

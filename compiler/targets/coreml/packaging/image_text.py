@@ -21,12 +21,14 @@ from compiler.targets.base import BuildJob, Job
 from compiler.targets.card import About
 from compiler.targets.coreml import generic
 from compiler.targets.coreml.capture import Call
+from compiler.targets.coreml.packaging import text
 from compiler.targets.smolvlm import FAMILY, image_text_about, stored_twice
 
 if TYPE_CHECKING:
     import torch
 
 FAMILIES = (FAMILY,)
+refusals, metadata = text.refusals, text.metadata
 PURPOSE = ": a vision tower, a table of embeddings and a text decoder with a key-value cache"
 _IMAGE = "image"
 FEATURES = {
@@ -36,11 +38,7 @@ FEATURES = {
     "input_ids": "Token ids, [1, length].",
     "embeddings": "Embeddings of tokens, [1, length, hidden]; features take the places of image tokens.",
     "positions": "Positions of these tokens, [1, length].",
-    "logits": "Logits of the last position, [1, 1, vocabulary].",
-    "key_cache": "Rotated keys of one layer, [1, key-value heads, context, head size].",
-    "value_cache": "Values of one layer, [1, key-value heads, context, head size].",
-    "new_key_cache": "key_cache after this call: the next call's input.",
-    "new_value_cache": "value_cache after this call: the next call's input.",
+    **{name: said for name, said in text.FEATURES.items() if name == "logits" or name.endswith("cache")},
 }
 _SWIFT = """## A tile in Swift
 
@@ -57,11 +55,6 @@ func features(of tile: CVPixelBuffer) throws -> MLMultiArray {{
 ```
 
 The Swift above was not compiled."""
-
-
-def refusals(job: Job) -> list[str]:
-    """Nothing of its own."""
-    return []
 
 
 def packages(job: Job) -> dict[str, list[Call]]:
@@ -105,11 +98,6 @@ def _module(vision: Component, entry: Entry, image: Image, schemes: Schemes) -> 
             return body((values - self.mean) / self.std)
 
     return FromImage()
-
-
-def metadata(job: Job) -> dict[str, str]:
-    """What the model's metadata says beside what every package's does."""
-    return {"com.edgewright.max_tokens": str(job.model.constants["max_tokens"])}
 
 
 def about(job: Job) -> About:

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artifacts.formats import onnx as formats
-from compiler.models.base import Component, Entry
 from compiler.slots import HALF
 from compiler.targets.base import BuildJob, Job
 from compiler.targets.card import About
 from compiler.targets.onnx import generic
-from compiler.targets.onnx.packaging.text import BATCH, decoder_entry, decoder_plan
+from compiler.targets.onnx.packaging.text import BATCH, decoder_plan, entries_of_components
 from compiler.targets.smolvlm import FAMILY, explicit_config, image_text_about, stored_twice, write_processor
 
 if TYPE_CHECKING:
@@ -33,16 +32,11 @@ if TYPE_CHECKING:
 FAMILIES = (FAMILY,)
 LIBRARY = "transformers.js"
 TOKENIZER_OPTIONS: dict[str, str] = {}
-refusals, measured = generic.refusals, generic.measured
+refusals, measured, entries = generic.refusals, generic.measured, entries_of_components
 _MASK = "pixel_attention_mask"
 _FILES = {"vision": "vision_encoder", "embed": "embed_tokens", "decoder": "decoder_model_merged"}
 # how transformers.js calls what most of a model's weights are, and what ends the names of its files
 _DTYPES = {4: ("q4", "_q4"), 8: ("int8", "_int8"), 16: ("fp32", "")}
-
-
-def entries(job: Job, component: Component) -> list[Entry]:
-    """One of each component: a decoder's is for prefill and decoding."""
-    return [decoder_entry(job, component)] if component.states else list(component.shipped)
 
 
 def plans(job: Job, cache: Sequence[None] | None) -> list[Plan]:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.formats import onnx as formats
 from artifacts.formats import preprocessing
-from compiler.models.base import Component, Entry
 from compiler.quantize.kv import CacheScales
 from compiler.targets.base import BuildJob, Job
 from compiler.targets.card import About
@@ -25,8 +24,8 @@ from compiler.targets.onnx.packaging.text import (
     CONFIG,
     DATA,
     MODEL,
-    decoder_entry,
     decoder_plan,
+    entries_of_components,
     genai_config,
     write_json,
 )
@@ -40,14 +39,9 @@ FAMILIES = ("ministral3",)
 LIBRARY = text.LIBRARY
 TOKENIZER_OPTIONS: dict[str, str] = {}  # prompts say their first token themselves
 VISION, EMBEDDING, PROCESSOR = "vision.onnx", "embedding.onnx", "processor_config.json"
-refusals, measured = generic.refusals, generic.measured
+refusals, measured, entries = generic.refusals, generic.measured, entries_of_components
 _PIXELS, _FEATURES, _EMBEDS = "pixel_values", "image_features", "inputs_embeds"
 _FILTERS = {"nearest": "NEAREST", "bilinear": "LINEAR", "bicubic": "CUBIC", "lanczos": "LANCZOS"}
-
-
-def entries(job: Job, component: Component) -> list[Entry]:
-    """One of each component: a decoder's is for prefill and decoding."""
-    return [decoder_entry(job, component)] if component.states else list(component.shipped)
 
 
 def plans(job: Job, cache: Sequence[CacheScales] | None) -> list[Plan]:

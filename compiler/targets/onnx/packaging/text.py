@@ -63,6 +63,11 @@ def plans(job: Job, cache: Sequence[CacheScales] | None) -> list[Plan]:
     return [decoder_plan(job, decoder, MODEL, DATA, cache)]
 
 
+def entries_of_components(job: Job, component: Component) -> list[Entry]:
+    """One of each component of a model that sees: a decoder's is for prefill and decoding."""
+    return [decoder_entry(job, component)] if component.states else list(component.shipped)
+
+
 def decoder_plan(
     job: Job,
     decoder: Component,
