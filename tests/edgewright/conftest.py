@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edgewright import api
+from edgewright import api, cli
 from edgewright.report import Report
 from recipes.schema import Recipe
 
@@ -133,3 +133,28 @@ def half_written(recipe: Path, out: Path) -> subprocess.Popen[str]:
     assert said == "half-written\n", process.communicate()
     assert list(out.glob("small/.*.partial-*"))
     return process
+
+
+@pytest.fixture
+def edgewright(capsys, monkeypatch):
+    """Run the command in this process: exit code, stdout, stderr."""
+
+    def edgewright(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return edgewright
+
+
+@pytest.fixture
+def ran(monkeypatch, finished):
+    """`api.run` answers with a finished report, whose verdict can be chosen."""
+
+    def ran(verdict: str = "passed") -> Report:
+        report = finished.report.model_copy(update={"verdict": verdict})
+        monkeypatch.setattr(api, "run", lambda *_, **__: report)
+        return report
+
+    return ran

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,28 @@ def test_bad_input_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     save_unet(tmp_path / "last.pth", small_unet())
     assert run(tmp_path / "last.pth", "--family", "feathertalk", "--out", tmp_path / "file" / "out") == 2
     assert "choose another --out" in capsys.readouterr().err
+
+
+def test_a_folder_of_a_killed_run_goes_with_the_next(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = tmp_path / f".out.partial-{dead.pid}"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half of it")
+    file = save_unet(tmp_path / "last.pth", small_unet())
+    assert run(file, "--family", "feathertalk", "--out", tmp_path / "out") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pth", "out"]
+
+
+def test_a_file_that_may_not_grow_is_a_sentence(tmp_path: Path) -> None:
+    file = save_unet(tmp_path / "last.pth", small_unet())
+    code = (
+        "import resource, signal\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "from edgewright.cli import main\n"
+        f"main(['adopt', {str(file)!r}, '--family', 'feathertalk', '--out', {str(tmp_path / 'out')!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "raise the limit (ulimit -f)" in done.stderr and "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pth"]
