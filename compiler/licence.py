@@ -16,6 +16,12 @@ _LICENCE = re.compile(rf"""^license:[ \t]*(["']?)({_WORD})\1[ \t]*(?:#.*)?\r?$""
 _NON_COMMERCIAL = re.compile(r"(?:^|[-_.])nc(?:[-_.]|$)|non-?commercial|research|amlr", re.IGNORECASE)
 
 
+def front_matter(card: str) -> str | None:
+    """The metadata between the first two lines of dashes of a card; None where it has none."""
+    found = _FRONT.match(card)
+    return found and found[1]
+
+
 def licence_of(checkpoint: Path) -> str | None:
     """The `license` of the front matter of a checkpoint's README.md, or of its config.json, where `adopt` writes it;
     None where neither states one that can be read.
@@ -26,8 +32,7 @@ def licence_of(checkpoint: Path) -> str | None:
         text = read_bytes(checkpoint / "README.md").decode("utf-8", errors="replace")
     except DocumentError:
         text = ""
-    front = _FRONT.match(text)
-    if found := _LICENCE.search(front[1]) if front else None:
+    if found := _LICENCE.search(front_matter(text) or ""):
         return found[2]
     try:
         return licence_in(read_json(checkpoint / "config.json"))
@@ -49,6 +54,11 @@ def licence_warning(licence: str | None) -> str | None:
             "it is, and write it to the front matter of its README.md (license: apache-2.0), or give it to adopt "
             "(--license)"
         )
-    if _NON_COMMERCIAL.search(licence):
+    if non_commercial(licence):
         return f"LICENCE: {licence} forbids commercial use of the checkpoint, and of every package that is made of it"
     return None
+
+
+def non_commercial(licence: str) -> bool:
+    """Whether a licence is known to forbid commercial use."""
+    return _NON_COMMERCIAL.search(licence) is not None

@@ -26,7 +26,9 @@ def _publish_arguments(made: argparse.ArgumentParser) -> None:
     )
     made.add_argument("artifact", nargs="+", metavar="ARTIFACT", help="folder of a package; all of one recipe")
     made.add_argument("--repo", metavar="OWNER/NAME", help="repository, made if there is none")
-    made.add_argument("--recipe", metavar="NAME|PATH", help="recipe whose section `publish` names the repository")
+    made.add_argument(
+        "--recipe", metavar="NAME|PATH", help="recipe whose section `publish` names the repository and what it accepts"
+    )
     made.add_argument("--public", action="store_true", help="everybody may see it (default: private)")
     made.add_argument("--tag", metavar="NAME", help="tag of the commit (default: from the content)")
     made.add_argument(
@@ -71,6 +73,7 @@ def publish(args: argparse.Namespace) -> int:
             repo,
             private=private,
             tag=args.tag,
+            licence=section.accept_licence if section else None,
             allow_failed=args.allow_failed,
             progress=progress,
         )

@@ -289,6 +289,7 @@ class Validation(Strict):
 class Publish(Strict):
     repo: Annotated[str, AfterValidator(check_hub_id)]
     private: bool = True
+    accept_licence: str | None = Field(None, description="the checkpoint's, where it forbids commercial use")
 
 
 class Recipe(Strict):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from artifacts import MANIFEST, EdgewrightError, GateFailed, Manifest, Progress, require_intact, user_path
 from artifacts.documents import read_bytes
 from artifacts.payload import app_bytes
+from compiler.licence import front_matter, non_commercial
 from edgewright.hub import index as indexes
 from edgewright.hub.index import CARD, CONFIG, INDEX, Index, Origin, Variant
 from edgewright.hub.page import Package, page
@@ -24,7 +24,6 @@ from edgewright.standing import WEIGHTS, standings
 
 _MAX_MANIFEST_BYTES = 16 << 20
 _MAX_CARD_BYTES = 1 << 20
-_FRONT = re.compile(r"---\r?\n(.*?)\r?\n---", re.DOTALL)
 _FORBIDDEN = (".git", ".cache")  # names of folders that the Hub keeps for itself
 
 
@@ -59,12 +58,15 @@ class Bundle:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def bundle(artifacts: Sequence[str | Path], repo: str, *, allow_failed: bool, progress: Progress) -> Bundle:
-    """Read and check the artifacts; every byte of theirs is hashed.
+def bundle(
+    artifacts: Sequence[str | Path], repo: str, *, licence: str | None, allow_failed: bool, progress: Progress
+) -> Bundle:
+    """Read and check the artifacts; every byte of theirs is hashed. licence: see `publish`.
 
     Raises:
         EdgewrightError: one that is changed, that is no package, of another recipe or checkpoint than the others, two
-            for one place, or a file name that the Hub or other systems cannot take.
+            for one place, a file name that the Hub or other systems cannot take, or a licence that forbids commercial
+            use and is not the accepted one.
         GateFailed: one that did not pass, unless `allow_failed`.
     """
     packages: dict[str, Package] = {}
@@ -76,6 +78,7 @@ def bundle(artifacts: Sequence[str | Path], repo: str, *, allow_failed: bool, pr
         digest = hashlib.sha256(raw).hexdigest()
         entry = indexes.variant(manifest, digest, len(raw), app_bytes(folder, manifest))
         _check(folder, manifest, entry, allow_failed)
+        _check_licence(folder, manifest, licence)
         for other in packages.values():
             _check_together(folder, manifest, entry, other)
         packages[entry.name] = Package(folder, manifest, entry, _metadata(folder, manifest))
@@ -111,6 +114,16 @@ def _check(folder: Path, manifest: Manifest, entry: Variant, allow_failed: bool)
         raise GateFailed(
             f"{folder}: did not pass, so nothing was published: {reasons}. With --allow-failed it is published with "
             "that on its card"
+        )
+
+
+def _check_licence(folder: Path, manifest: Manifest, accepted: str | None) -> None:
+    stated = manifest.checkpoint.license
+    if stated is not None and non_commercial(stated) and accepted != stated:
+        raise EdgewrightError(
+            f"{folder}: its checkpoint's licence, {stated}, forbids commercial use, and a publication hands it on. "
+            "If that is what you want, a recipe has to name it: "
+            f"`publish: {{repo: …, accept_licence: {stated}}}`, given by --recipe"
         )
 
 
@@ -154,8 +167,7 @@ def _metadata(folder: Path, manifest: Manifest) -> dict[str, Any]:
     import yaml
 
     try:
-        front = _FRONT.match(read_bytes(folder / CARD, _MAX_CARD_BYTES, links=False).decode())
-        found = yaml.safe_load(front[1]) if front else None
+        found = yaml.safe_load(front_matter(read_bytes(folder / CARD, _MAX_CARD_BYTES, links=False).decode()) or "")
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise EdgewrightError(f"{folder / CARD}: its metadata cannot be read; build the package again") from error
     return found if isinstance(found, dict) else {}

@@ -52,12 +52,14 @@ def publish(
     *,
     private: bool = True,
     tag: str | None = None,
+    licence: str | None = None,
     allow_failed: bool = False,
     progress: Progress = silent,
 ) -> Published:
     """Publish artifacts of one recipe to `repo` (`owner/name`), each as a folder, in one commit with a tag.
 
     The repository is made if there is none. `tag` None: `edgewright-` and the first digits of the publication's digest.
+    `licence`: of the checkpoint, named by who accepts that it forbids commercial use.
     What the repository holds already is not sent; what an earlier publication left and this one replaces is removed.
 
     Raises:
@@ -66,7 +68,7 @@ def publish(
         GateFailed: an artifact that did not pass, unless `allow_failed`.
     """
     _check_names(repo, tag)
-    made = bundle(artifacts, repo, allow_failed=allow_failed, progress=progress)
+    made = bundle(artifacts, repo, licence=licence, allow_failed=allow_failed, progress=progress)
     tag = tag or f"edgewright-{made.digest[:12]}"
     hub = Repository(repo)
     head = hub.head()

@@ -77,6 +77,7 @@ def package(
     recipe: str = "small",
     checkpoint: str = "c" * 64,
     bits: int = 4,
+    licence: str | None = None,
 ) -> Path:
     """Write one; `checks` None: never validated."""
     for name, content in files.items():
@@ -90,7 +91,10 @@ def package(
         target=target,
         family="ministral3",
         checkpoint=CheckpointEntry(
-            source=BASE, revision="a" * 40, files=(CheckpointFile(path="m.safetensors", size=1, sha256=checkpoint),)
+            source=BASE,
+            revision="a" * 40,
+            license=licence,
+            files=(CheckpointFile(path="m.safetensors", size=1, sha256=checkpoint),),
         ),
         quantization=(group,),
         runtime={"payload": {platform: list(names) for platform, names in shipped.items()}},

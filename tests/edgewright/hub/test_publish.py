@@ -13,6 +13,13 @@ from .packages import BASE, FILES, contents, memory, package, parity
 from .writable import READER
 
 REPO = "acme/small-edge"
+RECIPE = """\
+name: small
+checkpoint: {hub: a/b, revision: null}
+quantize: {rules: [{match: '*', bits: 4}]}
+context: {max_tokens: 64}
+targets: {onnx: {}}
+"""
 
 
 @pytest.fixture
@@ -119,12 +126,10 @@ def test_what_somebody_laid_beside_it_stays(writable, edgewright, onnx):
 
 def test_the_recipe_names_the_repository(writable, edgewright, onnx, tmp_path):
     recipe = tmp_path / "mine.yaml"
-    text = "name: small\ncheckpoint: {hub: a/b, revision: null}\nquantize: {rules: [{match: '*', bits: 4}]}\n"
-    text += "context: {max_tokens: 64}\ntargets: {onnx: {}}\n"
-    recipe.write_text(text)
+    recipe.write_text(RECIPE)
     none = edgewright("publish", onnx, "--recipe", recipe)
     assert none.code == 2 and "has no section `publish`; give --repo OWNER/NAME" in none.err
-    recipe.write_text(text + "publish: {repo: acme/from-recipe, private: false}\n")
+    recipe.write_text(RECIPE + "publish: {repo: acme/from-recipe, private: false}\n")
     done = edgewright("publish", onnx, "--recipe", recipe)
     assert done.code == 0, done.err
     assert not writable.repos["acme/from-recipe"].private and "(public)" in done.out
@@ -241,6 +246,16 @@ def test_hostile_text_stays_text(writable, edgewright, tmp_path):
     assert "<img" not in body.replace("\\<img", "") and "\n# big" not in body and "](" not in body.replace("\\](", "")
     row = next(line for line in body.splitlines() if line.startswith("| parity"))
     assert len(row.replace("\\|", "").split("|")) == 8  # six cells
+
+
+def test_a_licence_that_forbids_commercial_use_is_accepted_by_name_or_nothing_is_sent(writable, edgewright, tmp_path):
+    folder, recipe = package(tmp_path / "onnx", licence="cc-by-nc-4.0"), tmp_path / "mine.yaml"
+    for accepted in ("", ", accept_licence: mit"):
+        recipe.write_text(f"{RECIPE}publish: {{repo: {REPO}{accepted}}}\n")
+        refused = edgewright("publish", folder, "--recipe", recipe)
+        assert refused.code == 2 and "accept_licence: cc-by-nc-4.0" in refused.err and not writable.repos
+    recipe.write_text(f"{RECIPE}publish: {{repo: {REPO}, accept_licence: cc-by-nc-4.0}}\n")
+    assert edgewright("publish", folder, "--recipe", recipe).code == 0
 
 
 def test_a_license_that_is_not_stated_is_said(writable, edgewright, tmp_path):
