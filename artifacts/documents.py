@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pydantic import ValidationError
+
 from .errors import EdgewrightError
 
 MAX_BYTES = 16 << 20
@@ -39,6 +41,13 @@ _KINDS = {
 
 class DocumentError(EdgewrightError):
     """A document that cannot be read: which file, and why."""
+
+
+def first_error(error: ValidationError, *within: str) -> str:
+    """The first thing that is wrong with a document, in a line: where (below `within`) and what."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, (*within, *first["loc"])))
+    return f"{where + ': ' if where else ''}{first['msg']}"
 
 
 @contextmanager

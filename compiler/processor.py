@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from artifacts.documents import read_json
+from artifacts.documents import first_error, read_json
 from artifacts.errors import EdgewrightError
 from artifacts.formats.preprocessing import (
     LARGEST_EDGE,
@@ -96,9 +96,7 @@ def from_processor(folder: Path) -> Preprocessing:
     try:
         return _smolvlm(documents) if family == "smolvlm" else _pixtral(documents)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise CheckpointError(f"{folder}: its processor is described by {where}: {first['msg']}") from error
+        raise CheckpointError(f"{folder}: its processor is described by {first_error(error)}") from error
 
 
 def _smolvlm(found: _Documents) -> Smolvlm:

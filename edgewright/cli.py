@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from edgewright import adoption, hub_commands, rooms, signals, streams
+from edgewright import adoption, ci_commands, hub_commands, rooms, signals, streams
 from edgewright.arguments import Parser, command, group, output, recipe_arguments
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ examples:
 _EXIT_CODES = """\
 exit codes:
   0    done, and no gate failed
-  1    a gate failed, `verify` found another digest, or a target refuses the plan
+  1    a gate failed, `verify` found another digest, a figure is worse than its baseline allows, or a target refuses
+       the plan
   2    bad input, or a place (stdout too) that cannot be written
   3    a tool or optional package is missing
   70   a defect of Edgewright, with its traceback: please report it
@@ -80,6 +81,7 @@ def parser() -> Parser:
     output(verify, quiet="show nothing when all is well, its last validation too")
 
     hub_commands.declare(commands)
+    ci_commands.declare(commands)
 
     adopt = command(commands, "adopt", adoption.run, "make a checkpoint of a project's .pth files, norms folded")
     adoption.arguments(adopt)

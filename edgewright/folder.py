@@ -12,10 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from artifacts import MANIFEST, EdgewrightError, Manifest, read_manifest
-from artifacts.documents import DocumentError, read_bytes
 from artifacts.payload import app_bytes
 from compiler.targets.base import TOKENIZER_FILES
 from edgewright.markdown import markdown
@@ -27,6 +24,7 @@ from edgewright.report import (
     TargetReport,
     now,
     overall,
+    read_report,
     target_report,
     write,
 )
@@ -102,10 +100,9 @@ class Ledger:
 def _earlier_results(folder: Path) -> dict[str, TargetReport]:
     """What the report in a folder says of each target; nothing where there is none that can be read."""
     try:
-        report = Report.model_validate_json(read_bytes(folder / REPORT_JSON))
-    except (DocumentError, ValidationError):
+        return {item.target: item for item in read_report(folder).targets}
+    except EdgewrightError:
         return {}
-    return {item.target: item for item in report.targets}
 
 
 def _stale(manifest: Manifest, target: str, digest: str, quantized: Quantized) -> str | None:

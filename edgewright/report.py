@@ -29,9 +29,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from artifacts import Check, EdgewrightError, Figure, Manifest
+from artifacts.documents import first_error, read_bytes
 from artifacts.manifest import QuantizationGroup
 from artifacts.payload import app_bytes
 from device_farm import PhaseMemory
@@ -171,6 +172,18 @@ class Report(_Model):
     warnings: tuple[str, ...] = ()
     seconds: float
     folder: str = Field(description="where the artifacts and the report are")
+
+
+def read_report(folder: Path) -> Report:
+    """The report in a recipe's folder. Raises EdgewrightError."""
+    path = folder / REPORT_JSON
+    raw = read_bytes(path)
+    try:
+        return Report.model_validate_json(raw)
+    except ValidationError as error:
+        raise EdgewrightError(
+            f"{path}: is no report that this version reads ({first_error(error)}); run the recipe again"
+        ) from error
 
 
 def overall(targets: Sequence[TargetReport]) -> RunVerdict:

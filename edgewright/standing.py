@@ -17,7 +17,7 @@ from edgewright.report import TargetReport, host
 
 # A folder of quantized weights has a manifest too; targets are built from it, and nothing runs it.
 WEIGHTS = "checkpoint"
-_GOOD = (None, "passed", "fits", "not for this platform")
+GOOD = (None, "passed", "fits", "not for this platform")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def reasons(found: TargetReport) -> list[str]:
     lines = [
         f"{row.group}: {row.name} {row.figure}" + (f", limit {row.limit}" if row.limit else "") + f": {row.verdict}"
         for row in text.rows(found)
-        if row.group in failing and row.verdict and row.verdict not in _GOOD
+        if row.group in failing and row.verdict and row.verdict not in GOOD
     ]
     lines += [f"{step.step}: {step.detail.splitlines()[0] if step.detail else 'failed'}" for step in found.failed_steps]
     return lines or ["the report that says why is gone; its manifest holds the verdict"]
@@ -88,5 +88,5 @@ def reasons(found: TargetReport) -> list[str]:
 
 def _failed(item: ValidationRecord) -> Iterator[str]:
     for check in item.checks:
-        if check.verdict not in _GOOD:
+        if check.verdict not in GOOD:
             yield f"{check.group}: {text.failed(check)}"

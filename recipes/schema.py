@@ -32,13 +32,13 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from recipes.delivery import Publish, Tolerances, check_hub_id
 from recipes.quantities import Bytes, Fraction, Seconds, Share, TokensPerSecond
 
 DEFAULT_METHOD = "rtn"
 BUILT_IN_TEXT = "stdlib-python"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}")
-_HUB_ID = re.compile(r"[\w][\w.-]{0,95}/[\w][\w.-]{0,95}", re.ASCII)
 _MAX_PATH = 4096
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -47,13 +47,6 @@ def _check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(f"must be lower-case letters, digits, '.', '_' and '-' (it names a folder), not {name!r}")
     return name
-
-
-def check_hub_id(repo: str) -> str:
-    """A repository on the Hub, `owner/name`; ValueError for anything else."""
-    if not _HUB_ID.fullmatch(repo) or ".." in repo or "--" in repo:
-        raise ValueError(f"must be owner/name as on the Hub, not {repo!r}")
-    return repo
 
 
 def _check_commit(revision: Any) -> Any:
@@ -286,12 +279,6 @@ class Validation(Strict):
     allow_unassessed: bool = Field(False, description="a limit that nothing can assess yet passes")
 
 
-class Publish(Strict):
-    repo: Annotated[str, AfterValidator(check_hub_id)]
-    private: bool = True
-    accept_licence: str | None = Field(None, description="the checkpoint's, where it forbids commercial use")
-
-
 class Recipe(Strict):
     """One recipe: which checkpoint, how to quantize it, for which runtimes, and what must hold on which phones."""
 
@@ -302,6 +289,7 @@ class Recipe(Strict):
     vision: Vision | None = None
     targets: dict[str, SerializeAsAny[BaseModel]] = Field(min_length=1)
     validation: Validation = Field(default_factory=Validation, alias="validate")
+    baseline: Tolerances | None = None
     publish: Publish | None = None
 
     _origin: Path | None = PrivateAttr(None)

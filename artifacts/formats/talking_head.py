@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from artifacts.documents import first_error
 from artifacts.errors import EdgewrightError
 
 PAGE: Final = "TALKING_HEAD.md"
@@ -115,6 +116,5 @@ def read(constants: Mapping[str, Any], where: str) -> Constants:
     try:
         return Constants.model_validate(constants)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, ("driver.constants", *first["loc"])))
-        raise EdgewrightError(f"{where}: {key}: {first['msg']}; build the artifact again") from error
+        said = first_error(error, "driver.constants")
+        raise EdgewrightError(f"{where}: {said}; build the artifact again") from error

@@ -22,7 +22,7 @@ from artifacts import (
     require_intact,
     silent,
 )
-from artifacts.documents import read_bytes
+from artifacts.documents import first_error, read_bytes
 from artifacts.manifest import payload_file, sha256_file
 from compiler.slots import Scheme, Slot
 
@@ -121,23 +121,22 @@ def report(artifact: Path, progress: Progress = silent) -> QuantizationEvidence:
     is_recipe = not (artifact / MANIFEST).exists() and (artifact / _WEIGHTS / MANIFEST).exists()
     folder = artifact / _WEIGHTS if is_recipe else artifact
     manifest = require_intact(folder, progress)
-    found = _read(folder, manifest)
+    found = read(folder, manifest)
     golden = _golden(folder, manifest)
     if is_recipe:
         golden = next(_goldens(artifact, manifest), None)
     return found if golden is None else found.model_copy(update={"held_out": held_out(golden)})
 
 
-def _read(folder: Path, manifest: Manifest) -> QuantizationEvidence:
+def read(folder: Path, manifest: Manifest) -> QuantizationEvidence:
+    """What an artifact's folder holds, its digests unchecked and without `held_out`. Raises EdgewrightError."""
     path = folder / FILE
     if all(file.path != FILE for file in manifest.files):
         raise EdgewrightError(f"{folder}: holds no {FILE}: build it again")
     try:
         return QuantizationEvidence.model_validate_json(read_bytes(path, _MAX_BYTES, links=False))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise EdgewrightError(f"{path}: {where}: {first['msg']}; build the artifact again or fetch it anew") from error
+        raise EdgewrightError(f"{path}: {first_error(error)}; build the artifact again or fetch it anew") from error
 
 
 def _goldens(recipe: Path, weights: Manifest) -> Iterator[Path]:

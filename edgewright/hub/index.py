@@ -15,11 +15,10 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from artifacts import Check, EdgewrightError, GateFailed, Manifest, passes
-from artifacts.documents import DocumentError, parse_json
+from artifacts.documents import DocumentError, first_error, parse_json
 from artifacts.manifest import QuantizationGroup, Sha256, Size, Standing, ValidationRecord
 from device_farm import ProfileError, load_profile
 from edgewright import text
-from edgewright.hub.listing import first_error
 from runtime_tests.quality import QUALITY
 from runtime_tests.task import NAME as TASK
 from runtime_tests.vectors import PARITY

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from pydantic import ValidationError
 
 from artifacts import EdgewrightError
+from artifacts.documents import first_error
 from edgewright.hub.lock import MAX_FILES, Lock, LockedFile
 from edgewright.hub.wire import Hub, Nonsense
 
@@ -111,10 +112,3 @@ def locked(entry: dict[str, Any]) -> LockedFile:
     if not isinstance(lfs, dict) or lfs.get("size") != size:
         raise Nonsense(f"the listing, {path}: its lfs is no large file of the same size")
     return LockedFile.model_validate({"path": path, "size": size, "sha256": lfs.get("oid")})
-
-
-def first_error(error: ValidationError) -> str:
-    """What is wrong with an answer, in a line."""
-    first = error.errors()[0]
-    where = ".".join(str(key) for key in first["loc"])
-    return f"{where + ': ' if where else ''}{first['msg']}"

@@ -33,15 +33,16 @@ from artifacts import (
     user_path,
     verify,
 )
+from artifacts.documents import first_error
 from artifacts.locks import lock
 from artifacts.store import make_folder
 from edgewright.hub.index import CARD, CONFIG, INDEX, MAX_INDEX_BYTES, Variant, choose, read_index
-from edgewright.hub.listing import commit_of, entries, first_error, locked
+from edgewright.hub.listing import commit_of, entries, locked
 from edgewright.hub.lock import LockedFile
 from edgewright.hub.receive import Meter, Words, content, explained, receive
 from edgewright.hub.wire import Hub, Nonsense
 from edgewright.text import size
-from recipes.schema import check_hub_id
+from recipes.delivery import check_hub_id
 
 _ROOT_FILES = (CARD, CONFIG, INDEX)
 _MAX_MANIFEST_BYTES = 16 << 20

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from artifacts import MANIFEST, EdgewrightError, Figure, Manifest, MissingTool
+from artifacts.documents import first_error
 from artifacts.formats.interface import Entry
 
 Arrays = dict[str, NDArray[Any]]
@@ -80,9 +81,8 @@ def runtime_section(model: type[_Runtime], artifact: Path, manifest: Manifest) -
     try:
         return model.model_validate(manifest.runtime)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, ("runtime", *first["loc"])))
-        raise EdgewrightError(f"{artifact / MANIFEST}: {where}: {first['msg']}; build the artifact again") from error
+        said = first_error(error, "runtime")
+        raise EdgewrightError(f"{artifact / MANIFEST}: {said}; build the artifact again") from error
 
 
 def call_sizes(where: str, entry: Entry, arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:
