@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from artifacts import EdgewrightError
-from edgewright.hub.wire import RETRIED, tame, token
+from edgewright.hub.wire import RETRIED, tame, token, trust
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -42,10 +42,11 @@ class Repository:
     """A model repository on the Hub, `owner/name`."""
 
     def __init__(self, name: str) -> None:
-        """Raises EdgewrightError when there is no token."""
+        """trusted: the token is that of a CI job. Raises EdgewrightError when there is none."""
         from huggingface_hub import HfApi
 
         self.name = name
+        self.trusted = trust(name)
         self._token = token()
         if self._token is None:
             raise EdgewrightError("publishing needs a token with write rights: `hf auth login`, or set HF_TOKEN")

@@ -76,7 +76,8 @@ def publish(
         hub.create(private=private)
         head = hub.head()
     if head is None:
-        raise EdgewrightError(f"{repo}: the Hub made no repository that the token may see; check its rights")
+        advice = "make it first: a CI job's own token is for one that exists" if hub.trusted else "check its rights"
+        raise EdgewrightError(f"{repo}: the Hub made no repository that the token may see; {advice}")
     if private and not head.private:
         raise EdgewrightError(
             f"{repo}: everybody can see this repository, and a publication is private unless --public is given"

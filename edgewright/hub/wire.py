@@ -252,8 +252,20 @@ class _Head:
     headers: Mapping[str, str]
 
 
+def trust(repo: str) -> bool:
+    """Where a CI job can prove its identity and has no token: have the Hub's client exchange that for one, which holds
+    for an hour and for this repository alone (Trusted Publishers). Whether such a token is used."""
+    identity = os.environ.keys() & {"HF_OIDC_ID_TOKEN", "ACTIONS_ID_TOKEN_REQUEST_URL"}
+    if identity and not os.environ.keys() & {"HF_OIDC_RESOURCE", "HF_TOKEN"}:
+        os.environ["HF_OIDC_RESOURCE"] = repo
+    return bool(os.environ.get("HF_OIDC_RESOURCE"))
+
+
 def token() -> str | None:
-    """The user's token as the Hub's own client finds it: HF_TOKEN, or what a login left. Raises EdgewrightError."""
+    """The user's token as the Hub's own client finds it: that of a trusted CI job, HF_TOKEN, or what a login left.
+
+    Raises EdgewrightError.
+    """
     import httpx2
     from huggingface_hub import constants, errors, get_token
 
@@ -261,7 +273,13 @@ def token() -> str | None:
         return None
     try:
         found = get_token()
-    except (OSError, ValueError, httpx2.HTTPError, errors.OIDCError) as error:
+    except (OSError, ValueError, KeyError, httpx2.HTTPError, errors.OIDCError) as error:
+        if resource := os.environ.get("HF_OIDC_RESOURCE"):
+            raise EdgewrightError(
+                f"the Hub gives this CI job no token for {resource} ({tame(str(error))}); name its workflow as a "
+                "trusted publisher in the repository's settings, and give the job `permissions: id-token: write`; or "
+                "set HF_TOKEN"
+            ) from error
         raise EdgewrightError(
             f"the Hub's token cannot be had ({tame(str(error))}); log in with `hf auth login`"
         ) from error

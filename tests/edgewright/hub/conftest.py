@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.edgewright.hub.writable import WRITER, WritableHub
+from tests.edgewright.hub.identity import WRITER
+from tests.edgewright.hub.writable import WritableHub
 from tests.edgewright.hub_server import HubServer
 
 FILES = {
@@ -166,7 +167,11 @@ def edgewright(_served, tmp_path_factory):
 
     def edgewright(*arguments, token=WRITER, **env):
         scratch = tmp_path_factory.mktemp("scratch")
-        job = {"arguments": list(map(str, arguments)), "scratch": str(scratch), "env": {"HF_TOKEN": token, **env}}
+        job = {
+            "arguments": list(map(str, arguments)),
+            "scratch": str(scratch),
+            "env": ({"HF_TOKEN": token} if token else {}) | env,
+        }
         process.stdin.write(json.dumps(job) + "\n")
         process.stdin.flush()
         edgewright.process = int(process.stdout.readline())

@@ -9,8 +9,8 @@ import yaml
 
 from edgewright.hub.index import Index
 
+from .identity import JOB, READER
 from .packages import BASE, FILES, contents, memory, package, parity
-from .writable import READER
 
 REPO = "acme/small-edge"
 RECIPE = """\
@@ -313,6 +313,24 @@ def test_a_tag_of_something_else_is_found_before_anything_is_sent(writable, edge
 def test_a_repository_that_can_be_none_is_named(writable, edgewright, onnx, repo):
     refused = edgewright("publish", onnx, "--repo", repo)
     assert refused.code == 2 and "--repo: must be owner/name" in refused.err and writable.log == []
+
+
+def test_a_ci_job_publishes_by_its_identity_alone(writable, edgewright, onnx):
+    github = {"GITHUB_ACTIONS": "true", "ACTIONS_ID_TOKEN_REQUEST_URL": f"{writable.url}/github/identity",
+              "ACTIONS_ID_TOKEN_REQUEST_TOKEN": JOB}  # fmt: skip
+    refused = edgewright("publish", onnx, "--repo", REPO, token=None, **github)
+    assert refused.code == 2 and "name its workflow as a trusted publisher" in refused.err
+    writable.publishers.add(REPO)
+    missing = edgewright("publish", onnx, "--repo", REPO, token=None, **github)
+    assert missing.code == 2 and "make it first: a CI job's own token is for one that exists" in missing.err
+    writable.make(REPO)
+    writable.log.clear()
+    done = edgewright("publish", onnx, "--repo", REPO, token=None, **github)
+    assert done.code == 0, done.err
+    asked = [path for _, path, _ in writable.log]
+    assert asked[:2] == ["/github/identity", "/oauth/token"] and asked.count("/oauth/token") == 1
+    other = edgewright("publish", onnx, "--repo", REPO, token=None, **{**github, "HF_OIDC_RESOURCE": "acme/other"})
+    assert other.code == 2 and "no token for acme/other" in other.err
 
 
 def test_without_the_right_token_it_says_which_one(writable, edgewright, onnx):

@@ -16,7 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
-WRITER, READER = "hf_writerMustStaySecret", "hf_readerMustStaySecret"
+from .identity import EXCHANGED, READER, WRITER, Identity, Refused
+
 _LARGE = (".safetensors", ".onnx", ".bin", ".data")
 _CHUNK = 1 << 14
 
@@ -102,6 +103,7 @@ class WritableHub:
         self.log: list[tuple[str, str, int | str]] = []
         self.ranges: list[str] = []  # parts of files that were asked for
         self.page = 1000
+        self.publishers: set[str] = set()
 
     def make(self, name: str, *, private: bool = True, **files: bytes) -> Repo:
         repo = self.repos[name] = Repo(private)
@@ -128,16 +130,11 @@ class _Server(ThreadingHTTPServer):
         pass  # a client that was killed
 
 
-class _Refused(Exception):
-    def __init__(self, status: int, message: str, code: str = "") -> None:
-        self.status, self.message, self.code = status, message, code
-
-
 class _Dropped(Exception):
     pass
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Identity, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # else every answer waits 40 ms for an acknowledgement
     hub: WritableHub
@@ -163,7 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
             if self.fault and self.fault.kind == "lost":
                 raise _Dropped
             self._send(status, answer, headers)
-        except _Refused as error:
+        except Refused as error:
             if self.unread:
                 self._body()
             headers = {"X-Error-Message": error.message, "X-Error-Code": error.code}
@@ -232,29 +229,20 @@ class _Handler(BaseHTTPRequestHandler):
             ):
                 answer = getattr(self, f"_{name}")(*found.groups())
                 return answer if isinstance(answer, tuple) else (200, json.dumps(answer).encode(), {})
-        raise _Refused(404, f"{self.command} {path}: not here")
-
-    # ---- who asks
-
-    def _token(self) -> str:
-        return self.headers.get("Authorization", "").removeprefix("Bearer ")
-
-    def _known(self) -> None:
-        if self._token() not in (WRITER, READER):
-            raise _Refused(401, "Invalid credentials in Authorization header")
+        raise Refused(404, f"{self.command} {path}: not here")
 
     def _repo(self, name: str, *, write: bool = False) -> Repo:
         repo = self.hub.repos.get(name)
-        if repo is None or (repo.private and self._token() not in (WRITER, READER)):
-            raise _Refused(404, "Repository not found", "RepoNotFound")
-        if write and self._token() != WRITER:
-            raise _Refused(403, f"{self._token()} has no write access to {name}")  # repeats the token, as no Hub should
+        if repo is None or (repo.private and self._token() != READER and not self._writes(name)):
+            raise Refused(404, "Repository not found", "RepoNotFound")
+        if write and not self._writes(name):
+            raise Refused(403, f"{self._token()} has no write access to {name}")  # repeats the token, as no Hub should
         return repo
 
     def _commit_of(self, repo: Repo, revision: str) -> str:
         commit = repo.find(revision)
         if commit is None:
-            raise _Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+            raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return commit
 
     # ---- repositories
@@ -267,8 +255,10 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = json.loads(self._body())
         self._known()
         name = f"{wanted['organization']}/{wanted['name']}"
+        if self._token().startswith(EXCHANGED):  # such a token makes nothing
+            return {"url": f"{self.hub.url}/{name}", "name": name}
         if self._token() != WRITER or wanted["organization"] != "acme":
-            raise _Refused(403, f"You don't have the rights to create a model under {wanted['organization']}")
+            raise Refused(403, f"You don't have the rights to create a model under {wanted['organization']}")
         with self.hub.lock:
             if name in self.hub.repos:
                 said = {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"}
@@ -314,7 +304,7 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self._repo(name, write=True)
         with self.hub.lock:
             if wanted["tag"] in repo.tags:
-                raise _Refused(409, "Reference already exists")
+                raise Refused(409, "Reference already exists")
             repo.tags[wanted["tag"]] = self._commit_of(repo, revision)
         return {}
 
@@ -354,14 +344,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _put(self, digest: str) -> tuple[int, bytes, dict[str, str]]:
         content = self._body()
         if hashlib.sha256(content).hexdigest() != digest:
-            raise _Refused(400, "BadDigest")
+            raise Refused(400, "BadDigest")
         self.hub.store[digest] = content
         return 200, b"", {"ETag": f'"{digest[:32]}"'}
 
     def _verify(self, name: str) -> Any:
         wanted = json.loads(self._body())
         if len(self.hub.store.get(wanted["oid"], b"")) != wanted["size"]:
-            raise _Refused(422, "no such object")
+            raise Refused(422, "no such object")
         return {}
 
     def _commit(self, name: str, revision: str) -> Any:
@@ -369,7 +359,7 @@ class _Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             repo = self._repo(name, write=True)
             if head["value"].get("parentCommit") not in (None, repo.head):
-                raise _Refused(412, "A commit has happened since. Please refresh and try again.")
+                raise Refused(412, "A commit has happened since. Please refresh and try again.")
             tree = dict(repo.commits[repo.head])
             for operation in operations:
                 value = operation["value"]
@@ -377,7 +367,7 @@ class _Handler(BaseHTTPRequestHandler):
                     tree[value["path"]] = Blob(base64.b64decode(value["content"]), False)
                 elif operation["key"] == "lfsFile":
                     if value["oid"] not in self.hub.store:
-                        raise _Refused(400, "LFS pointer pointed to a file that does not exist")
+                        raise Refused(400, "LFS pointer pointed to a file that does not exist")
                     tree[value["path"]] = Blob(self.hub.store[value["oid"]], True)
                 else:
                     assert operation["key"] == "deletedFile", operation
@@ -392,7 +382,7 @@ class _Handler(BaseHTTPRequestHandler):
         commit = self._commit_of(repo, revision)
         blob = repo.commits[commit].get(path)
         if blob is None:
-            raise _Refused(404, "Entry not found", "EntryNotFound")
+            raise Refused(404, "Entry not found", "EntryNotFound")
         headers = {"X-Repo-Commit": commit, "ETag": f'"{blob.oid}"', "Accept-Ranges": "bytes"}
         if blob.large:
             headers |= {"X-Linked-Etag": f'"{blob.sha256}"', "X-Linked-Size": str(len(blob.content))}
@@ -415,6 +405,8 @@ class _Handler(BaseHTTPRequestHandler):
 _REPO = r"/api/models/([^/]+/[^/]+)"
 _ROUTES = [
     ("GET", r"/api/whoami-v2", "whoami"),
+    ("GET", r"/github/identity", "id_token"),
+    ("POST", r"/oauth/token", "exchange"),
     ("POST", r"/api/repos/create", "create"),
     ("POST", r"/api/validate-yaml", "validate"),
     ("GET", _REPO, "info"),
