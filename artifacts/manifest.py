@@ -29,6 +29,7 @@ from .progress import Progress, silent
 
 SCHEMA_VERSION: Final = 2
 MANIFEST = "edgewright.json"
+SIGNATURE = "model.sig"  # of everything else in its folder, the manifest included: made last, listed nowhere
 _FIRST_MANIFEST = "manifest.json"  # its name once; onnxruntime takes a folder with one for a package of its own
 _MAX_MANIFEST_BYTES = 16 << 20
 _CHUNK = 1 << 20
@@ -215,7 +216,7 @@ def sha256_file(
 
 def write_manifest(folder: Path, draft: ManifestDraft, progress: Progress = silent) -> Manifest:
     """Hash every file in ``folder``, then write edgewright.json, last and atomically. Links are refused."""
-    found = {name: info for name, info in _walk(folder) if name != MANIFEST}
+    found = {name: info for name, info in _walk(folder) if name not in (MANIFEST, SIGNATURE)}
     total, done = sum(info.st_size for info in found.values() if info), 0
     entries = []
     for name, info in found.items():
@@ -289,7 +290,7 @@ def verify(folder: Path, progress: Progress = silent) -> list[Problem]:
     Raises EdgewrightError when the manifest itself cannot be read. Files of a wrong size are not hashed.
     """
     manifest = read_manifest(folder)
-    found = {name: info for name, info in _walk(folder) if name != MANIFEST}
+    found = {name: info for name, info in _walk(folder) if name not in (MANIFEST, SIGNATURE)}
     listed = {entry.path: entry for entry in manifest.files}
     problems = [_unlisted(name, info) for name, info in found.items() if name not in listed]
     total, done = manifest.total_bytes, 0

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from .errors import EdgewrightError
 from .locks import lock, locked
-from .manifest import MANIFEST, Manifest, OutdatedManifest, ValidationRecord, read_manifest
+from .manifest import MANIFEST, SIGNATURE, Manifest, OutdatedManifest, ValidationRecord, read_manifest
 
-_IGNORED = frozenset({MANIFEST, ".DS_Store"})
+_IGNORED = frozenset({MANIFEST, SIGNATURE, ".DS_Store"})
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 

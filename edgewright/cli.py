@@ -78,6 +78,7 @@ def parser() -> Parser:
 
     verify = command(commands, "verify", _verify, "recompute every digest of an artifact")
     verify.add_argument("artifact", metavar="ARTIFACT", help="folder of the artifact")
+    hub_commands.trusted_arguments(verify)
     output(verify, quiet="show nothing when all is well, its last validation too")
 
     hub_commands.declare(commands)
@@ -256,6 +257,10 @@ def _verify(args: argparse.Namespace) -> int:
     manifest = read_manifest(folder)
     with bars.progress(shown=not (args.json or args.quiet)) as progress:
         problems = verify(folder, progress)
+    if not problems and (trusted := hub_commands.trusted(args)) is not None:
+        from edgewright.hub.signatures import read_signature
+
+        trusted.check(folder, read_signature(folder), str(folder))
     if args.json:
         streams.write_json(
             {

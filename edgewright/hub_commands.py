@@ -6,10 +6,13 @@ Like `cli.py`, loads nothing but the standard library until a command runs.
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgewright import streams
 from edgewright.arguments import command, output
+
+if TYPE_CHECKING:
+    from edgewright.hub.signatures import Signer, Trusted
 
 
 def declare(commands: Any) -> None:
@@ -34,6 +37,9 @@ def _publish_arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--allow-failed", action="store_true", help="publish what did not pass too; its card and the index say so"
     )
+    signing = made.add_mutually_exclusive_group()
+    signing.add_argument("--sign-key", metavar="FILE", help="sign packages and card with this private key (EC, PEM)")
+    signing.add_argument("--sign-keyless", action="store_true", help="sign with the identity of the CI job (sigstore)")
     output(made)
 
 
@@ -46,7 +52,37 @@ def _pull_arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument("--profile", required=True, metavar="NAME", help="phone, as `edgewright profiles list` has it")
     made.add_argument("--revision", metavar="REV", help="tag, branch or commit (default: the newest commit)")
     made.add_argument("--out", required=True, metavar="DIR", help="where the package and the root files land")
+    trusted_arguments(made)
     output(made)
+
+
+def trusted_arguments(made: argparse.ArgumentParser) -> None:
+    """Whose signature has to be there."""
+    made.add_argument("--public-key", metavar="FILE", help="require a signature by the private key to this one (PEM)")
+    made.add_argument("--signed-by", metavar="IDENTITY", help="require a keyless signature of this identity")
+    made.add_argument("--issuer", metavar="URL", help="who vouches for the identity of --signed-by")
+
+
+def trusted(args: argparse.Namespace) -> Trusted | None:
+    """Whose signature is required; None: nobody's. Raises EdgewrightError."""
+    if not (args.public_key or args.signed_by or args.issuer):
+        return None
+    from artifacts import EdgewrightError, user_path
+    from edgewright.hub.signatures import Trusted
+
+    if bool(args.signed_by) != bool(args.issuer) or bool(args.public_key) == bool(args.signed_by):
+        raise EdgewrightError("give --public-key FILE, or --signed-by IDENTITY and --issuer URL")
+    key = user_path(args.public_key, "--public-key") if args.public_key else None
+    return Trusted(key, args.signed_by, args.issuer)
+
+
+def _signer(args: argparse.Namespace) -> Signer | None:
+    if not (args.sign_key or args.sign_keyless):
+        return None
+    from artifacts import user_path
+    from edgewright.hub.signatures import Signer
+
+    return Signer(user_path(args.sign_key, "--sign-key") if args.sign_key else None)
 
 
 def publish(args: argparse.Namespace) -> int:
@@ -75,6 +111,7 @@ def publish(args: argparse.Namespace) -> int:
             tag=args.tag,
             licence=section.accept_licence if section else None,
             allow_failed=args.allow_failed,
+            signer=_signer(args),
             progress=progress,
         )
     if args.json:
@@ -104,7 +141,9 @@ def pull(args: argparse.Namespace) -> int:
     from edgewright.text import size
 
     with bars.progress(shown=not args.json) as progress:
-        found = pull(args.repo, args.profile, args.out, revision=args.revision, progress=progress)
+        found = pull(
+            args.repo, args.profile, args.out, revision=args.revision, trusted=trusted(args), progress=progress
+        )
     if args.json:
         streams.write_json(asdict(found))
         return 0

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from artifacts import MANIFEST, EdgewrightError, GateFailed, Manifest, Progress, require_intact, user_path
 from artifacts.documents import read_bytes
+from artifacts.manifest import SIGNATURE
 from artifacts.payload import app_bytes
 from compiler.licence import front_matter, non_commercial
 from edgewright.hub import index as indexes
+from edgewright.hub.bom import BOM, bill
 from edgewright.hub.index import CARD, CONFIG, INDEX, Index, Origin, Variant
 from edgewright.hub.page import Package, page
+from edgewright.hub.signatures import Signer
 from edgewright.standing import WEIGHTS, standings
 
 _MAX_MANIFEST_BYTES = 16 << 20
@@ -45,10 +49,11 @@ class Sent:
 
 @dataclass(frozen=True)
 class Bundle:
-    """Everything that a publication holds, by its path in the repository."""
+    """Everything that a publication holds, by its path in the repository. folders: of the packages, by their names."""
 
     index: Index
     files: dict[str, Sent]
+    folders: dict[str, Path]
     warnings: tuple[str, ...]
 
     @property
@@ -88,10 +93,31 @@ def bundle(
     ordered = [packages[name] for name in sorted(packages)]
     index = _index(ordered)
     root = {CARD: page(index, ordered, repo).encode(), CONFIG: _config(index), INDEX: index.content()}
-    files |= {
-        name: Sent(name, len(content), hashlib.sha256(content).hexdigest(), content) for name, content in root.items()
-    }
-    return Bundle(index, files, tuple(_warnings(ordered)))
+    root[BOM] = bill(ordered, repo)
+    files |= {name: _sent(name, content) for name, content in root.items()}
+    folders = {package.variant.name: package.folder for package in ordered}
+    return Bundle(index, files, folders, tuple(_warnings(ordered)))
+
+
+def signed(made: Bundle, signer: Signer, earlier: Callable[[str], bytes | None]) -> Bundle:
+    """With a signature in every package's folder, and one of the root's own files.
+
+    earlier: the signature that the repository has at a path, which stays where it holds. Raises EdgewrightError.
+    """
+    signatures = {}
+    for name, folder in made.folders.items():
+        path = f"{name}/{SIGNATURE}"
+        signatures[path] = signer.renewed(folder, earlier(path))
+    with tempfile.TemporaryDirectory() as scratch:
+        for path, file in made.files.items():
+            if isinstance(file.source, bytes) and "/" not in path:
+                (Path(scratch) / path).write_bytes(file.source)
+        signatures[SIGNATURE] = signer.renewed(Path(scratch), earlier(SIGNATURE))
+    return replace(made, files=made.files | {path: _sent(path, raw) for path, raw in signatures.items()})
+
+
+def _sent(path: str, content: bytes) -> Sent:
+    return Sent(path, len(content), hashlib.sha256(content).hexdigest(), content)
 
 
 def _check(folder: Path, manifest: Manifest, entry: Variant, allow_failed: bool) -> None:

@@ -83,13 +83,13 @@ def commit_of(hub: Hub, repo: str, revision: str | None, until: float) -> str:
     return commit
 
 
-def entries(hub: Hub, repo: str, commit: str, until: float, *, recursive: bool = True) -> Iterator[dict[str, Any]]:
+def entries(hub: Hub, repo: str, commit: str, until: float) -> Iterator[dict[str, Any]]:
     """Every file of the listing, with a path that is a string and nothing else checked.
 
-    Without `recursive`, those that lie in no folder. Raises Refusal, Unreachable, Nonsense.
+    Raises Refusal, Unreachable, Nonsense.
     """
     tree = f"/api/models/{quote(repo)}/tree/{commit}"
-    query: str | None = f"recursive={recursive}&expand=False"
+    query: str | None = "recursive=True&expand=False"
     for _ in range(_MAX_PAGES):
         page, query = hub.ask(f"{tree}?{query}", until)
         if not isinstance(page, list):

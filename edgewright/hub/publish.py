@@ -11,15 +11,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artifacts import EdgewrightError, Progress, silent
-from edgewright.hub.bundle import Bundle, Sent, bundle
+from edgewright.hub.bundle import Bundle, Sent, bundle, signed
 from edgewright.hub.client import Repository
-from edgewright.hub.index import INDEX, MAX_INDEX_BYTES, Index, read_index
+from edgewright.hub.index import INDEX, MAX_INDEX_BYTES, read_index
 from edgewright.hub.lock import LockedFile
 from edgewright.hub.receive import Words, content, explained
+from edgewright.hub.signatures import Signer
 from edgewright.hub.wire import Hub
 from recipes.delivery import check_hub_id
 
@@ -54,12 +56,14 @@ def publish(
     tag: str | None = None,
     licence: str | None = None,
     allow_failed: bool = False,
+    signer: Signer | None = None,
     progress: Progress = silent,
 ) -> Published:
     """Publish artifacts of one recipe to `repo` (`owner/name`), each as a folder, in one commit with a tag.
 
     The repository is made if there is none. `tag` None: `edgewright-` and the first digits of the publication's digest.
-    `licence`: of the checkpoint, named by who accepts that it forbids commercial use.
+    `signer`: signs every package and the root. `licence`: of the checkpoint, named by who accepts that it forbids
+    commercial use.
     What the repository holds already is not sent; what an earlier publication left and this one replaces is removed.
 
     Raises:
@@ -69,7 +73,6 @@ def publish(
     """
     _check_names(repo, tag)
     made = bundle(artifacts, repo, licence=licence, allow_failed=allow_failed, progress=progress)
-    tag = tag or f"edgewright-{made.digest[:12]}"
     hub = Repository(repo)
     head = hub.head()
     if head is None:
@@ -83,6 +86,9 @@ def publish(
             f"{repo}: everybody can see this repository, and a publication is private unless --public is given"
         )
     before = hub.tree(head.commit)
+    if signer is not None:
+        made = signed(made, signer, partial(_there, repo, head.commit, before))
+    tag = tag or f"edgewright-{made.digest[:12]}"
     removed = _replaced(repo, head.commit, before, made)
     kept = before.keys() - removed - made.files.keys()
     _check_cases(repo, kept, made)
@@ -125,7 +131,7 @@ def _replaced(repo: str, commit: str, before: Mapping[str, RepoFile], made: Bund
                 "published to; publish to a repository of its own"
             )
         return set()
-    earlier = _earlier(repo, commit, before[INDEX])
+    earlier = read_index(_there(repo, commit, before, INDEX) or b"", f"{repo}/{INDEX}")
     if earlier.recipe != made.index.recipe:
         raise EdgewrightError(
             f"{repo}: holds packages of the recipe {earlier.recipe!r}, these are of {made.index.recipe!r}; publish to "
@@ -142,13 +148,17 @@ def _replaced(repo: str, commit: str, before: Mapping[str, RepoFile], made: Bund
     return left
 
 
-def _earlier(repo: str, commit: str, file: RepoFile) -> Index:
+def _there(repo: str, commit: str, before: Mapping[str, RepoFile], path: str) -> bytes | None:
+    """The content of a small file of the repository; None where it holds none by that name."""
+    file = before.get(path)
+    if file is None:
+        return None
     if file.size > MAX_INDEX_BYTES:
-        raise EdgewrightError(f"{repo}: its {INDEX} has {file.size:,} bytes, which none has")
+        raise EdgewrightError(f"{repo}: its {path} has {file.size:,} bytes, which none has")
     digest = {"sha256": file.lfs.sha256} if file.lfs else {"git_sha1": file.blob_id}
-    wanted = LockedFile(path=INDEX, size=file.size, **digest)
+    wanted = LockedFile(path=path, size=file.size, **digest)
     with explained(repo, commit, Words("check --repo", "--repo", "", "memory")):
-        return read_index(content(Hub(), repo, commit, wanted), f"{repo}/{INDEX}")
+        return content(Hub(), repo, commit, wanted)
 
 
 def _check_cases(repo: str, kept: Iterable[str], made: Bundle) -> None:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,16 +36,19 @@ from artifacts import (
 )
 from artifacts.documents import first_error
 from artifacts.locks import lock
+from artifacts.manifest import SIGNATURE
 from artifacts.store import make_folder
+from edgewright.hub.bom import BOM
 from edgewright.hub.index import CARD, CONFIG, INDEX, MAX_INDEX_BYTES, Variant, choose, read_index
 from edgewright.hub.listing import commit_of, entries, locked
 from edgewright.hub.lock import LockedFile
 from edgewright.hub.receive import Meter, Words, content, explained, receive
+from edgewright.hub.signatures import Trusted
 from edgewright.hub.wire import Hub, Nonsense
 from edgewright.text import size
 from recipes.delivery import check_hub_id
 
-_ROOT_FILES = (CARD, CONFIG, INDEX)
+_ROOT_FILES = (CARD, CONFIG, INDEX, BOM)
 _MAX_MANIFEST_BYTES = 16 << 20
 _REVISION = re.compile(r"[\w][\w./-]{0,199}", re.ASCII)
 _WORDS = Words("check REPO", "--revision", "", "--out")
@@ -64,11 +68,18 @@ class Pulled:
 
 
 def pull(
-    repo: str, profile: str, out: str | Path, *, revision: str | None = None, progress: Progress = silent
+    repo: str,
+    profile: str,
+    out: str | Path,
+    *,
+    revision: str | None = None,
+    trusted: Trusted | None = None,
+    progress: Progress = silent,
 ) -> Pulled:
     """Fetch the smallest package of `repo` that passed on a phone into `out/<package>`, with the root files.
 
     `revision` is a tag, branch or commit; None: the newest commit. A package that is there and intact is not fetched.
+    `trusted`: whose signatures have to hold, of the root files before anything else is fetched, and of the package.
 
     Raises:
         EdgewrightError: no such repository, none that was published with `edgewright publish`, a phone that it does
@@ -81,14 +92,28 @@ def pull(
         hub = Hub()
         until = time.monotonic() + hub.patience
         commit = commit_of(hub, repo, revision, until)
-        root = _root(hub, repo, commit, until)
+        root, signatures = _small(hub, repo, commit, until)
+        if trusted is not None:
+            _check_root(root, signatures, trusted, repo)
         variant = choose(read_index(root[INDEX], f"{repo}/{INDEX}"), profile, repo)
         _refuse_others(folder)
         final = folder / variant.name
         refuse_foreign(final)
-        received = _fetch(hub, repo, commit, variant, final, progress)
+        signature = signatures.get(f"{variant.name}/{SIGNATURE}")
+        if trusted is not None and signature is None:
+            raise EdgewrightError(f"{repo}/{variant.name}: carries no signature; do not use it, or leave out the key")
+
+        def seal(folder: Path) -> None:
+            if signature is not None:
+                _write(folder / SIGNATURE, signature)
+                if trusted is not None:
+                    trusted.check(folder, signature, f"{repo}/{variant.name}")
+
+        received = _fetch(hub, repo, commit, variant, final, seal, progress)
         for name, raw in root.items():
             _write(folder / name, raw)
+        if SIGNATURE in signatures:
+            _write(folder / SIGNATURE, signatures[SIGNATURE])
     return Pulled(repo, commit, profile, variant.name, str(final), variant.bytes, received)
 
 
@@ -101,18 +126,30 @@ def _check_names(repo: str, revision: str | None) -> None:
         raise EdgewrightError(f"--revision: {revision[:96]!r} is no tag, branch or commit")
 
 
-def _root(hub: Hub, repo: str, commit: str, until: float) -> dict[str, bytes]:
-    """The root files that a publication has, the index among them."""
+def _check_root(root: Mapping[str, bytes], signatures: Mapping[str, bytes], trusted: Trusted, repo: str) -> None:
+    if SIGNATURE not in signatures:
+        raise EdgewrightError(f"{repo}: carries no signature; do not use it, or leave out the key")
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, raw in root.items():
+            (Path(scratch) / name).write_bytes(raw)
+        trusted.check(Path(scratch), signatures[SIGNATURE], repo)
+
+
+def _small(hub: Hub, repo: str, commit: str, until: float) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """The root files that a publication has, the index among them; signatures by their paths."""
     found: dict[str, LockedFile] = {}
-    for entry in entries(hub, repo, commit, until, recursive=False):
-        if entry["path"] in _ROOT_FILES:
+    for entry in entries(hub, repo, commit, until):
+        if entry["path"] in _ROOT_FILES or re.fullmatch(rf"([^/]+/)?{re.escape(SIGNATURE)}", entry["path"]):
             found[entry["path"]] = locked(entry)
     if INDEX not in found:
         raise EdgewrightError(f"{repo}: holds no {INDEX}: nothing that `edgewright publish` put there")
     for file in found.values():
         if file.size > MAX_INDEX_BYTES:
             raise Nonsense(f"{file.path} has {file.size:,} bytes, which it never has")
-    return {name: content(hub, repo, commit, file) for name, file in found.items()}
+    read = {name: content(hub, repo, commit, file) for name, file in found.items()}
+    return {name: read[name] for name in _ROOT_FILES if name in read}, {
+        name: raw for name, raw in read.items() if name not in _ROOT_FILES
+    }
 
 
 def _is_there(final: Path, manifest: Manifest, progress: Progress) -> bool:
@@ -123,12 +160,17 @@ def _is_there(final: Path, manifest: Manifest, progress: Progress) -> bool:
         return False
 
 
-def _fetch(hub: Hub, repo: str, commit: str, variant: Variant, final: Path, progress: Progress) -> int:
-    """Receive a package beside its place, put it there, and return the bytes that came over the network."""
+def _fetch(
+    hub: Hub, repo: str, commit: str, variant: Variant, final: Path, seal: Callable[[Path], None], progress: Progress
+) -> int:
+    """Receive a package beside its place, put it there, and return the bytes that came over the network.
+
+    seal: is called with the folder that holds it whole, before it is in its place."""
     make_folder(final.parent)
     with _workplace(final.parent / f".{final.name}.pull-{variant.manifest.sha256[:16]}") as work:
         manifest = _manifest(hub, repo, commit, variant, work)
         if _is_there(final, manifest, progress):
+            seal(final)
             return 0
         files = [LockedFile(path=f"{variant.name}/{f.path}", size=f.size, sha256=f.sha256) for f in manifest.files]
         paths = [work.joinpath(*f.path.split("/")) for f in manifest.files]
@@ -148,6 +190,7 @@ def _fetch(hub: Hub, repo: str, commit: str, variant: Variant, final: Path, prog
                 place = partial.joinpath(*name.split("/"))
                 place.parent.mkdir(parents=True, exist_ok=True)
                 work.joinpath(*name.split("/")).rename(place)
+            seal(partial)
     return max(needed, 0)
 
 

@@ -46,7 +46,7 @@ def test_everything_is_there_in_one_commit_under_a_tag(writable, edgewright, onn
     files = repo.files(found["tag"])
     expected = {f"mlx-int4-300B/{name}": content for name, content in contents(mlx).items()}
     expected |= {f"onnx-int4-32.3kB/{name}": content for name, content in contents(onnx).items()}
-    roots = {"README.md", "config.json", "edgewright.index.json", ".gitattributes"}
+    roots = {"README.md", "bom.cdx.json", "config.json", "edgewright.index.json", ".gitattributes"}
     assert {name: content for name, content in files.items() if name not in roots} == expected
     assert roots <= files.keys()
     assert json.loads(files["config.json"])["variants"] == found["variants"]

@@ -15,7 +15,7 @@ from .writable import Blob, Fault
 
 REPO = "acme/small-edge"
 ONNX, MLX = "onnx-int4-32.3kB", "mlx-int4-300B"
-ROOT = {"README.md", "config.json", "edgewright.index.json"}
+ROOT = {"README.md", "bom.cdx.json", "config.json", "edgewright.index.json"}
 
 
 @pytest.fixture
