@@ -45,8 +45,8 @@ class StateDict:
 
 
 def read_pickle(path: Path) -> StateDict:
-    """The state dict of a .pth file: alone, or under "model" or "state_dict" beside what training left there; of several
-    under names of their own, all, each tensor's name behind that of its dict.
+    """The state dict of a .pth file: alone, or under "model" or "state_dict" beside what training left there; of
+    several under names of their own, all, each tensor's name behind that of its dict.
 
     Names lose the prefix "module." where all of a dict have it. Raises CheckpointError for a file that is no such
     pickle, or that names anything which had to be run: by its name.
@@ -55,8 +55,8 @@ def read_pickle(path: Path) -> StateDict:
         magic = file.read(2)
     if path.suffix == ".onnx":
         raise CheckpointError(
-            f"{path}: is an ONNX file, and only PyTorch pickles are read. Networks that find a face or its landmarks are "
-            "no part of any family, and InsightFace's are for non-commercial research alone; leave it out"
+            f"{path}: is an ONNX file, and only PyTorch pickles are read. Networks that find a face or its landmarks "
+            "are no part of any family, and InsightFace's are for non-commercial research alone; leave it out"
         )
     if magic == b"\x1f\x8b":
         raise CheckpointError(f"{path}: is a gzip archive; unpack it, and give the file in it")

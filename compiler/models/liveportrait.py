@@ -3,9 +3,9 @@
 Five components: `appearance` and `motion` look at a picture, `retargeting` corrects keypoints (entries stitch, eyes and
 lips), `warping` moves the volume, `generator` draws. Five published state dicts stand in one model.safetensors, each
 tensor under its published name behind a prefix for its file: `appearance_feature_extractor.`, `motion_extractor.`,
-`warping_module.`, `spade_generator.`, and `stitching_retargeting_module.` with the names of its three dicts. Batch norms
-are folded into the convolutions before them, spectral norms into their weights, and what of a batch norm stands before a
-convolution is a factor and a bias: `edgewright adopt` does so.
+`warping_module.`, `spade_generator.`, and `stitching_retargeting_module.` with the names of its three dicts. Batch
+norms are folded into the convolutions before them, spectral norms into their weights, and a batch norm that stands
+before a convolution is a factor and a bias: `edgewright adopt` does so.
 
 It is the quality end, and no real-time model on a phone's CPU: a frame is 623 thousand million multiplications. What an
 app computes once, what for every frame, and how keypoints come of a pose is in the constants.
@@ -49,7 +49,11 @@ _HIDDEN = {"stitching": [128, 128, 64], "eye": [256, 256, 128, 128, 64], "lip": 
 _GIVEN = {"eye": 3, "lip": 2}  # beside the keypoints: how far eyes and lips are open
 _ENTRIES = {"stitch": "stitching", "eyes": "eye", "lips": "lip"}
 _DEGREES = {"bins": 3.0, "first": -97.5}
-_PER_FRAME = ("motion.estimate", "retargeting.stitch", "warping.warp", "generator.generate")
+_CALLED = {
+    "once": ("appearance.extract", "motion.estimate"),
+    "each": ("motion.estimate", "retargeting.stitch", "warping.warp", "generator.generate"),
+    "closing": ("retargeting.eyes", "retargeting.lips"),
+}
 _UNFOLDED = re.compile(r"\.(running_mean|weight_orig|parametrizations)\b")
 
 
@@ -67,19 +71,15 @@ def read(config: Mapping[str, Any], tensors: Collection[str] | None, max_tokens:
 
 
 def _constants(spec: Spec, macs: Mapping[str, int]) -> dict[str, Any]:
-    """frames: what is called once for a portrait, what for every frame, and its multiplications. keypoints: at is
-    scale * (kp @ rotation + exp) + t, without t's z; rotation is (Rz Ry Rx) transposed, of pitch, yaw and roll in
-    degrees: the mean of first + bins * i under the softmax of their bins. What stitch adds to the driving keypoints are
-    as many offsets, x y z each, and one x y for all. pictures: red first, 0 … 1."""
+    """frames: what is called once for a portrait, what for every frame, what where eyes and lips are to close, each
+    with its multiplications. keypoints: one is scale * (kp @ rotation + exp) + t, without t's z; rotation is Rz Ry Rx,
+    transposed, of pitch, yaw and roll in degrees, each the mean of first + bins * i under the softmax of its bins. What
+    stitch adds to the driving keypoints are offsets of each, x y z, and one x y for all. closing: how many numbers
+    follow the keypoints there. picture: red first, 0 … 1."""
     return {
-        "frames": {
-            "once": ["appearance.extract", "motion.estimate"],
-            "each": list(_PER_FRAME),
-            "multiplications": sum(macs[name] for name in _PER_FRAME),
-        },
-        "multiplications": dict(macs),
+        "frames": {when: {name: macs[name] for name in names} for when, names in _CALLED.items()},
         "keypoints": {"count": spec.keypoints, "degrees": _DEGREES, "bins": spec.bins},
-        "given": {"eyes": _GIVEN["eye"], "lips": _GIVEN["lip"]},
+        "closing": {"eyes": _GIVEN["eye"], "lips": _GIVEN["lip"]},
         "picture": {"size": spec.size, "drawn": spec.edge * 4 * spec.upscale, "channels": "rgb"},
     }
 
@@ -183,7 +183,11 @@ def _entries(spec: Spec) -> dict[str, dict[str, tuple[Body, dict[str, tuple[int,
         "appearance": {"extract": (lambda layers, x: (extracted(layers, spec, x),), seen, ("feature",))},
         "motion": {"estimate": (lambda layers, x: tuple(estimated(layers, spec, x).values()), seen, HEADS)},
         "retargeting": {
-            entry: (partial(_corrected, spec, entry), {f"{entry}_points": (1, spec.mlps[entry][0])}, (f"{entry}_delta",))
+            entry: (
+                partial(_corrected, spec, entry),
+                {f"{entry}_points": (1, spec.mlps[entry][0])},
+                (f"{entry}_delta",),
+            )
             for entry in MLPS
         },
         "warping": {"warp": (lambda layers, *given: (warped(layers, spec, *given),), volume, ("warped",))},

@@ -278,9 +278,7 @@ def _sampled(sizes: tuple[int, int, int]) -> Callable[..., torch.Tensor]:
     """sampled(volume [1, channels, …sizes], mask [1, parts, …sizes], source, driving) -> the volume at every place plus
     its shift, of which the mask weighs the parts."""
 
-    def sampled(
-        volume: torch.Tensor, mask: torch.Tensor, source: torch.Tensor, driving: torch.Tensor
-    ) -> torch.Tensor:
+    def sampled(volume: torch.Tensor, mask: torch.Tensor, source: torch.Tensor, driving: torch.Tensor) -> torch.Tensor:
         import torch
 
         depth, height, width = sizes
@@ -338,32 +336,31 @@ def generated(layers: Layers[V], spec: Spec, feature: V) -> V:
     return layers.pointwise(layers.applied(shuffled, (1, 3, pixels, pixels), x), "sigmoid")
 
 
-def _spade_block(
-    layers: Layers[V], spec: Spec, x: V, seen: V, name: str, inputs: int, outputs: int, factor: int
-) -> V:
-    middle, edge = min(inputs, outputs), spec.edge * factor
-    shape = (1, middle, edge, edge)
-    seen = _enlarged(layers, seen, (1, spec.warped, spec.edge, spec.edge), factor)
-    past = x
+def _spade_block(layers: Layers[V], spec: Spec, x: V, seen: V, name: str, inputs: int, outputs: int, factor: int) -> V:
+    middle, edge, past = min(inputs, outputs), spec.edge * factor, x
     if inputs != outputs:
-        y = _spade(layers, spec, x, seen, f"{name}norm_s", inputs, edge)
+        y = _spade(layers, spec, x, seen, f"{name}norm_s", inputs, factor)
         past = layers.convolution(y, f"{name}conv_s", outputs, (1, 1), bias=False)
-    y = _leaky(layers, _spade(layers, spec, x, seen, f"{name}norm_0", inputs, edge), 0.2, (1, inputs, edge, edge))
+    y = _leaky(layers, _spade(layers, spec, x, seen, f"{name}norm_0", inputs, factor), 0.2, (1, inputs, edge, edge))
     y = _same(layers, y, f"{name}conv_0", middle)
-    y = _leaky(layers, _spade(layers, spec, y, seen, f"{name}norm_1", middle, edge), 0.2, shape)
+    y = _leaky(layers, _spade(layers, spec, y, seen, f"{name}norm_1", middle, factor), 0.2, (1, middle, edge, edge))
     return layers.add(past, _same(layers, y, f"{name}conv_1", outputs))
 
 
-def _spade(layers: Layers[V], spec: Spec, x: V, seen: V, name: str, channels: int, edge: int) -> V:
-    """A norm of each channel alone, with a factor and a bias for each place."""
+def _spade(layers: Layers[V], spec: Spec, x: V, seen: V, name: str, channels: int, factor: int) -> V:
+    """A norm of each channel alone, with a factor and a bias for each place, of what was warped, `factor` times as
+    large: enlarged here and not before, since at the last size it is a sixth of all that is alive."""
 
-    def normed(x: torch.Tensor) -> torch.Tensor:
+    def normed(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
         import torch
 
-        return torch.nn.functional.group_norm(x, channels)
+        return torch.nn.functional.group_norm(x, channels) * (1 + gain)
 
-    shape = (1, channels, edge, edge)
+    edge = spec.edge * factor
+    seen = _enlarged(layers, seen, (1, spec.warped, spec.edge, spec.edge), factor)
     hidden = layers.pointwise(_same(layers, seen, f"{name}.mlp_shared.0", spec.hidden), "relu")
+    del seen
     gain = _same(layers, hidden, f"{name}.mlp_gamma", channels)
-    x = layers.applied(lambda x, gain: x * (1 + gain), shape, layers.applied(normed, shape, x), gain)
+    x = layers.applied(normed, (1, channels, edge, edge), x, gain)
+    del gain
     return layers.add(x, _same(layers, hidden, f"{name}.mlp_beta", channels))

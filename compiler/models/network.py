@@ -254,9 +254,7 @@ class Tensors:
         out: torch.Tensor = edge.bias(edge.layer_norm(x, name, columns, eps), [f"{name}.bias"], [columns], -1)
         return out
 
-    def affine(
-        self, x: torch.Tensor, name: str, axis: int, gain: str = "weight", bias: str = "bias"
-    ) -> torch.Tensor:
+    def affine(self, x: torch.Tensor, name: str, axis: int, gain: str = "weight", bias: str = "bias") -> torch.Tensor:
         from compiler.dialect import edge
 
         size = x.shape[axis]

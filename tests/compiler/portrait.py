@@ -6,6 +6,7 @@ and spectral norms as trained, one grid for each keypoint, and the volume repeat
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ class Motion(nn.Module):
 class _Encoder(nn.Module):
     def __init__(self, widths: list[int]) -> None:
         super().__init__()
-        self.down_blocks = nn.ModuleList(_Block(3, *pair, True) for pair in zip(widths, widths[1:], strict=False))
+        self.down_blocks = nn.ModuleList(_Block(3, *pair, True) for pair in itertools.pairwise(widths))
 
 
 class _Decoder(nn.Module):
@@ -172,7 +173,8 @@ class _Decoder(nn.Module):
         super().__init__()
         inner = [last, *widths[1:]]
         self.up_blocks = nn.ModuleList(
-            _Block(3, (1 if i == len(widths) - 1 else 2) * widths[i], inner[i - 1]) for i in range(len(widths) - 1, 0, -1)
+            _Block(3, (1 if i == len(widths) - 1 else 2) * widths[i], inner[i - 1])
+            for i in range(len(widths) - 1, 0, -1)
         )
         self.conv = nn.Conv3d(last + widths[0], last + widths[0], 3, padding=1)
         self.norm = nn.BatchNorm3d(last + widths[0])
@@ -289,7 +291,7 @@ class Generator(nn.Module):
 def mlp(*widths: int) -> nn.Module:
     """forward([1, columns]) -> [1, columns]."""
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU()]
     holder = nn.Module()
     holder.mlp = nn.Sequential(*layers[:-1])

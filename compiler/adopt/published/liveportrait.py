@@ -93,7 +93,9 @@ def _warping(shapes: Shapes) -> dict[str, Any]:
     last = blocks - 1
     features, channels = shapes.size("third.conv.weight", 1), shapes.size(f"{dense}.compress.weight", 1)
     if f"{dense}.occlusion.weight" not in shapes:
-        raise CheckpointError(f"{shapes.path}: has no {dense}.occlusion; without a map of occlusion it is not supported")
+        raise CheckpointError(
+            f"{shapes.path}: has no {dense}.occlusion; without a map of occlusion it is not supported"
+        )
     return {
         "num_kp": shapes.size(f"{dense}.mask.weight") - 1,
         **_expanded(shapes.size("third.conv.weight")),
