@@ -63,7 +63,7 @@ def read(config: Mapping[str, Any], tensors: Collection[str] | None, max_tokens:
     unfolded = next((name for name in tensors or () if _UNFOLDED.search(name)), None)
     if unfolded:
         raise CheckpointError(f"tensor {unfolded!r} belongs to a norm that is not folded; run edgewright adopt")
-    spec = _read_spec(Keys(config))
+    spec = _spec_of(Keys(config))
     built = [_component(spec, name, entries) for name, entries in _entries(spec).items()]
     macs = {f"{c.name}.{entry}": count for c, counts in built for entry, count in counts.items()}
     components = tuple(component for component, _ in built)
@@ -87,7 +87,7 @@ def _constants(spec: Spec, macs: Mapping[str, int]) -> dict[str, Any]:
 # -- config -----------------------------------------------------------------------------------------------------
 
 
-def _read_spec(keys: Keys) -> Spec:
+def _spec_of(keys: Keys) -> Spec:
     appearance, motion, warping, generator, mlps = (
         keys.section(f"{name}_params")
         for name in (

@@ -141,8 +141,8 @@ def test_where_it_cannot_be_had_it_is_refused(ministral: Path, jobs: Jobs, toy: 
         "onnx: ort: true is not for a model that is driven as 'text'; leave it out"
     ]
     of_toy = jobs(toy, OnnxOptions(ort=True), HALF)
-    packed(of_toy, "onnx", tmp_path / "toy")
-    assert [path.name for path in sorted((tmp_path / "toy" / "ort").iterdir())] == [
+    packed(of_toy, "onnx", tmp_path / "package")
+    assert [path.name for path in sorted((tmp_path / "package" / "ort").iterdir())] == [
         "head.render.ort",
         "required_operators_and_types.config",
     ]
