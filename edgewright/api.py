@@ -28,6 +28,7 @@ from artifacts import (
     write_manifest,
 )
 from artifacts.documents import DocumentError, read_json
+from artifacts.formats.frames import pace
 from compiler.checkpoint import Checkpoint, listed
 from compiler.config import adapter_beside, read_config
 from compiler.drivers import driver_of
@@ -169,9 +170,10 @@ def plan_warnings(recipe: Recipe | str | Path, *, checkpoint: str | Path | None 
     machine, else what the config that stands for it says of its licence."""
     recipe = load_recipe(recipe)
     config, folder = _config(recipe, checkpoint), _local(recipe, checkpoint)
-    if folder is None:
-        return list(filter(None, [licence_warning(licence_in(config)) if "license" in config else None]))
     model = read_model(config, None, recipe.context.max_tokens, recipe.vision)
+    if folder is None:
+        licence = licence_warning(licence_in(config)) if "license" in config else None
+        return list(filter(None, [licence, pace(model.constants)]))
     return [*_warnings_beside(folder), *driver_of(model).warnings(model, folder)]
 
 

@@ -6,7 +6,7 @@ Works for any model: the calls and the generator of their inputs are those of `a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from artifacts import Check, GateFailed, Manifest, Progress, checked, ran_here
 from artifacts.formats import interface, vectors
 from artifacts.manifest import payload_file
-from runtime_tests.sessions import Session
+from runtime_tests.sessions import Arrays, Session
 
 PARITY = "parity"
 
@@ -36,7 +36,30 @@ def judge(session: Session, artifact: Path, manifest: Manifest, threads: int, pr
         session.load(exact=exact, threads=threads)
         errors = measured(session, expected, manifest.components, progress)
         found += _checks(errors, exact, words, limit, session.stand_in)
+    found += _formed(session, expected, manifest.components)
     return found
+
+
+def _formed(
+    session: Session, expected: vectors.Vectors, components: tuple[interface.Component, ...]
+) -> Iterator[Check]:
+    """That the second form of a graph, where there is one, answers what the first does."""
+    forms: Callable[..., tuple[Arrays, Arrays] | None] | None = getattr(session, "forms", None)
+    if forms is None:
+        return
+    differing: dict[tuple[str, str], int] = {}
+    answers: dict[str, NDArray[Any]] = {}
+    for call, arrays in vectors.inputs(expected.plan, components, answers):
+        found = forms(call.component, call.entry, **arrays)
+        if found is None:
+            continue
+        first, second = found
+        answers |= first
+        key = call.component, call.entry
+        differing[key] = differing.get(key, 0) + sum(int((first[n] != second[n]).sum()) for n in first)
+    for (component, entry), count in differing.items():
+        figure = ran_here(f"{component}_{entry}_ort_differences", count, "values", session.stand_in)
+        yield checked(figure, PARITY, f"{component}.{entry}, ORT format: other values than .onnx", 0, "at most")
 
 
 def _checks(

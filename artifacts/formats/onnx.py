@@ -15,6 +15,9 @@ from artifacts.formats.interface import Count, Name
 # the node that keeps the last position only; without it a graph gives the entry `SCORE`: outputs of all positions
 LAST_POSITION = "last_position"
 SCORE = "score"
+# where graphs in the ORT format are, and what a build of ONNX Runtime must have to run them
+ORT = "ort"
+ORT_OPERATORS = f"{ORT}/required_operators_and_types.config"
 # the named dimension that counts what of it is the last
 TOKENS = "tokens"
 
@@ -58,7 +61,7 @@ class Graph(_Strict):
     the file; inputs that it does not read are left out.
 
     tokens: whether its outputs are the last token's or of all; None where entries have no `SCORE` beside them.
-    images: None where every input is as its port.
+    images: None where every input is as its port. ort: the same in the ORT format, with its weights; None without.
     """
 
     file: str
@@ -70,6 +73,7 @@ class Graph(_Strict):
     cache: Cache | None
     tokens: Literal["last", "all"] | None
     images: Images | None = None
+    ort: str | None = None
 
 
 class CacheError(_Strict):

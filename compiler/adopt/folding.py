@@ -6,6 +6,7 @@
 | `weight_orig`, `weight_u`, `weight_v`; `parametrizations.weight.original`, `0._u`, `0._v` | w / (uᵀ W v) |
 | `rbr_conv`, `rbr_scale`, `rbr_skip` of MobileOne | `reparam_conv`, their sum as one convolution |
 | a batch norm behind a convolution | the convolution, with a bias |
+| a batch norm behind something else | `weight` and `bias`, its factor and its bias |
 
 Sources: torch.nn.utils.weight_norm and spectral_norm; MobileOne, https://arxiv.org/abs/2206.04040, section 3.2.
 What must not live here: which batch norm stands behind which convolution (`published/` knows).
@@ -26,7 +27,8 @@ from compiler.tensors import CheckpointError
 EPS = 1e-5  # PyTorch's, which is stored nowhere
 State = dict[str, Tensor]
 Pairs = Iterable[tuple[str, str]]
-"""Patterns of the modules of batch norms, and templates of the modules of the convolutions before them."""
+"""Patterns of the modules of batch norms, and templates of the modules of the convolutions before them; of a norm that
+stands behind none, its own."""
 
 _WEIGHT_NORMS = (("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1"))
 _SPECTRAL_NORMS = (
@@ -109,10 +111,10 @@ def _spectral_norms(found: _Tensors) -> int:
     return count
 
 
-def _scaled(found: _Tensors, module: str, outputs: int) -> tuple[Tensor, Tensor]:
+def _scaled(found: _Tensors, module: str, outputs: int | None = None) -> tuple[Tensor, Tensor]:
     """A batch norm as a factor and a bias for each channel."""
-    names = ("weight", "bias", _MEAN, "running_var")
-    gain, bias, mean, variance = (found.take(f"{module}.{name}", (outputs,)) for name in names)
+    mean = found.take(f"{module}.{_MEAN}", None if outputs is None else (outputs,))
+    gain, bias, variance = (found.take(f"{module}.{n}", tuple(mean.shape)) for n in ("weight", "bias", "running_var"))
     factor = gain / (variance + EPS).sqrt()
     return factor, bias - mean * factor
 
@@ -160,7 +162,8 @@ def _batch_norms(found: _Tensors, pairs: list[tuple[str, str]]) -> int:
         convolution = next((match.expand(template) for match, template in matches if match), None)
         if convolution is None:
             raise CheckpointError(f"{found.path}: batch norm {module!r} stands behind no convolution that is known")
-        weight, bias = _convolved(found, convolution, module)
+        alone = convolution == module
+        weight, bias = _scaled(found, module) if alone else _convolved(found, convolution, module)
         found.give(f"{convolution}.weight", weight)
         found.give(f"{convolution}.bias", bias)
     return len(modules)

@@ -45,18 +45,22 @@ class StateDict:
 
 
 def read_pickle(path: Path) -> StateDict:
-    """The state dict of a .pth file: alone, or under "model" or "state_dict" beside what training left there.
+    """The state dict of a .pth file: alone, or under "model" or "state_dict" beside what training left there; of
+    several under names of their own, all, each tensor's name behind that of its dict.
 
-    Names lose the prefix "module." where all have it. Raises CheckpointError for a file that is no such pickle, or that
-    names anything which had to be run: by its name.
+    Names lose the prefix "module." where all of a dict have it. Raises CheckpointError for a file that is no such
+    pickle, or that names anything which had to be run: by its name.
     """
     with open_regular(path) as file:
         magic = file.read(2)
+    if path.suffix == ".onnx":
+        raise CheckpointError(
+            f"{path}: is an ONNX file, and only PyTorch pickles are read. Networks that find a face or its landmarks "
+            "are no part of any family, and InsightFace's are for non-commercial research alone; leave it out"
+        )
     if magic == b"\x1f\x8b":
         raise CheckpointError(f"{path}: is a gzip archive; unpack it, and give the file in it")
     state = _state(path, _loaded(path))
-    while state and all(name.startswith(_WRAPPER) for name in state):
-        state = {name.removeprefix(_WRAPPER): tensor for name, tensor in state.items()}
     if not state:
         raise CheckpointError(f"{path}: holds no tensors")
     return StateDict(path, sha256_file(path), state)
@@ -111,16 +115,25 @@ def _instructions(path: Path) -> bytes:
 
 
 def _state(path: Path, found: Any) -> dict[str, torch.Tensor]:
-    import torch
-
     if not isinstance(found, Mapping):
         raise CheckpointError(f"{path}: holds a {type(found).__name__}; a state dict is expected")
     nested = next((found[key] for key in _NESTS if isinstance(found.get(key), Mapping)), found)
-    for name, value in nested.items():
+    if nested and all(isinstance(name, str) and isinstance(part, Mapping) for name, part in nested.items()):
+        return {f"{name}.{key}": tensor for name, part in nested.items() for key, tensor in _flat(path, part).items()}
+    return _flat(path, nested)
+
+
+def _flat(path: Path, found: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
+    import torch
+
+    for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise CheckpointError(
                 f"{path}: {name!r:.80} is no tensor; a state dict is expected, alone or under 'model' or 'state_dict'"
             )
         if value.layout != torch.strided or value.is_complex() or value.is_quantized or value.device.type != "cpu":
             raise CheckpointError(f"{path}: tensor {name!r} is sparse, complex, quantized or empty; none such is read")
-    return dict(nested)
+    state = dict(found)
+    while state and all(name.startswith(_WRAPPER) for name in state):
+        state = {name.removeprefix(_WRAPPER): tensor for name, tensor in state.items()}
+    return state

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from artifacts import EdgewrightError, Progress
 from artifacts.formats import vectors
+from artifacts.formats.frames import pace
 from compiler.models.base import Model
 from compiler.models.interface import described
 from compiler.questions import Reader
@@ -35,8 +36,8 @@ def covered(model: Model) -> set[tuple[str, str]]:
 
 
 def warnings(model: Model, checkpoint: Path) -> list[str]:
-    """See `Driver`."""
-    return []
+    """See `Driver`: that a frame takes long."""
+    return list(filter(None, [pace(model.constants)]))
 
 
 def check(recipe: Recipe, model: Model, checkpoint: Path) -> None:

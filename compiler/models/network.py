@@ -8,7 +8,7 @@ no framework.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 V = TypeVar("V")
 Pointwise = Literal["relu", "gelu", "sigmoid"]
-_EPS = 1e-5  # PyTorch's, of every norm
+_EPS = 1e-5  # PyTorch's
 
 
 class Layers(Protocol[V]):
@@ -50,8 +50,14 @@ class Layers(Protocol[V]):
     def group_norm(self, x: V, name: str, groups: int) -> V:
         """Statistics of a group of channels over all places, then a factor and a bias for each channel."""
 
-    def layer_norm(self, x: V, name: str) -> V:
+    def layer_norm(self, x: V, name: str, eps: float = _EPS) -> V:
         """Over the last dimension."""
+
+    def affine(self, x: V, name: str, axis: int, gain: str = "weight", bias: str = "bias") -> V:
+        """A factor and a bias for each place along an axis; gain, bias: what their tensors are called."""
+
+    def applied(self, function: Callable[..., torch.Tensor], shape: Sequence[int], *values: V) -> V:
+        """What reads no weights: a function of tensors that gives one of this shape."""
 
     def pointwise(self, x: V, kind: Pointwise) -> V: ...
 
@@ -88,16 +94,18 @@ class Value:
 
 
 class Shapes:
-    """Layers over shapes. slots: of all layers so far, in order; fused: those that one matmul may serve."""
+    """Layers over shapes. slots: of all layers so far, in order; macs: multiplications by their weights; fused: those
+    that one matmul may serve."""
 
     def __init__(self) -> None:
         self.slots: list[Slot] = []
+        self.macs = 0
         self.fused: list[tuple[str, ...]] = []
         self._steps: list[tuple[tuple[Value, ...], Value, int]] = []
 
     def live(self, entry: Entry, sizes: Mapping[str, int]) -> int:
         """How many values are alive at once in the widest place: a step's inputs, outputs and scratch, and all that a
-        later step reads. The network is the component's only entry, and of one size."""
+        later step reads. The network is one entry, of one size."""
         last = {value: at for at, (inputs, _, _) in enumerate(self._steps) for value in inputs}
         alive = last.keys() - {made for _, made, _ in self._steps}
         widest = 0
@@ -140,18 +148,30 @@ class Shapes:
             (size + 2 * padding - dilation * (edge - 1) - 1) // step + 1
             for size, edge, step in zip(x.shape[2:], kernel, steps, strict=True)
         )
-        return self._made((x.shape[0], outputs, *sizes), x)
+        made = self._made((x.shape[0], outputs, *sizes), x)
+        self.macs += made.size * columns
+        return made
 
     def linear(self, x: Value, name: str, outputs: int) -> Value:
         self.slots.append(Slot(name, f"{name}.weight", outputs, x.shape[-1], "linear"))
         self.slots.append(self._vector(f"{name}.bias", outputs, "bias"))
+        self.macs += x.size * outputs
         return self._made((*x.shape[:-1], outputs), x)
 
     def group_norm(self, x: Value, name: str, groups: int) -> Value:
         return self._normed(x, name, x.shape[1])
 
-    def layer_norm(self, x: Value, name: str) -> Value:
+    def layer_norm(self, x: Value, name: str, eps: float = _EPS) -> Value:
         return self._normed(x, name, x.shape[-1])
+
+    def affine(self, x: Value, name: str, axis: int, gain: str = "weight", bias: str = "bias") -> Value:
+        size = x.shape[axis]
+        self.slots.append(Slot(name, f"{name}.{gain}", 1, size, "norm"))
+        self.slots.append(Slot(f"{name}.bias", f"{name}.{bias}", 1, size, "bias"))
+        return self._made(x.shape, x)
+
+    def applied(self, function: Callable[..., torch.Tensor], shape: Sequence[int], *values: Value) -> Value:
+        return self._made(tuple(shape), *values)
 
     def _normed(self, x: Value, name: str, size: int) -> Value:
         self.slots += [self._vector(name, size, "norm"), self._vector(f"{name}.bias", size, "bias")]
@@ -225,19 +245,26 @@ class Tensors:
     def group_norm(self, x: torch.Tensor, name: str, groups: int) -> torch.Tensor:
         import torch
 
-        from compiler.dialect import edge
+        return self.affine(torch.nn.functional.group_norm(x, groups, eps=_EPS), name, 1)
 
-        channels = x.shape[1]
-        scaled = edge.scale(torch.nn.functional.group_norm(x, groups, eps=_EPS), name, channels, 1)
-        out: torch.Tensor = edge.bias(scaled, [f"{name}.bias"], [channels], 1)
-        return out
-
-    def layer_norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
+    def layer_norm(self, x: torch.Tensor, name: str, eps: float = _EPS) -> torch.Tensor:
         from compiler.dialect import edge
 
         columns = x.shape[-1]
-        out: torch.Tensor = edge.bias(edge.layer_norm(x, name, columns, _EPS), [f"{name}.bias"], [columns], -1)
+        out: torch.Tensor = edge.bias(edge.layer_norm(x, name, columns, eps), [f"{name}.bias"], [columns], -1)
         return out
+
+    def affine(self, x: torch.Tensor, name: str, axis: int, gain: str = "weight", bias: str = "bias") -> torch.Tensor:
+        from compiler.dialect import edge
+
+        size = x.shape[axis]
+        out: torch.Tensor = edge.bias(edge.scale(x, name, size, axis), [f"{name}.bias"], [size], axis)
+        return out
+
+    def applied(
+        self, function: Callable[..., torch.Tensor], shape: Sequence[int], *values: torch.Tensor
+    ) -> torch.Tensor:
+        return function(*values)
 
     def pointwise(self, x: torch.Tensor, kind: Pointwise) -> torch.Tensor:
         import torch

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from artifacts import EdgewrightError, Figure, Manifest, Progress, ran_here
 from artifacts.formats import vectors
+from artifacts.formats.frames import pace
 from artifacts.formats.interface import Component
 from runtime_tests.drivers import Asker, Judged, Phase
 from runtime_tests.sessions import Session
@@ -48,8 +49,8 @@ def load(artifact: Path, manifest: Manifest, tiles: int | None = None) -> str:
 
 
 def judge(session: Session, manifest: Manifest, job: Job, progress: Progress) -> Judged:
-    """See `Driver`: entry vectors say it all."""
-    return Judged()
+    """See `Driver`: entry vectors say it all, but for how long a frame takes on any phone."""
+    return Judged(warnings=list(filter(None, [pace(manifest.driver.constants)])) if manifest.driver else [])
 
 
 def run(session: Session, manifest: Manifest, job: Job, phase: Phase) -> None:

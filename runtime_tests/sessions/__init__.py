@@ -33,8 +33,10 @@ class Session(Protocol):
     long as the package ships; None where they do not.
 
     A session whose runtime reads text itself also has `generate(text, tokens)`: what its own tokenizer and generation
-    make of it, as {"runtime": its name, "ids": [...], "continuation": [...]}. One whose target keeps traces of its
-    programs has `divergence(function, inputs, values, tolerance)`: the first operation whose value differs, in words.
+    make of it, as {"runtime": its name, "ids": [...], "continuation": [...]}. One whose packages may hold a graph in
+    two forms has `forms(component, entry, **arrays)`: the outputs of both, None without a second. One whose target
+    keeps traces of its programs has `divergence(function, inputs, values, tolerance)`: the first operation whose value
+    differs, in words.
     """
 
     warnings: tuple[str, ...]

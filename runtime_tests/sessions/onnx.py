@@ -68,6 +68,7 @@ class OnnxSession:
         self._where = artifact / MANIFEST
         self._graphs = runtime_section(formats.OnnxRuntime, artifact, manifest).graphs
         self._files = {graph.file: payload_file(artifact, graph.file) for graph in self._graphs}
+        self._ort = {graph.file: payload_file(artifact, graph.ort) for graph in self._graphs if graph.ort is not None}
         self._components = {component.name: component for component in manifest.components}
         for graph in self._graphs:
             if (known := self._components.get(graph.component)) is None or not _fits(graph, known):
@@ -126,6 +127,22 @@ class OnnxSession:
             found[port.name] = buffer.array if score else (buffer.array[:, -1:] if every else buffer.array).copy()
         return found
 
+    def forms(self, component: str, entry: str, **arrays: NDArray[Any]) -> tuple[Arrays, Arrays] | None:
+        """The entry's outputs as its graph gives them without what ONNX Runtime does for this machine, and as the same
+        in the ORT format does; None where the package has no such file."""
+        graph = self._graph(component, entry)
+        if graph.ort is None:
+            return None
+        feeds = {name: np.ascontiguousarray(arrays[port]) for port, name in graph.inputs.items()}
+        found = []
+        for file in (self._files[graph.file], self._ort[graph.file]):
+            options = self._options()
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+            session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            values = session.run(list(graph.outputs.values()), feeds)
+            found.append(dict(zip(graph.outputs, values, strict=True)))
+        return found[0], found[1]
+
     def footprint(self) -> list[Figure]:
         """Nothing: memory is measured."""
         return []
@@ -172,10 +189,7 @@ class OnnxSession:
                 return self._open[graph.file]
             del self._open[graph.file]
         file = self._files[graph.file]
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = self._threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self._spinning else "0")
+        options = self._options()
         source: str | bytes = str(file)
         if self._exact or score:
             source = edited_graph(file, exact=self._exact, score=score)
@@ -186,6 +200,13 @@ class OnnxSession:
         self._open[graph.file] = opened = _Open(session, session.io_binding(), score)
         self._bind_states(graph, opened.binding, shared=True)
         return opened
+
+    def _options(self) -> Any:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = self._threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self._spinning else "0")
+        return options
 
     def _check(self, graph: formats.Graph, session: Any) -> None:
         """Compare a loaded graph with the manifest, and allocate the states that it has."""

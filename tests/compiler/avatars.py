@@ -212,10 +212,10 @@ def trained(module: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for part in module.modules():
-            if isinstance(part, nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm):
+            if isinstance(part, nn.BatchNorm2d | nn.BatchNorm3d | nn.GroupNorm | nn.LayerNorm):
                 part.weight.uniform_(0.6, 1.4, generator=generator)
                 part.bias.normal_(0, 0.2, generator=generator)
-            if isinstance(part, nn.BatchNorm2d):
+            if isinstance(part, nn.BatchNorm2d | nn.BatchNorm3d):
                 part.running_mean.normal_(0, 0.3, generator=generator)  # type: ignore[union-attr]
                 part.running_var.uniform_(0.5, 2, generator=generator)  # type: ignore[union-attr]
     return module.eval()

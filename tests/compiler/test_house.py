@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 ROOMS = ("artifacts", "compiler", "device_farm", "edgewright", "recipes", "runtime_tests")
 GEOMETRY = re.compile(
-    r"DecoderSpec|read_spec|models\.decoder|models import decoder|vocab_size|num_\w*(layers|heads)|hidden_size"
+    r"DecoderSpec|read_spec|models\.decoder|models import decoder|vocab_size|num_\w*(layers|heads)|hidden_size\b"
     r"|intermediate_size|rope_\w+"
 )
 FAMILY = (

@@ -18,8 +18,14 @@ from edgewright import api, cli
 from recipes.load import shipped
 from tests.compiler.avatars import flame
 
-# MB at the most: of the published geometries in INT8, of the last in float32
-SIZES = {"feathertalk": 16.9, "feathertalk-mobileone": 8.1, "audio2expression": 102, "gaussian": 13.2}
+# MB at the most: of the published geometries in INT8, of gaussian in float32; of liveportrait with small parts twice
+SIZES = {
+    "feathertalk": 16.9,
+    "feathertalk-mobileone": 8.1,
+    "audio2expression": 102,
+    "gaussian": 13.2,
+    "liveportrait": 174,
+}
 
 
 def model_of(name: str) -> tuple[Any, Model]:
@@ -32,6 +38,12 @@ def test_a_plan_needs_no_checkpoint_and_every_target_takes_it(name: str) -> None
     plans = {item.target: item for item in api.plan(f"{name}-int8")}
     assert set(plans) == {"onnx", "coreml", "mlx", "tvm"} and not any(item.refused for item in plans.values())
     assert 0.3 * SIZES[name] < plans["onnx"].file_bytes / 1e6 <= SIZES[name]
+
+
+def test_the_two_large_parts_of_liveportrait_are_115_mb() -> None:
+    for item in api.plan("liveportrait-int8"):
+        large = [part.file_bytes for part in item.components if part.component in ("warping", "generator")]
+        assert 100e6 < sum(large) <= 115e6
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -104,4 +104,14 @@ def capture(call: Call, schemes: Schemes, *, stateful: bool) -> ExportedProgram:
             node._rename(LAST_POSITION)
         elif str(node.target) == "aten.embedding.default":  # of a table that the graph holds itself: angles
             node._rename(FLOAT32 + node.name)
+        elif str(node.target) == "aten.grid_sampler.default" and node.args[0].meta["val"].ndim == 5:
+            _precise(node.args[1])
     return program
+
+
+def _precise(node: Any) -> None:
+    """Have coordinates computed in float32, from the products on that they come of."""
+    if node.op == "call_function" and "matmul" not in str(node.target) and not node.name.startswith(FLOAT32):
+        node._rename(FLOAT32 + node.name)
+        for before in node.all_input_nodes:
+            _precise(before)

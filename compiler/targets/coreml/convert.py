@@ -73,7 +73,7 @@ def convert(job: Job, call: Call, weights: PackedWeights, scratch: contextlib.Ex
     import coremltools as ct
     import numpy as np
 
-    from compiler.targets.coreml import guards, lower
+    from compiler.targets.coreml import guards, lower, sampling
     from compiler.targets.coreml.bind import Converted
     from compiler.targets.coreml.placeholders import Placeholders, recording
 
@@ -102,7 +102,7 @@ def convert(job: Job, call: Call, weights: PackedWeights, scratch: contextlib.Ex
     # the context that positions are for: what a cache holds
     context = call.component.states[0].sized({})[2] if call.component.attention else 0
     settings = lower.Lowering(weights, context, half, options.minimum == "iOS18")
-    with guards.mended(), lower.lowering(settings), recording(placeholders):
+    with guards.mended(), sampling.volumes(), lower.lowering(settings), recording(placeholders):
         guards.check_program(program)
         model = ct.convert(
             program,

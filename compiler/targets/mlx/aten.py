@@ -23,6 +23,7 @@ from compiler.targets.mlx.sampling import (
     each,
     grid_sampler,
     max_pool2d,
+    pixel_shuffle,
     upsample_linear,
     upsample_nearest,
 )
@@ -208,6 +209,12 @@ def softmax(x: Array, dim: int, dtype: Any = None) -> Array:
     return mx.softmax(x, axis=dim, precise=True)
 
 
+def matmul(x: Array, y: Array) -> Array:
+    """In the narrower dtype of both: float32 beside float16 is a table or coordinates, and their product is values."""
+    product: Array = x @ y
+    return product.astype(min(x.dtype, y.dtype, key=lambda dtype: dtype.size))
+
+
 # -- shapes and constants ---------------------------------------------------------------------------------------
 
 
@@ -278,7 +285,7 @@ ATEN: dict[str, Callable[..., Any]] = {
     "aten.conv_transpose3d.input": conv_transpose,
     "aten.linear.default": linear,
     "aten.addmm.default": addmm,
-    "aten.matmul.default": lambda x, y: x @ y,
+    "aten.matmul.default": matmul,
     "aten.bmm.default": lambda x, y: x @ y,
     "aten.embedding.default": lambda weight, ids, *_: weight[ids],
     "aten.layer_norm.default": layer_norm,
@@ -320,6 +327,7 @@ ATEN: dict[str, Callable[..., Any]] = {
     "aten.upsample_linear1d.vec": upsample_linear,
     "aten.upsample_bilinear2d.vec": upsample_linear,
     "aten.grid_sampler.default": grid_sampler,
+    "aten.pixel_shuffle.default": pixel_shuffle,
     "aten.view.default": _shaped,
     "aten._unsafe_view.default": _shaped,
     "aten.reshape.default": _shaped,

@@ -100,6 +100,13 @@ def upsample_linear(
     return x
 
 
+def pixel_shuffle(x: Array, factor: int) -> Array:
+    """[N, C · factor², H, W] to [N, C, H · factor, W · factor]."""
+    batch, channels, height, width = x.shape
+    parts = x.reshape(batch, channels // factor**2, factor, factor, height, width)
+    return parts.transpose(0, 1, 4, 2, 5, 3).reshape(batch, -1, height * factor, width * factor)
+
+
 def grid_sampler(x: Array, grid: Array, mode: int, padding: int, align_corners: bool) -> Array:
     """Bilinear (trilinear) samples of x [N, C, …] at grid [N, …out, dims], coordinates -1 … 1, the last axis first."""
     if mode != 0 or padding not in (0, 1):

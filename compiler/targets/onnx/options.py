@@ -24,6 +24,10 @@ class OnnxOptions(BaseModel):
     kv_scales: Literal["channel", "tensor"] = Field(
         "channel", description="INT8 cache: a scale for each channel of each head, or one for each cache tensor"
     )
+    ort: bool = Field(
+        False,
+        description="components of at most 32 MiB also in the ORT format of mobile builds, and the operators they need",
+    )
 
     @property
     def calibrated(self) -> bool:

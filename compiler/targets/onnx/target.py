@@ -13,7 +13,7 @@ from compiler.models.base import Component
 from compiler.slots import HALF, Scheme, Slot
 from compiler.targets.base import BuildJob, Built, Estimate, Job, copy_tokenizer, shipped_files
 from compiler.targets.card import write_card
-from compiler.targets.onnx import generic
+from compiler.targets.onnx import generic, ort
 from compiler.targets.onnx.geometry import BLOCKS, block_size, by_row, padded_head
 from compiler.targets.onnx.packaging import Packaging
 from compiler.targets.packaging import packaging_of
@@ -49,6 +49,9 @@ class OnnxTarget:
                     f"onnx: {slot.name} has {wanted}; MatMulNBits takes groups of {', '.join(map(str, BLOCKS))}, of "
                     "which none divides them; keep it at bits: 16"
                 )
+        if job.options.ort:
+            packaged = packaging_of(_PACKAGE, job.model) is not None
+            found += ort.refusals(job, self.estimate(job), packaged)
         return found + _packaging(job).refusals(job)
 
     def estimate(self, job: Job) -> list[Estimate]:
@@ -64,9 +67,11 @@ class OnnxTarget:
             have, head = component.attention.head_dim, padded_head(component.attention.head_dim)
             states = states // have * head * job.options.kv_bits // 32
             tables = max(state.sized({})[2] for state in component.states) * head * 4
+        total = weights + tables
+        estimate = Estimate(component.name, total, weights, states, 0, dict.fromkeys(_PLATFORMS, total), copied)
+        twice = weights if job.options.ort and ort.fits(component, estimate) else 0
         live = max(component.live(entry, entry.largest()) for entry in _packaging(job).entries(job, component))
-        app = dict.fromkeys(_PLATFORMS, weights + tables)
-        return Estimate(component.name, weights + tables, weights, states, live * 4, app, copied)
+        return replace(estimate, file_bytes=total + twice, activation_bytes=live * 4)
 
     def check(self, job: Job) -> object:
         """Lower every graph of the package, without weights. Returns them, unless they depend on what is measured."""
@@ -110,6 +115,9 @@ class OnnxTarget:
                 graphs.append(lowered.record)
         for file in data.values():
             file.close()
+        if job.options.ort:
+            pairs = zip(job.model.components, self.estimate(job), strict=True)
+            graphs = ort.convert(folder, graphs, {c.name for c, estimate in pairs if ort.fits(c, estimate)})
         copy_tokenizer(job.source, folder)
         packaging.write(job, folder, graphs)
         error = None
@@ -119,7 +127,7 @@ class OnnxTarget:
                 worst_key_snr_db=round(min(c.key_snr_db for c in cache), 2),
                 worst_value_snr_db=round(min(c.value_snr_db for c in cache), 2),
             )
-        sections = packaging.sections(job, graphs)
+        sections = [*packaging.sections(job, graphs), *ort.section(graphs)]
         write_card(
             job,
             folder,
@@ -131,7 +139,7 @@ class OnnxTarget:
         )
         runtime = formats.OnnxRuntime(
             graphs=tuple(graphs),
-            payload=dict.fromkeys(_PLATFORMS, tuple(shipped_files(folder))),
+            payload=dict.fromkeys(_PLATFORMS, tuple(shipped_files(folder, formats.ORT))),
             genai_tokenizer_options=packaging.TOKENIZER_OPTIONS,
             kv_error=error,
         )

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tvm import relax, topi
+from tvm import relax
 
 Expr = Any
 
@@ -53,16 +53,13 @@ def reciprocal(node: Any, importer: Any) -> Expr:
 def _grid_sampler(layout: str, order: list[int]) -> Callable[[Any, Any], Expr]:
     def convert(node: Any, importer: Any) -> Expr:
         x, grid, method, padding, align = importer.retrieve_args(node)
-        builder = importer.block_builder
-        grid = builder.emit(relax.op.permute_dims(grid, order))
-        return builder.emit_te(
-            topi.image.grid_sample,
-            x,
-            grid,
-            method=_METHODS[method],
-            layout=layout,
-            padding_mode=_PADDINGS[padding],
-            align_corners=bool(align),
+        emit = importer.block_builder.emit
+        turned = emit(relax.op.permute_dims(grid, order))
+        # an operator, whose kernel comes later: of what is imported only the function is kept
+        return emit(
+            relax.op.image.grid_sample(
+                x, turned, _METHODS[method], layout, padding_mode=_PADDINGS[padding], align_corners=bool(align)
+            )
         )
 
     return convert
