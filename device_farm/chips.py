@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
 import yaml
 
@@ -91,8 +92,6 @@ def _chips() -> dict[str, Chip]:
 
 
 @cache
-def _document() -> dict[str, dict[str, dict[str, object]]]:
-    loaded: dict[str, dict[str, dict[str, object]]] = yaml.safe_load(
-        (resources.files("device_farm") / "chips.yaml").read_text(encoding="utf-8")
-    )
+def _document() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((resources.files("device_farm") / "chips.yaml").read_text(encoding="utf-8"))
     return loaded

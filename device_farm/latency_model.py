@@ -137,9 +137,9 @@ NETWORK_CLASSES = (
     "layers",
 )
 """Work of a network's call. Multiply-adds: conv (one and two dimensions, one group), conv3d, grouped, depthwise, matmul
-(linear layers and attention). Elements: normed (norms tenfold, gelu fourfold, softmax twofold: what they take), activated
-(all of these and sigmoids once), moved (additions, pooling, resizing, concatenation), read and written by convolutions
-and matmuls. kernels: operators that compute; layers: all operators."""
+(linear layers and attention). Elements: normed (norms tenfold, gelu fourfold, softmax twofold: what they take),
+activated (all of these and sigmoids once), moved (additions, pooling, resizing, concatenation), read and written by
+convolutions and matmuls. kernels: operators that compute; layers: all operators."""
 
 
 def network_terms(work: Mapping[str, float], precision: str) -> dict[str, float]:
@@ -148,9 +148,10 @@ def network_terms(work: Mapping[str, float], precision: str) -> dict[str, float]
     precision "w8a8": integer convolutions, matmuls at float rates. "w8a16": every product at float rates, 1-D to 3-D.
     """
     g, m, n = 1e-9, 1e-6, 1e-2
-    terms = {"grouped": g * work["grouped"], "depthwise": g * work["depthwise"]}
+    terms = {"depthwise": g * work["depthwise"]}
     if precision == "w8a8":
         return terms | {
+            "grouped": g * work["grouped"],
             "conv": g * work["conv"],
             "conv3d": g * work["conv3d"],
             "matmul": g * work["matmul"],
@@ -159,7 +160,7 @@ def network_terms(work: Mapping[str, float], precision: str) -> dict[str, float]
             "operators": n * work["kernels"],
         }
     return terms | {
-        "products": g * (work["conv"] + work["conv3d"] + work["matmul"]),
+        "products": g * (work["conv"] + work["conv3d"] + work["grouped"] + work["matmul"]),
         "activated": m * (work["normed"] + 3 * work["activated"]),
         "touched": m * (work["moved"] + work["read"] + work["written"]),
         "operators": n * work["layers"],

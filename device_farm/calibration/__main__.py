@@ -44,9 +44,8 @@ def main() -> None:
     for name, part in parts.items():
         for what, reached in part["left_out"].items():
             inside = f", {reached['within']:.0%} within the widest band" if "within" in reached else ""
-            print(
-                f"{name}, {what} left out: {reached['median']:.1%} / {reached['p90']:.1%} of {reached['rows']} rows{inside}"
-            )
+            found_errors = f"{reached['median']:.1%} / {reached['p90']:.1%} of {reached['rows']} rows"
+            print(f"{name}, {what} left out: {found_errors}{inside}")
 
 
 if __name__ == "__main__":

@@ -230,6 +230,7 @@ def calibrate() -> dict[str, Any]:
                 "beside": [significant(v) for v in np.exp([beside.min(), beside.max()])],
             },
             "band": significant(half_width(models)),
+            "band_phone": significant(half_width(left)),
             "left_out": {"model": errors(models), "phone": errors(left) | {"within": within(left)}},
         }
         plain, other = geniex_left_out(kind, head)
