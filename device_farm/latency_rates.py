@@ -84,8 +84,6 @@ def token_rate(
         raise ValueError(f"runtime must be one of {', '.join(known)}, not {runtime!r}")
     app = runtime or next((name for name, of in known.items() if chip.name in of[kind]["phones"]), POCKETPAL)
     found, measured = known[app][kind], chip.name in known[app][kind]["phones"]
-    if not measured and "clock" not in found:
-        raise Unknown(f"{NO_DATA}: {app} was measured on {', '.join(found['phones'])} alone")
     own = found["phones"][chip.name] if measured else found["clock"]
     slower = 1.0 if measured else 1 / chip.clock() * (1.0 if chip.i8mm else _WITHOUT_I8MM[kind])
     kernels = own.get("kernels", found["kernels"])
@@ -95,10 +93,13 @@ def token_rate(
     attention, speed = found["attention"], own["speed"] * slower
     rates = Rates(speed, kernels, own["layer"] * slower, attention["of"] / speed, attention["exponent"])
     base, looked = token_ms(decoder, rates, context, kind)
-    least, most = attention.get("beside", (1.0, 1.0))
+    # between the least and the most of the devices that ran both contexts, but for the phone that did
+    least, most = (1.0, 1.0) if measured and app == GENIEX else attention["beside"]
+    few = not plain and "band_not_plain" in found
     if measured:
-        away = found["band"] if plain else found.get("band_not_plain", found["band"])
+        away = found["band_not_plain"] if few else found["band"]
         basis = f"calibrated on {chip.name}, other models left out"
+        basis += "; of models like this one few were measured" if few else ""
     else:
         away, basis = found["band_phone"], f"by the clock of {chip.name}, other phones left out"
         basis += "" if chip.i8mm else "; no phone without i8mm was measured"
@@ -112,8 +113,8 @@ def token_rate(
     if low < LOW * value or high > HIGH * value:
         cost = f"what such a context costs was measured on {', '.join(known[GENIEX][kind]['phones'])} alone"
         raise Unknown(f"{too_wide(f'{kind} at {context:,} tokens', low / value, high / value)}; {cost}")
-    # three phones were measured: how others lie around them nobody knows better than this
-    band = (low, high) if measured else (LOW * value, HIGH * value)
+    # of three phones, or of eight rows, how others lie around them nobody knows better than this
+    band = (low, high) if measured and not few else (LOW * value, HIGH * value)
     return Modelled(value, band, "tok/s", f"{context:,} tokens", name, basis)
 
 

@@ -1,4 +1,4 @@
-"""`edgewright latency`: how fast a decoder of any geometry is on a phone, modelled. The model is `device_farm/latency.py`.
+"""`edgewright latency`: how fast a decoder of any geometry is on a phone, by `device_farm/latency.py`.
 
 Like `cli.py`, loads nothing but the standard library until the command runs.
 """

@@ -239,7 +239,10 @@ def calibrate() -> dict[str, Any]:
             # the one kernel of its rows; the others beside it as PocketPal has them
             "kernels": kernels | ({"q6_k": significant(head), "q8_0": _Q8_GENIEX} if kind == "decode" else {}),
             "phones": {_chip(S25): {"speed": significant(s25[0]), "layer": significant(s25[1])}},
-            "attention": {"of": significant(attention[0] * attention[2]), "exponent": significant(exponent)},
+            # one phone: others by its clock, as far off as PocketPal's are by theirs
+            "clock": {"speed": significant(s25[0] * clock(S25)), "layer": significant(s25[1] * clock(S25))},
+            "band_phone": found[POCKETPAL][kind]["band_phone"],
+            "attention": found[POCKETPAL][kind]["attention"],
             # four geometries alone: not narrower than that of PocketPal's phones
             "band": significant(band),
             "band_not_plain": significant(max(half_width(other), band)),
