@@ -63,12 +63,14 @@ class Chip:
 
 def find_chip(words: str) -> Chip | None:
     """The chip whose longest name stands in `words`, as in "Snapdragon 680 class" or "Samsung Galaxy S25"."""
-    found = [(len(name), chip) for name, chip in _names().items() if _stands_in(name, words)]
+    said = f" {_plain(words)} "
+    found = [(len(name), chip) for name, chip in _names().items() if f" {_plain(name)} " in said]
     return _chips()[max(found)[1]] if found else None
 
 
-def _stands_in(name: str, words: str) -> bool:
-    return re.search(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9+])", words, re.IGNORECASE) is not None
+def _plain(words: str) -> str:
+    """Letters, digits and + alone, as "samsung-s23" and "Samsung S23" are the same."""
+    return re.sub(r"[^a-z0-9+]+", " ", words.lower()).strip()
 
 
 @cache

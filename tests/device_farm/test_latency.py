@@ -126,6 +126,24 @@ def test_the_chip_of_every_shipped_profile_is_known() -> None:
         assert find_chip(load_profile(name).soc.value) is not None, name
 
 
+@pytest.mark.parametrize(
+    ("words", "chip"),
+    [
+        ("samsung-s23", "Snapdragon 8 Gen 2"),
+        ("MediaTek MT6899", "Dimensity 8400"),
+        ("Snapdragon® 8 Elite Gen 5 (SM8850)", "Snapdragon 8 Elite Gen 5"),
+        ("Snapdragon 8+ Gen 1", "Snapdragon 8+ Gen 1"),
+        ("iPhone 15 Pro class", "Apple A17 Pro"),
+        ("Apple A18 Pro", "Apple A18"),
+        ("pixel_9", "Tensor G4"),
+        ("Helio G8", None),
+    ],
+)
+def test_a_chip_is_found_by_the_longest_name_in_its_words(words: str, chip: str | None) -> None:
+    found = find_chip(words)
+    assert (found.name if found else None) == chip
+
+
 def test_onnx_packages_are_carried_over_by_the_measured_ratio_and_a_wider_band() -> None:
     found = modelled(Work(token=TOKEN), "onnx", phone("Snapdragon 8 Gen 2"))
     geometry = Geometry(28, 12, 2, 128, 1536, 8960, 151936)
