@@ -63,15 +63,17 @@ def predict(
     """decode and prefill in tok/s, first_token in s and decode_sustained, of a model that is no recipe.
 
     phone: words that name a phone or a chip, as in "samsung-s23" or "Snapdragon 7 Gen 3". kernel: of llama.cpp, as in
-    "q4_k_m", or "4-bit" on Apple's chips. context: tokens that are there while decoding, or that the prompt has.
+    "q4_k_m"; on Apple's chips "4-bit", which is MLX's at group 64, or "q4_0" for the same. context: tokens that are there while decoding, or that the prompt has.
     runtime: POCKETPAL or GENIEX; None: the one that the phone was measured with, else PocketPal's.
     """
     chip = known_chip(phone)
     if isinstance(chip, str):
         return dict.fromkeys(("decode", "prefill", "first_token", "decode_sustained"), chip)
-    decoder = geometry.decoder("q4_0" if chip.apple else kernel)
     if chip.apple:
-        return _complete({"decode": streamed_rate(decoder, chip, context)})
+        if kernel not in ("q4_0", "4-bit"):
+            return _complete({"decode": f"{NO_DATA}: on iPhones MLX with 4 bits alone was measured, not {kernel}"})
+        return _complete({"decode": streamed_rate(geometry.decoder("q4_0"), chip, context)})
+    decoder = geometry.decoder(kernel)
     found: Found = {}
     for kind in ("decode", "prefill"):
         try:

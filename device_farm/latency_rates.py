@@ -18,7 +18,7 @@ import yaml
 
 from artifacts.figures import Figure
 from device_farm.chips import Chip, find_chip
-from device_farm.latency_model import Decoder, Kind, Rates, network_terms, streamed_ms, token_ms
+from device_farm.latency_model import LONG, Decoder, Kind, Rates, network_terms, streamed_ms, token_ms
 
 POCKETPAL, GENIEX = "llama.cpp in PocketPal", "llama.cpp in GenieX"
 ONNX, MLX = "ONNX Runtime on the CPU", "MLX on the GPU"
@@ -84,6 +84,8 @@ def token_rate(
         raise ValueError(f"runtime must be one of {', '.join(known)}, not {runtime!r}")
     app = runtime or next((name for name, of in known.items() if chip.name in of[kind]["phones"]), POCKETPAL)
     found, measured = known[app][kind], chip.name in known[app][kind]["phones"]
+    if context > LONG:
+        raise Unknown(f"{NO_DATA}: contexts beyond {LONG:,} tokens were not measured")
     own = found["phones"][chip.name] if measured else found["clock"]
     slower = 1.0 if measured else 1 / chip.clock() * (1.0 if chip.i8mm else _WITHOUT_I8MM[kind])
     kernels = own.get("kernels", found["kernels"])

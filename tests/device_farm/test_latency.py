@@ -86,6 +86,7 @@ def test_a_long_context_elsewhere_is_said_to_be_unknown() -> None:
     found = predict(SMALL, "Pixel 9", context=4096)
     assert str(found["decode"]).startswith("too uncertain: decode at 4,096 tokens")
     assert "measured on Snapdragon 8 Elite alone" in str(found["decode"])
+    assert "beyond 4,096 tokens were not measured" in str(predict(PHI, "Galaxy S25", context=8192)["decode"])
 
 
 @pytest.mark.parametrize(
@@ -106,6 +107,7 @@ def test_iphones_from_the_a15_decode_with_mlx_by_their_bandwidth() -> None:
     newest, oldest = (figure(predict(SMALL, name)["decode"]) for name in ("iPhone 17 Pro", "Apple A15"))
     assert newest.runtime == "MLX on the GPU" and 1.5 < newest.value / oldest.value < 76.8 / 34.1
     assert str(predict(SMALL, "Apple A15")["prefill"]).startswith("no latency data")
+    assert "MLX with 4 bits alone was measured, not q8_0" in str(predict(SMALL, "Apple A15", kernel="q8_0")["decode"])
 
 
 def test_a_runtime_or_a_kernel_that_nobody_measured_is_named() -> None:
