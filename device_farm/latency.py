@@ -63,8 +63,9 @@ def predict(
     """decode and prefill in tok/s, first_token in s and decode_sustained, of a model that is no recipe.
 
     phone: words that name a phone or a chip, as in "samsung-s23" or "Snapdragon 7 Gen 3". kernel: of llama.cpp, as in
-    "q4_k_m"; on Apple's chips "4-bit", which is MLX's at group 64, or "q4_0" for the same. context: tokens that are there while decoding, or that the prompt has.
-    runtime: POCKETPAL or GENIEX; None: the one that the phone was measured with, else PocketPal's.
+    "q4_k_m"; on Apple's chips "4-bit", which is MLX's at group 64, or "q4_0" for the same. context: tokens that are
+    there while decoding, or that the prompt has. runtime: POCKETPAL or GENIEX; None: the one that the phone was
+    measured with, else PocketPal's.
     """
     chip = known_chip(phone)
     if isinstance(chip, str):
