@@ -14,7 +14,7 @@ from device_farm.calibration.language import geometries, significant, table, wit
 from device_farm.latency_model import Decoder
 
 IPHONE, MAC = DEVICES = "iPhone 17 Pro", "M4 Max"
-_BANDWIDTH = {IPHONE: 76.8, MAC: 546.0}  # 1e9 bytes a second; LPDDR5X-9600 on 64 bits, Apple's specification
+_BANDWIDTH = {IPHONE: 76.8, MAC: 546.0}  # 1e9 bytes a second; weak, and what Apple states
 BYTES_4_BIT = 0.5625  # with float16 scales and biases at group 64
 
 
