@@ -24,6 +24,7 @@ from .documents import DocumentError, parse_json, read_bytes
 from .errors import EdgewrightError
 from .figures import Check, Figure
 from .formats.interface import Component, Driver
+from .formats.work import Work
 from .paths import user_path
 from .progress import Progress, silent
 
@@ -132,7 +133,10 @@ Standing = Literal["passed", "failed", "not assessed", "not validated"]
 
 
 class ManifestDraft(_Strict):
-    """A manifest before its files are hashed. ``runtime`` is whatever the target's runner needs (JSON only)."""
+    """A manifest before its files are hashed. ``runtime`` is whatever the target's runner needs (JSON only).
+
+    ``work``: what it computes, for models of its speed; empty in packages that were built before it was counted.
+    """
 
     schema_version: Literal[2] = SCHEMA_VERSION
     created_by: dict[str, str]
@@ -145,6 +149,7 @@ class ManifestDraft(_Strict):
     driver: Driver | None = None
     runtime: dict[str, JsonValue]
     figures: tuple[Figure, ...] = ()
+    work: Work = Work()
     weights_digest: Sha256
 
 

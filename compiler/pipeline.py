@@ -51,6 +51,7 @@ from compiler.slots import HALF, Scheme, Slot
 from compiler.targets.base import TOKENIZER_FILES, BuildJob, Job, copy_tokenizer
 from compiler.task import Asked
 from compiler.text import calibration_file
+from compiler.work import work_of
 from recipes.schema import Calibration, Recipe
 
 _TOOLS = ("edgewright", "torch", "transformers")
@@ -192,6 +193,7 @@ def build(
         components=tuple(described(model, built.narrowed)),
         driver=interface.Driver(name=model.driver, constants=dict(model.constants)),
         runtime=dict(built.runtime),
+        work=work_of(model, job.schemes),
         weights_digest=quantized.digest,
     )
 

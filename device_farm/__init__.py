@@ -10,6 +10,7 @@ import ``artifacts`` only.
 'fits'
 """
 
+from device_farm.latency import Found, modelled, predict, predict_network
 from device_farm.memory import CacheDrop, Split, cached_bytes, drop_page_cache, read_split
 from device_farm.profile import (
     AndroidProfile,
@@ -22,6 +23,7 @@ from device_farm.profile import (
 )
 from device_farm.sandbox import SandboxResult, available_mechanisms, run
 from device_farm.verdict import (
+    assess_latency,
     assess_memory,
     assess_modelled_memory,
     by_rule,
@@ -35,6 +37,7 @@ from device_farm.watch import PhaseMemory
 __all__ = [
     "AndroidProfile",
     "CacheDrop",
+    "Found",
     "IosProfile",
     "MemoryBudget",
     "PhaseMemory",
@@ -42,6 +45,7 @@ __all__ = [
     "ProfileError",
     "SandboxResult",
     "Split",
+    "assess_latency",
     "assess_memory",
     "assess_modelled_memory",
     "available_mechanisms",
@@ -51,8 +55,11 @@ __all__ = [
     "limit_needed",
     "list_profiles",
     "load_profile",
+    "modelled",
     "not_assessed",
     "not_for_platform",
+    "predict",
+    "predict_network",
     "read_split",
     "run",
     "stand_in",

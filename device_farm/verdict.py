@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from artifacts.figures import Check, Direction, Figure, Verdict
+from device_farm.latency_rates import Modelled
 from device_farm.profile import MemoryBudget
 from device_farm.sandbox import SandboxResult
 from device_farm.watch import Rule
@@ -157,6 +158,39 @@ def assess_modelled_memory(figure: Figure, budget: MemoryBudget, phone: str) -> 
         band=figure.band,
         verdict=verdict,
         reason=reason,
+    )
+
+
+def assess_latency(
+    phone: str, name: str, label: str, limit: float | None, direction: Direction, unit: str, found: Modelled | str
+) -> Check:
+    """A limit of speed against a modelled figure: it passes only if the bad end of the band does, and where the limit
+    lies within the band it is tight. Without a limit the figure is only reported.
+
+    found: the figure, in `unit`, or the reason why there is none.
+    """
+    if isinstance(found, str):
+        assert limit is not None, "what has neither a figure nor a limit is no check"
+        return not_assessed(phone, name, label, limit, unit, direction, f"{found[0].upper()}{found[1:]}.")
+    low, high = found.band
+    verdict: Verdict | None = None
+    if limit is not None:
+        bad, good = (high, low) if direction == "at most" else (low, high)
+        passed = [end <= limit if direction == "at most" else end >= limit for end in (bad, good)]
+        verdict = "passed" if passed[0] else "tight" if passed[1] else "failed"
+    return Check(
+        group=phone,
+        name=name,
+        label=f"{label} at {found.at}" if unit == "tok/s" else f"{label}, {found.at}",
+        value=found.value,
+        limit=limit,
+        direction=direction,
+        unit=unit,
+        obtained="modelled",
+        at=found.at,
+        band=found.band,
+        verdict=verdict,
+        reason=f"Modelled for {found.runtime}: {found.basis}.",
     )
 
 

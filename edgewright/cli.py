@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from edgewright import adoption, ci_commands, hub_commands, rooms, signals, streams
+from edgewright import adoption, ci_commands, hub_commands, rooms, signals, speed, streams
 from edgewright.arguments import Parser, command, group, output, recipe_arguments
 
 if TYPE_CHECKING:
@@ -87,6 +87,10 @@ def parser() -> Parser:
     adopt = command(commands, "adopt", adoption.run, "make a checkpoint of a project's .pth files, norms folded")
     adoption.arguments(adopt)
     output(adopt)
+
+    latency = command(commands, "latency", speed.run, "model how fast a decoder of any geometry is on a phone")
+    speed.arguments(latency)
+    output(latency)
 
     recipes = group(commands, "recipes", "list, show, schema: the recipes that ship and how to write one")
     output(command(recipes, "list", _recipes_list, "the recipes that ship"))

@@ -7,12 +7,15 @@ a run to prove.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from artifacts import Check
+from compiler.models.base import read_model
 from compiler.plan import TargetPlan, longest_context, plan, with_tiles
-from device_farm import MemoryBudget, Profile
+from compiler.quantize.rules import assign
+from compiler.work import work_of
+from device_farm import MemoryBudget, Profile, modelled
 from recipes.schema import Recipe
 
 if TYPE_CHECKING:
@@ -26,7 +29,8 @@ class PlanFit:
     """One target on one phone. needed_bytes: the least that it holds; limit_bytes: the recipe's or the phone's own.
 
     longest_context: the most tokens with which the least need stays within the limit, 0 where none does; None where
-    nothing is judged. latency: the recipe's limits of speed on the phone, which nothing can assess yet.
+    nothing is judged. latency: the recipe's limits of speed on the phone, and what is modelled of it;
+    unknown: why the rest is not, by figure.
     """
 
     target: str
@@ -37,6 +41,7 @@ class PlanFit:
     longest_context: int | None
     reason: str
     latency: tuple[Check, ...] = ()
+    unknown: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "latency": [check.model_dump(mode="json") for check in self.latency]}
@@ -51,6 +56,8 @@ def fits(
     """Every target on every phone. phones: with the recipe's own limits."""
     from runtime_tests.phones import latency
 
+    model = read_model(config, None, recipe.context.max_tokens, recipe.vision)
+    work = work_of(model, assign(recipe.quantize.rules, model.slots).schemes)
     found = []
     for whole in plans:
         if whole.refused:
@@ -74,7 +81,11 @@ def fits(
                 )
                 continue
             judged = _judged(there, config, item, profile.name, budget)
-            found.append(replace(judged, latency=tuple(latency(profile.name, limits))))
+            speed = modelled(work, item.target, profile)
+            checks = tuple(latency(profile.name, limits, speed))
+            known = {"decode_short", "decode_sustained", *(check.name for check in checks)}  # those follow from decode
+            why = {name: text for name, text in speed.items() if isinstance(text, str) and name not in known}
+            found.append(replace(judged, latency=checks, unknown=why))
     return found
 
 

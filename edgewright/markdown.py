@@ -26,7 +26,8 @@ def markdown(report: Report) -> str:
         *(f"- **Stale**, in no verdict here: `{item.artifact}`: {item.reason}" for item in report.stale),
         "",
         "Every figure says how it was obtained. *measured*: in the real runtime, on this machine. *emulated*: with "
-        "something in place of the phone or its runtime, which is named. *modelled*: calculated. *declared*: stated by "
+        "something in place of the phone or its runtime, which is named. *modelled*: calculated, with its band in "
+        "brackets. *declared*: stated by "
         "a file. Parity compares with a PyTorch reference that holds the same dequantized weights, quality with the "
         "unquantized checkpoint in PyTorch, both on held-out text; ± is half of a 95 % confidence interval. Memory is "
         "that of the whole context; where it is not modelled, over the interpreter's own baseline, with a cold page "

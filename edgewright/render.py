@@ -209,14 +209,17 @@ def _fits(fits: Sequence[PlanFit]) -> RenderableType:
     reasons = dict.fromkeys(
         f"{item.target} on {item.profile}: {item.reason}" for item in fits if item.verdict != "fits by estimate"
     )
-    asked = {(text.limited(check), check.reason): None for item in fits for check in item.latency}
-    limits = []
-    for limit, reason in asked:
-        phones = dict.fromkeys(
-            item.profile for item in fits if any(text.limited(check) == limit for check in item.latency)
-        )
-        limits.append(f"not assessed on {', '.join(phones)}: {limit}. {reason}")
-    return Group(table, *(_padded(Text(line), (0, 1)) for line in (*reasons, *limits)))
+    parts: list[RenderableType] = [table, *(_padded(Text(line), (0, 1)) for line in reasons)]
+    speeds = _table("phone", "target", "speed", "modelled", "limit", "")
+    for item in fits:
+        for check in item.latency:
+            shown = text.row(check)
+            if check.obtained:
+                where = (item.profile, item.target)
+                speeds.add_row(*where, shown.name, shown.figure, shown.limit, verdict(shown.verdict))
+    if speeds.row_count:
+        parts.append(speeds)
+    return Group(*parts, *(_padded(Text(line, style="dim"), (0, 1)) for line in text.speeds(fits)))
 
 
 def standing(found: Manifest, artifact: Path) -> RenderableType:

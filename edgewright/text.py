@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from artifacts import Check, Figure
 from edgewright.report import TargetReport
 from recipes.schema import Recipe
+
+if TYPE_CHECKING:
+    from edgewright.fit import PlanFit
 
 _NOT_FOR = "not for this platform"
 
@@ -188,6 +193,24 @@ def speed(target: TargetReport) -> str | None:
     )
 
 
+def speeds(fits: Sequence[PlanFit]) -> list[str]:
+    """What modelled figures of speed rest on, and why there are no others: a line each, with the phones."""
+    lines: dict[str, dict[str, None]] = {}
+    for item in fits:
+        said = [
+            check.reason if check.obtained else f"not assessed: {limited(check)}. {check.reason}"
+            for check in item.latency
+        ]
+        for name, why in item.unknown.items():
+            said.append(f"{name.replace('_', ' ')}: {why}.")
+        for line in said:
+            lines.setdefault(line, {})[f"{item.target} on {item.profile}"] = None
+    together: dict[tuple[str, ...], list[str]] = {}
+    for line, where in lines.items():
+        together.setdefault(tuple(where), []).append(line)
+    return [f"{', '.join(where)}: {' '.join(said)}" for where, said in together.items()]
+
+
 def limited(check: Check) -> str:
     """What a check limits, and how: `frame time ≤ 40 ms`."""
     return f"{check.label} {_limit(check)}".strip()
@@ -216,9 +239,21 @@ def row(check: Check) -> Row:
     )
 
 
+def banded(value: float, band: tuple[float, float], unit: str) -> str:
+    """A modelled figure with its band, as in `12 (8 to 18) tok/s`."""
+    shown = quantity(value, unit)
+    ends = [quantity(end, unit) for end in band]
+    number, _, behind = shown.partition(" ")
+    if behind and all(end.endswith(f" {behind}") for end in ends):
+        return f"{number} ({' to '.join(end.removesuffix(f' {behind}') for end in ends)}) {behind}"
+    return f"{shown} ({' to '.join(ends)})"
+
+
 def _sampled(value: float | None, found: Figure | Check) -> str:
-    """A value with half the width of its interval behind it, if it has one."""
+    """A value with half the width of its interval behind it, or its band, if it has one."""
     shown = quantity(value, found.unit)
+    if found.obtained == "modelled" and found.band is not None and value is not None:
+        return banded(value, found.band, found.unit)
     if found.interval is None or value is None:
         return shown
     half = (found.interval[1] - found.interval[0]) / 2

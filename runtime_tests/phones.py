@@ -19,9 +19,11 @@ from typing import Literal
 from artifacts import Check, Figure, Progress, passes, ran_here, scratch_folder
 from artifacts.figures import Direction
 from device_farm import (
+    Found,
     MemoryBudget,
     Profile,
     SandboxResult,
+    assess_latency,
     assess_memory,
     assess_modelled_memory,
     available_mechanisms,
@@ -36,7 +38,13 @@ from runtime_tests.jobs import Job
 from runtime_tests.process import Failure, child_command, child_environment, phases
 
 _TIMEOUT_S = 3600.0  # a context of thousands of tokens takes a large model minutes to read on two cores
-_NO_LATENCY = "There is no latency model for this phone yet, and this machine's speed says nothing about it."
+_SPEED: tuple[tuple[str, str, Direction], ...] = (
+    ("time_to_first_token", "s", "at most"),
+    ("decode", "tok/s", "at least"),
+    ("first_frame", "s", "at most"),
+    ("frame_time", "s", "at most"),
+)
+_NOT_COUNTED = "no latency data: nothing of this model counts such a figure"
 
 
 @dataclass(frozen=True)
@@ -133,11 +141,12 @@ def on_phones(
     platforms: Sequence[str] | None,
     modelled: Sequence[Figure] | None,
     rules: Rules,
+    speed: Callable[[Profile], Found],
 ) -> list[ProfileResult]:
     """Every phone in its order.
 
     platforms: those that can run the artifact; None: any. modelled: figures of its memory where it has no runtime
-    here (None: it has one and is run).
+    here (None: it has one and is run). speed: what is modelled of it on a phone.
     """
     results = []
     for phone, limits in phones:
@@ -153,7 +162,9 @@ def on_phones(
         else:
             check, run = runs.on(phone, budget, limits.max_tiles)
             figures = _figures(run, runs.load(limits.max_tiles))
-        checks = (check, *latency(phone.name, limits))
+        found = speed(phone)
+        figures += tuple(item.figure(f"modelled_{name}") for name, item in found.items() if not isinstance(item, str))
+        checks = (check, *latency(phone.name, limits, found))
         passed = rules.accept(checks) and (run is None or run.outcome in ("ok", "over_budget"))
         results.append(
             ProfileResult(phone.name, phone.platform, figures, checks, "passed" if passed else "failed", run)
@@ -181,16 +192,16 @@ def _modelled(figures: Sequence[Figure], budget: MemoryBudget, phone: str) -> Ch
     return assess_modelled_memory(max(figures, key=lambda item: float(item.value)), budget, phone)
 
 
-def latency(phone: str, limits: Limits) -> list[Check]:
-    """What a recipe asks of speed and nothing can assess yet."""
-    asked: list[tuple[str, float | None, str, Direction]] = [
-        ("time_to_first_token", limits.time_to_first_token, "s", "at most"),
-        ("decode", limits.decode, "tok/s", "at least"),
-        ("first_frame", limits.first_frame, "s", "at most"),
-        ("frame_time", limits.frame_time, "s", "at most"),
-    ]
-    return [
-        not_assessed(phone, name, name.replace("_", " "), limit, unit, direction, _NO_LATENCY)
-        for name, limit, unit, direction in asked
-        if limit is not None
+def latency(phone: str, limits: Limits, found: Found) -> list[Check]:
+    """What a recipe asks of speed against what is modelled, and figures that nothing limits."""
+    checks = []
+    for name, unit, direction in _SPEED:
+        limit, known = getattr(limits, name), found.get(name, _NOT_COUNTED)
+        if limit is not None or not isinstance(known, str):
+            checks.append(assess_latency(phone, name, name.replace("_", " "), limit, direction, unit, known))
+    beside = [(name, found.get(name, "")) for name in ("decode_short", "decode_sustained")]
+    return checks + [
+        assess_latency(phone, name, "decode", None, "at least", "tok/s", known)
+        for name, known in beside
+        if not isinstance(known, str)
     ]

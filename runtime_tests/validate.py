@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 from artifacts import Check, Figure, Manifest, Progress, ran_here, require_intact, silent
 from artifacts.payload import app_bytes
 from device_farm import Profile
+from device_farm import modelled as modelled_speed
 from runtime_tests.drivers import Driver, Judged, driver_of
 from runtime_tests.jobs import Job
 from runtime_tests.phones import Limits, MemoryRuns, ProfileResult, Rules, on_phones
@@ -119,7 +120,8 @@ def validate(
         found.failures,
         progress,
     )
-    results = on_phones(runs, profiles, None if sizes is None else sorted(sizes), modelled, rules)
+    speed = partial(modelled_speed, manifest.work, manifest.target)
+    results = on_phones(runs, profiles, None if sizes is None else sorted(sizes), modelled, rules, speed)
     return Validation(
         artifact,
         manifest.target,

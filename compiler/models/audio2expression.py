@@ -217,6 +217,7 @@ def _component(spec: Spec) -> Component:
         entries=(Entry("express", inputs, (Port("expression", "float32", frames),)),),
         module=partial(_module, spec, tuple(shapes.slots)),
         live=shapes.live,
+        work=shapes.work,
         fused=tuple(shapes.fused),
         cuts=(f"{_ENCODER}feature_projection.", *layers, f"{PREFIX}feature_projection"),
     )

@@ -90,6 +90,8 @@ class Component:
     attention: the heads of its edge attentions; None without any.
     head: the slot that makes the outputs of an entry "score" from those of "hidden"; of components without, "".
     live: how many values are alive at once in the widest place of an entry, at given sizes of its dimensions.
+    work: of its first entry, by class (`artifacts.formats.work.StreamWork`); None where it is not counted. Of decoders
+        `compiler/work.py` counts it from the slots.
     """
 
     name: str
@@ -102,6 +104,7 @@ class Component:
     cuts: tuple[str, ...] = ()
     attention: Heads | None = None
     head: str = ""
+    work: Callable[[], Mapping[str, float]] | None = None
 
     def entry(self, name: str) -> Entry:
         return next(entry for entry in self.entries if entry.name == name)

@@ -225,6 +225,7 @@ def _audio_component(encoder: Encoder, window: int) -> Component:
         entries=(Entry("encode", (Port("waveform", "float32", (1, samples)),), (Port("hidden", "float32", tokens),)),),
         module=partial(_audio_module, encoder),
         live=shapes.live,
+        work=shapes.work,
         cuts=tuple(f"{ENCODER}encoder.{i}." for i in range(encoder.blocks)),
     )
 
@@ -309,6 +310,7 @@ def _renderer_component(renderer: Renderer) -> Component:
         entries=(Entry("frame", inputs, (Port("picture", "float32", picture),)),),
         module=partial(_renderer_module, renderer),
         live=shapes.live,
+        work=shapes.work,
         cuts=tuple(f"{UNET}{part}." for part in ("audio_model", "fuse_conv", "up1", "up2", "up3", "up4", "outc")),
     )
 

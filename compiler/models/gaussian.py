@@ -75,7 +75,17 @@ def _component(points: int) -> Component:
         ),
         module=partial(_module, points, slots),
         live=partial(_live, points),
+        work=partial(_work, points, slots),
     )
+
+
+def _work(points: int, slots: tuple[Slot, ...]) -> dict[str, float]:
+    """Of `animate`: blendshapes and joints once, skinning for each of a move's 12 numbers, and the points moved."""
+    once = {slot.name: float(slot.rows * slot.columns) for slot in slots if slot.kind == "linear"}
+    none = dict.fromkeys(("conv", "conv3d", "grouped", "depthwise", "normed", "activated"), 0.0)
+    macs = once["positions"] + once["joints"] + 12 * once["skinning"]
+    many = {"moved": 24.0 * points, "read": 0.0, "written": 15.0 * points, "kernels": 60.0, "layers": 60.0}
+    return none | {"matmul": macs} | many
 
 
 def _live(points: int, entry: Entry, sizes: Mapping[str, int]) -> int:

@@ -8,6 +8,7 @@ no framework.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 V = TypeVar("V")
 Pointwise = Literal["relu", "gelu", "sigmoid"]
+# of `StreamWork`; norms count tenfold, gelu four times, softmax twice: what they take beside one pass over elements
+_PRODUCTS = ("conv", "conv3d", "grouped", "depthwise", "matmul")
+_CLASSES = (*_PRODUCTS, "normed", "activated", "moved", "read", "written", "kernels", "layers")
 _EPS = 1e-5  # PyTorch's
 
 
@@ -94,13 +98,12 @@ class Value:
 
 
 class Shapes:
-    """Layers over shapes. slots: of all layers so far, in order; macs: multiplications by their weights; fused: those
-    that one matmul may serve."""
+    """Layers over shapes. slots: of all layers so far, in order; fused: those that one matmul may serve."""
 
     def __init__(self) -> None:
         self.slots: list[Slot] = []
-        self.macs = 0
         self.fused: list[tuple[str, ...]] = []
+        self._work: Counter[str] = Counter(dict.fromkeys(_CLASSES, 0.0))
         self._steps: list[tuple[tuple[Value, ...], Value, int]] = []
 
     def live(self, entry: Entry, sizes: Mapping[str, int]) -> int:
@@ -114,6 +117,23 @@ class Shapes:
             widest = max(widest, sum(value.size for value in alive) + scratch)
             alive = {value for value in alive if last.get(value, -1) > at}
         return widest
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of all products so far."""
+        return int(sum(self._work[kind] for kind in _PRODUCTS))
+
+    def work(self) -> dict[str, float]:
+        """Multiply-adds, elements and operators by class, as `artifacts.formats.work.StreamWork` has them."""
+        return dict(self._work)
+
+    def _counted(self, made: Value, **classes: float) -> Value:
+        """`made`, by one operator that computes so much."""
+        self._work.update(classes | {"kernels": 1, "layers": 1})
+        return made
+
+    def _product(self, x: Value, made: Value, kind: str, macs: float) -> Value:
+        return self._counted(made, **{kind: macs, "read": x.size, "written": made.size})
 
     def _made(self, shape: tuple[int, ...], *inputs: Value, scratch: int = 0) -> Value:
         made = Value(shape)
@@ -149,14 +169,15 @@ class Shapes:
             for size, edge, step in zip(x.shape[2:], kernel, steps, strict=True)
         )
         made = self._made((x.shape[0], outputs, *sizes), x)
-        self.macs += made.size * columns
-        return made
+        dense = "conv3d" if len(kernel) == 3 else "conv"
+        kind = dense if groups == 1 else "depthwise" if groups == x.shape[1] == outputs else "grouped"
+        return self._product(x, made, kind, made.size * columns)
 
     def linear(self, x: Value, name: str, outputs: int) -> Value:
         self.slots.append(Slot(name, f"{name}.weight", outputs, x.shape[-1], "linear"))
         self.slots.append(self._vector(f"{name}.bias", outputs, "bias"))
-        self.macs += x.size * outputs
-        return self._made((*x.shape[:-1], outputs), x)
+        made = self._made((*x.shape[:-1], outputs), x)
+        return self._product(x, made, "matmul", made.size * x.shape[-1])
 
     def group_norm(self, x: Value, name: str, groups: int) -> Value:
         return self._normed(x, name, x.shape[1])
@@ -168,26 +189,32 @@ class Shapes:
         size = x.shape[axis]
         self.slots.append(Slot(name, f"{name}.{gain}", 1, size, "norm"))
         self.slots.append(Slot(f"{name}.bias", f"{name}.{bias}", 1, size, "bias"))
-        return self._made(x.shape, x)
+        return self._counted(self._made(x.shape, x), activated=x.size)
 
     def applied(self, function: Callable[..., torch.Tensor], shape: Sequence[int], *values: Value) -> Value:
-        return self._made(tuple(shape), *values)
+        made = self._made(tuple(shape), *values)
+        return self._counted(made, moved=made.size)
 
     def _normed(self, x: Value, name: str, size: int) -> Value:
         self.slots += [self._vector(name, size, "norm"), self._vector(f"{name}.bias", size, "bias")]
-        return self._made(x.shape, x)
+        return self._counted(self._made(x.shape, x), normed=10 * x.size, activated=x.size)
 
     def pointwise(self, x: Value, kind: Pointwise) -> Value:
-        return self._made(x.shape, x)
+        made = self._made(x.shape, x)
+        if kind == "relu":  # every runtime fuses it into what comes before
+            return made
+        return self._counted(made, normed=4 * x.size if kind == "gelu" else 0, activated=x.size)
 
     def add(self, x: Value, y: Value) -> Value:
-        return self._made(x.shape, x, y)
+        return self._counted(self._made(x.shape, x, y), moved=x.size)
 
     def concatenate(self, x: Value, y: Value) -> Value:
-        return self._made((x.shape[0], x.shape[1] + y.shape[1], *x.shape[2:]), x, y)
+        made = self._made((x.shape[0], x.shape[1] + y.shape[1], *x.shape[2:]), x, y)
+        return self._counted(made, moved=made.size)
 
     def resized(self, x: Value, sizes: Sequence[int]) -> Value:
-        return self._made((*x.shape[:2], *sizes), x)
+        made = self._made((*x.shape[:2], *sizes), x)
+        return self._counted(made, moved=made.size)
 
     def first(self, x: Value, length: int) -> Value:
         return self._made((*x.shape[:2], length), x)
@@ -201,8 +228,11 @@ class Shapes:
     def attention(self, x: Value, names: tuple[str, str, str], heads: int) -> Value:
         self.fused.append(names)
         queries, keys, values = (self.linear(x, name, x.shape[-1]) for name in names)
-        scores = 2 * heads * x.shape[1] ** 2
-        return self._made(x.shape, queries, keys, values, scratch=scores)
+        places = x.shape[1]
+        scores = heads * places**2
+        made = self._made(x.shape, queries, keys, values, scratch=2 * scores)
+        self._product(x, made, "matmul", 2 * places * x.size)
+        return self._counted(made, normed=2 * scores, activated=scores)
 
 
 class Tensors:

@@ -123,6 +123,31 @@ def test_limits_of_speed_are_not_assessed_and_fail_unless_that_is_allowed(
     assert all(check.verdict == "not assessed" for name, check in found.items() if name != "peak_memory")
 
 
+def test_limits_of_speed_are_judged_by_what_is_modelled_of_the_package(
+    package: Path, only_memory: None, tmp_path: Path
+) -> None:
+    text = (Path(load_profile.__code__.co_filename).parent / "profiles" / "android-4gb.yaml").read_text()
+    (tmp_path / "phone.yaml").write_text(
+        text.replace("Snapdragon 680 class", "Snapdragon 8 Elite").replace(
+            "    value: []", "    value: [dotprod, i8mm]"
+        )
+    )
+    phone = load_profile(tmp_path / "phone.yaml")
+    free = validate(package, [(phone, Limits())]).profiles[0]
+    decode = next(check for check in free.checks if check.name == "decode")
+    assert (decode.verdict, decode.obtained, decode.at) == (None, "modelled", f"{MAX_TOKENS} tokens")
+    assert decode.band is not None and decode.value is not None
+    assert next(item for item in free.figures if item.name == "modelled_decode").band == decode.band
+    for limit, verdict, passed in (
+        (decode.band[0], "passed", "passed"),
+        (decode.value, "tight", "passed"),
+        (2 * decode.value, "failed", "failed"),
+    ):
+        judged = validate(package, [(phone, Limits(decode=limit))]).profiles[0]
+        check = next(check for check in judged.checks if check.name == "decode")
+        assert (check.verdict, judged.verdict) == (verdict, passed)
+
+
 def test_without_phones_nothing_is_said_of_them(fake_runtime: Path, only_memory: None) -> None:
     as_fake(fake_runtime, "hold", bytes=MB, payload={})
     assert memory_stages(fake_runtime)[0].verdict == "passed"
