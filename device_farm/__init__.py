@@ -17,9 +17,8 @@ from device_farm.profile import (
     MemoryBudget,
     Profile,
     ProfileError,
-    list_profiles,
-    load_profile,
 )
+from device_farm.profile_file import list_profiles, load_profile
 from device_farm.sandbox import SandboxResult, available_mechanisms, run
 from device_farm.verdict import (
     assess_memory,
