@@ -83,6 +83,11 @@ def _android(memory: AndroidMemory, ram: int) -> Iterator[Problem]:
         yield ("memory", "budget_bytes", "value"), _more(memory.budget_bytes.value, ram)
     if memory.play_p90_bytes is not None and memory.play_p90_bytes.value > ram:
         yield ("memory", "play_p90_bytes", "value"), _more(memory.play_p90_bytes.value, ram)
+    if memory.background_bytes is not None and memory.background_bytes.value >= memory.budget_bytes.value:
+        yield (
+            ("memory", "background_bytes", "value"),
+            f"{memory.background_bytes.value:,} bytes, which leave nothing of budget_bytes",
+        )
     limiter = memory.limiter
     if limiter is None:
         return

@@ -48,14 +48,16 @@ class MemoryLimiter:
     """The limiter over one process. Give it every sample; ``stage`` and ``high_bytes`` are what it has come to.
 
     ``watching``: below the limit. ``over``: beyond it, polled. ``doomed``: found beyond what is allowed, killed at
-    ``kill_s`` without a way back. ``killed``: ended. ``evicted_bytes``: the most by which resident memory was beyond
-    ``memory.high``, which the kernel takes from file pages first.
+    ``kill_s`` for the ``found_bytes`` that cannot be dropped, without a way back. ``killed``: ended.
+    ``evicted_bytes``: the most by which resident memory was beyond ``memory.high``, which the kernel takes from file
+    pages first.
     """
 
     limits: LimiterLimits
     stage: Stage = "watching"
     evicted_bytes: int = 0
     kill_s: float | None = None
+    found_bytes: int = 0
     _poll_s: float = 0.0
 
     @property
@@ -76,6 +78,7 @@ class MemoryLimiter:
             self._poll_s = sample.time_s + POLL_S
             if sample.unreclaimable_bytes > self.limits.kill_bytes:
                 self.stage, self.kill_s = "doomed", sample.time_s + GRACE_S
+                self.found_bytes = sample.unreclaimable_bytes
             elif resident < self.limits.memory_bytes - REARMED_BYTES:
                 self.stage = "watching"
         if self.stage == "doomed" and self.kill_s is not None and sample.time_s >= self.kill_s:
