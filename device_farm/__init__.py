@@ -27,6 +27,7 @@ from device_farm.verdict import (
     limit_needed,
     not_assessed,
     not_for_platform,
+    peak_phase,
     stand_in,
 )
 from device_farm.watch import PhaseMemory
@@ -52,6 +53,7 @@ __all__ = [
     "load_profile",
     "not_assessed",
     "not_for_platform",
+    "peak_phase",
     "read_split",
     "run",
     "stand_in",

@@ -49,10 +49,10 @@ class PhaseMemory:
     peak_anonymous_bytes: int
     peak_file_bytes: int
     peak_swap_bytes: int
-    peak_unreclaimable_bytes: int
-    peak_charged_bytes: int
-    end_s: float
     payload: Event
+    peak_unreclaimable_bytes: int = 0
+    peak_charged_bytes: int = 0
+    end_s: float = 0.0
 
 
 @dataclass
