@@ -207,13 +207,13 @@ def _plan(args: argparse.Namespace) -> int:
 
 def _validate(args: argparse.Namespace) -> int:
     from artifacts import user_path
-    from edgewright import api, bars, matrix, render
+    from edgewright import api, bars, matrix, phone_files, render
 
     folder = user_path(args.out, "--out") if args.out else None
     with bars.progress(shown=not (args.json or args.quiet)) as progress:
         report = api.validate(args.artifact, profiles=args.profile, progress=progress)
     if folder is not None:
-        matrix.write_files(folder, report)
+        phone_files.write_files(folder, report)
     if args.json:
         streams.write_json({**report.model_dump(mode="json"), "matrix": matrix.to_json(matrix.cells([report]))})
     elif args.quiet:

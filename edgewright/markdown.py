@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from edgewright import matrix, text
 from edgewright.report import Report, TargetReport
 from edgewright.standing import reasons
@@ -94,22 +92,6 @@ def _target(target: TargetReport) -> list[str]:
         ],
     )
     return [*lines, ""]
-
-
-def phones_markdown(targets: Sequence[TargetReport]) -> list[str]:
-    """The lines of the matrix of artifacts and phones, what each peak is made of, and its pictures."""
-    found = matrix.cells(targets)
-    lines = ["# Memory on phones", "", *table(*matrix.rows(found)), ""]
-    lines += [f"- {cell.artifact} on {cell.phone}: {cell.reason}" for cell in found if cell.memory != "fits"]
-    lines += [f"- **Warning:** {warning}" for cell in found for warning in cell.warnings]
-    made = {(cell.artifact, cell.largest): cell for cell in found if cell.largest}
-    lines += [f"- Most of {cell.artifact}, in {cell.phase}: {', '.join(cell.largest)}" for cell in made.values()]
-    for target in targets:
-        for name, run, phones in matrix.runs(target):
-            if len(run.time_line) > 1:
-                lines += ["", f"{target.target} on {', '.join(phones)}, {matrix.conditions(run)}:", ""]
-                lines.append(f"![Memory over time]({name})")
-    return lines
 
 
 def table(head: list[str], body: list[list[str]]) -> list[str]:

@@ -1,23 +1,18 @@
 """Artifacts against phones: one cell for each pair, in the terminal's, JSON's and Markdown's shape.
 
-What lives here: the cells, and the files of a validation that was asked for them. What must not: deciding a verdict.
+What lives here: the cells, and the runs behind them. What must not: deciding a verdict, and files (`phone_files.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from artifacts import EdgewrightError
 from device_farm.verdict import MEMORY
-from edgewright.report import MemoryRun, TargetReport, write
-from edgewright.streams import plain
+from edgewright.report import MemoryRun, TargetReport
 from edgewright.text import size
 from edgewright.timeline_svg import svg
-
-PHONES_MD, PHONES_JSON = "phones.md", "phones.json"
 
 
 @dataclass(frozen=True)
@@ -124,19 +119,3 @@ def pictures(target: TargetReport) -> Iterator[tuple[str, str]]:
     for name, run, _ in runs(target):
         if (drawn := svg(run, f"{target.target}, {conditions(run)}")) is not None:
             yield name, drawn
-
-
-def write_files(folder: Path, target: TargetReport) -> None:
-    """phones.md, phones.json and the time lines, into a folder that is made. Raises EdgewrightError."""
-    import json
-
-    from edgewright.markdown import phones_markdown
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EdgewrightError(f"{folder}: cannot be made ({error.strerror}); choose another --out") from error
-    for name, drawn in pictures(target):
-        write(folder, name, drawn)
-    write(folder, PHONES_JSON, json.dumps({"phones": to_json(cells([target]))}, indent=2, allow_nan=False) + "\n")
-    write(folder, PHONES_MD, plain("\n".join(phones_markdown([target])).rstrip() + "\n"))

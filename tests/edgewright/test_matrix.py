@@ -16,7 +16,7 @@ from artifacts.formats.interface import Component, Port
 from device_farm import PhaseMemory, assess_memory, by_rule, load_profile, not_for_platform
 from device_farm.host import Mapped
 from device_farm.timeline import Held
-from edgewright import matrix, render
+from edgewright import matrix, phone_files, render
 from edgewright.report import MemoryRun, PhoneReport, TargetReport
 from edgewright.timeline_svg import svg
 from runtime_tests.contributors import Contributor, contributors
@@ -119,7 +119,7 @@ def test_the_matrix_is_shown_written_and_read(
     render.show(render.matrix([target]))
     shown = capsys.readouterr().out
     assert "iphone-13-pro" in shown and "✓ fits" in shown and "! not assessed" in shown
-    matrix.write_files(tmp_path / "phones", target)
+    phone_files.write_files(tmp_path / "phones", target)
     assert {file.name for file in (tmp_path / "phones").iterdir()} == {"phones.json", "phones.md", "memory-onnx-1.svg"}
     read = json.loads((tmp_path / "phones/phones.json").read_text())["phones"]
     assert [(cell["phone"], cell["kind"]) for cell in read][:2] == [
@@ -132,7 +132,7 @@ def test_the_matrix_is_shown_written_and_read(
     assert text.count("![Memory over time](memory-onnx-1.svg)") == 1, "one run, which the phones share"
     assert "onnx on iphone-13-pro, android-3gb, without a limit, 2,048 tokens of context:" in text
     with pytest.raises(EdgewrightError, match=r"phones\.json/inside: cannot be made .*choose another --out"):
-        matrix.write_files(tmp_path / "phones/phones.json/inside", target)
+        phone_files.write_files(tmp_path / "phones/phones.json/inside", target)
 
 
 def test_memory_over_time_is_a_picture_with_its_phases_and_limit() -> None:
