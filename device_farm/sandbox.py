@@ -189,6 +189,7 @@ def run(
         weakened = (
             *_missing(rule, chosen, limit_bytes, limiter),
             *weaknesses(before, read_host(), watch.wall_s, limited=limited),
+            *(["it started other processes, and what they held is in no figure"] if watch.others else []),
         )
         return _result(watch, chosen, cache, process.returncode, weakened)
     finally:

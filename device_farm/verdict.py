@@ -28,8 +28,13 @@ def stand_in(result: SandboxResult) -> str:
     limit = "without a limit, memory by kind"
     if result.limit_bytes is not None:
         limit = f"under a limit of {_mb(result.limit_bytes)} ({result.mechanism})"
-    runtime = next((str(phase.payload["stand_in"]) for phase in result.phases if phase.payload.get("stand_in")), None)
+    runtime = stands_in(result)
     return f"this machine {limit}" + (f"; {runtime}" if runtime else "")
+
+
+def stands_in(result: SandboxResult) -> str | None:
+    """What ran in place of the phone's runtime, as the run's phases name it; it may start compilers, a phone's not."""
+    return next((str(phase.payload["stand_in"]) for phase in result.phases if phase.payload.get("stand_in")), None)
 
 
 def by_rule(result: SandboxResult, rule: Rule) -> SandboxResult:
@@ -133,7 +138,7 @@ def _no_measurement(result: SandboxResult, budget: MemoryBudget) -> str | None:
         return None
     if result.peak_swap_bytes and not budget.swap_bytes:
         return f"{_mb(result.peak_swap_bytes)} of it left for this machine's swap: no measurement; turn swap off."
-    if result.others:
+    if result.others and not stands_in(result):
         return "It started other processes, and what they held is in no figure."
     held = result.peak_file_bytes + result.peak_unreclaimable_bytes
     if result.limit_bytes is None and held < _WHOLE_SHARE * result.mapped.all_bytes:
