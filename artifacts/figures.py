@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 Obtained = Literal["measured", "emulated", "modelled", "declared"]
 Direction = Literal["at most", "at least"]
-Verdict = Literal["passed", "failed", "fits", "tight", "does not fit", "not assessed", "not for this platform"]
+Verdict = Literal[
+    "passed", "failed", "fits", "tight", "throttled", "does not fit", "not assessed", "not for this platform"
+]
 
 
 class _Frozen(BaseModel):
@@ -118,11 +120,14 @@ def checked(
     )
 
 
-def passes(checks: Iterable[Check], *, strict: bool = False, allow_unassessed: bool = False) -> bool:
-    """Whether nothing failed: tight passes unless `strict`, not assessed only if `allow_unassessed`.
+def passes(
+    checks: Iterable[Check], *, strict: bool = False, allow_unassessed: bool = False, allow_throttled: bool = False
+) -> bool:
+    """Whether nothing failed: tight passes unless `strict`, not assessed and throttled only if they are allowed.
 
     What is only reported, or is not for a phone's platform, fails nothing and proves nothing.
     """
     accepted = {None, "passed", "fits", "not for this platform"}
     accepted |= (set() if strict else {"tight"}) | ({"not assessed"} if allow_unassessed else set())
+    accepted |= {"throttled"} if allow_throttled else set()
     return all(check.verdict in accepted for check in checks)

@@ -18,9 +18,8 @@ from device_farm.profile import (
     MemoryBudget,
     Profile,
     ProfileError,
-    list_profiles,
-    load_profile,
 )
+from device_farm.profile_file import list_profiles, load_profile
 from device_farm.sandbox import SandboxResult, available_mechanisms, run
 from device_farm.verdict import (
     assess_latency,
@@ -30,6 +29,7 @@ from device_farm.verdict import (
     limit_needed,
     not_assessed,
     not_for_platform,
+    peak_phase,
     stand_in,
 )
 from device_farm.watch import PhaseMemory
@@ -58,6 +58,7 @@ __all__ = [
     "modelled",
     "not_assessed",
     "not_for_platform",
+    "peak_phase",
     "predict",
     "predict_network",
     "read_split",

@@ -61,14 +61,7 @@ class Group:
         What it must hold are its anonymous, kernel and mapped file pages. Page cache that nobody maps is left out: the
         group can drop it, and would otherwise hide as many bytes of the budget.
         """
-        stat = self._stat()
-        if self.version == 1:
-            usage = int(self._read("memory.usage_in_bytes"))
-            unmapped = stat["cache"] - stat["mapped_file"] - stat["shmem"]
-        else:
-            usage = int(self._read("memory.current"))
-            unmapped = stat["file"] - stat["file_mapped"] - stat["shmem"]
-        limit = usage - max(0, unmapped) + extra_bytes
+        limit = self.must_hold() + extra_bytes
         if self.version == 1:
             self._write("memory.swappiness", "0" if swap_bytes == 0 else "100", optional=True)
             self._write("memory.limit_in_bytes", str(limit))
@@ -77,6 +70,14 @@ class Group:
             self._write("memory.swap.max", str(swap_bytes), optional=True)
             self._write("memory.max", str(limit))
         return limit
+
+    def high(self, limit_bytes: int) -> None:
+        """Has the kernel evict what is held beyond the limit, without killing for it; version 1 has nothing like it.
+
+        Source: kernel documentation, cgroup-v2, ``memory.high``.
+        """
+        if self.version == 2:
+            self._write("memory.high", str(limit_bytes))
 
     def oom_kills(self) -> int:
         """Processes that the kernel killed for this group's own limit; 0 when the machine or a group above ran out."""
@@ -112,6 +113,17 @@ class Group:
             else:
                 return
         raise EdgewrightError(f"{self.folder}: cannot be removed; remove it with rmdir when its processes have ended")
+
+    def must_hold(self) -> int:
+        """Bytes of anonymous, kernel and mapped file pages that it holds now."""
+        stat = self._stat()
+        if self.version == 1:
+            usage = int(self._read("memory.usage_in_bytes"))
+            unmapped = stat["cache"] - stat["mapped_file"] - stat["shmem"]
+        else:
+            usage = int(self._read("memory.current"))
+            unmapped = stat["file"] - stat["file_mapped"] - stat["shmem"]
+        return usage - max(0, unmapped)
 
     def _stat(self) -> dict[str, int]:
         return _numbers(self._read("memory.stat"))

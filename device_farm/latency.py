@@ -28,6 +28,7 @@ from device_farm.latency_rates import (
     GENIEX,
     HIGH,
     LOW,
+    NO_CHIP,
     NO_DATA,
     NO_DOTPROD,
     POCKETPAL,
@@ -241,4 +242,6 @@ def _of(profile: Profile) -> Chip | str:
     """The profile's chip, or why there are no data of it. What the profile says of instruction sets counts."""
     if profile.platform == "android" and "dotprod" not in profile.cpu.isa.value:
         return NO_DOTPROD
+    if profile.soc is None:
+        return NO_CHIP
     return known_chip(profile.soc.value)

@@ -188,6 +188,7 @@ def known_chip(words: str) -> Chip | str:
 
 
 NO_DOTPROD = f"{NO_DATA}: nothing was published of phones whose cores lack dotprod"
+NO_CHIP = f"{NO_DATA}: the profile names no chip"
 
 
 @cache

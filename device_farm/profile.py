@@ -1,33 +1,23 @@
 """Phone profiles: what is known of a phone, every number with its source, and the memory budget that follows.
 
-What lives here: the schema of ``profiles/*.yaml`` and their loader. What must not: running anything, and any number of
-a phone.
-
-A new phone is one new YAML file. A profile is data: unknown keys, aliases and numbers without a source are errors that
-name the file, the line, the key and the nearest valid one.
+What lives here: the schema of ``profiles/*.yaml``. What must not: reading files (``profile_file.py``), running
+anything, and any number of a phone.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
 from abc import abstractmethod
-from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
+from dataclasses import dataclass, replace
+from typing import Annotated, Generic, Literal, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from artifacts.documents import DocumentError, read_bytes
 from artifacts.errors import EdgewrightError
+from device_farm.chips import Isa
+from device_farm.limiter import AppState, LimiterLimits
 
 Confidence = Literal["measured", "published", "weak", "policy"]
 Value = TypeVar("Value")
-KeyPath = tuple[str | int, ...]
-_MAX_FILE_BYTES = 1 << 17
-_MAX_DEPTH = 16
 
 
 class ProfileError(EdgewrightError):
@@ -55,16 +45,21 @@ class Sourced(_Strict, Generic[Value]):
 
 
 PositiveInt = Annotated[int, Field(gt=0)]
+Size = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Cpu(_Strict):
-    """``isa``: the extensions that every core has, of those that quantized kernels ask for."""
+    """``clusters``: "4x Cortex-A78", the fastest first. ``clocks_hz``: the highest of each, where known.
+
+    ``isa``: the extensions that every core has, of those that quantized kernels ask for.
+    """
 
     cores: Sourced[PositiveInt]
     clusters: Sourced[Annotated[tuple[str, ...], Field(min_length=1)]]
-    isa: Sourced[tuple[Literal["dotprod", "i8mm"], ...]]
+    clocks_hz: Sourced[tuple[PositiveFloat, ...]] | None = None
+    isa: Sourced[tuple[Isa, ...]]
 
 
 class IosLimit(_Strict):
@@ -86,8 +81,25 @@ class IosMemory(_Strict):
     uncertainty: Sourced[Fraction]
 
 
+class Limiter(_Strict):
+    """Limits of Android's Memory Limiter, from operating system ``since`` on; ``limiter.py`` is the rule.
+
+    ``swap_bytes``: what it allows of swap in either state; None: not known, and counted as none.
+    """
+
+    since: str = Field(pattern=r"^\d+(\.\d+)*$")
+    visible_bytes: Sourced[PositiveInt]
+    not_visible_bytes: Sourced[PositiveInt]
+    swap_bytes: Sourced[Size] | None
+
+
 class AndroidMemory(_Strict):
-    """``budget_bytes`` is a policy: Android publishes no limit per app. The rest are lmkd's settings (AOSP source)."""
+    """``budget_bytes`` is what lmkd leaves an app: a policy, or observed, since Android publishes none.
+
+    ``limiter`` is that of Android 17; None: none applies. ``app_state``: whether the app is on screen; one that runs
+    as a foreground service is not. ``play_p90_bytes``: what Google Play asks for from February 2027.
+    ``background_bytes``: of files that other apps read again and again meanwhile. The rest are lmkd's settings (AOSP).
+    """
 
     budget_bytes: Sourced[PositiveInt]
     uncertainty: Sourced[Fraction]
@@ -98,14 +110,20 @@ class AndroidMemory(_Strict):
     psi_complete_stall_ms: Sourced[PositiveInt]
     psi_window_ms: Sourced[PositiveInt]
     swap_free_low_percent: Sourced[PositiveFloat]
-    zram_bytes: Sourced[Annotated[int, Field(ge=0)]]
+    zram_bytes: Sourced[Size]
+    limiter: Limiter | None = None
+    app_state: Sourced[AppState] | None = None
+    play_p90_bytes: Sourced[PositiveInt] | None = None
+    background_bytes: Sourced[Size] | None = None
 
 
 @dataclass(frozen=True)
 class MemoryBudget:
     """What the sandbox enforces and the verdict compares with; sizes in bytes over the interpreter's baseline.
 
-    Up to ``comfortable_bytes`` a run fits, up to ``limit_bytes`` it is tight.
+    Up to ``comfortable_bytes`` a run fits, up to ``limit_bytes`` it is tight. ``limiter``: what Android 17 allows the
+    app, beside that. ``single_mapping_bytes``: the largest file that iOS maps whole. ``play_p90_bytes``: what Google
+    Play warns of. ``background_bytes``: of files that others read meanwhile.
     """
 
     rule: Literal["android", "ios"]
@@ -115,6 +133,10 @@ class MemoryBudget:
     swap_bytes: int
     source: str
     confidence: Confidence
+    limiter: LimiterLimits | None = None
+    single_mapping_bytes: int | None = None
+    play_p90_bytes: int | None = None
+    background_bytes: int = 0
 
 
 class Profile(_Strict):
@@ -126,19 +148,28 @@ class Profile(_Strict):
     platform: Literal["android", "ios"]
     os_version: Sourced[str]
     ram_bytes: Sourced[PositiveInt]
-    soc: Sourced[str]
+    soc: Sourced[str] | None = Field(description="one of chips.py; null for a chip that is none of them")
     cpu: Cpu
     bandwidth_bytes_per_s: Sourced[PositiveFloat] | None
+    sustained_factor: Sourced[Annotated[float, Field(gt=0, le=1)]] | None = Field(
+        None, description="speed after ten minutes, of that at the start"
+    )
 
     @abstractmethod
     def budget(
-        self, peak_memory_bytes: int | None = None, *, os_version: str | None = None, increased: bool = False
+        self,
+        peak_memory_bytes: int | None = None,
+        *,
+        os_version: str | None = None,
+        increased: bool = False,
+        app_state: AppState | None = None,
     ) -> MemoryBudget:
         """The memory budget of an app on this phone.
 
         ``peak_memory_bytes`` is a recipe's own limit: it can make the budget smaller, not larger than the phone's.
-        ``os_version`` chooses among the limits of iOS versions (default: the profile's), ``increased`` asks for the
-        increased-memory-limit entitlement. Raises ProfileError when the profile has no figure for that.
+        ``os_version`` chooses among the limits of versions (default: the profile's), ``increased`` asks for iOS's
+        increased-memory-limit entitlement, ``app_state`` says whether Android shows the app (default: the profile's).
+        Raises ProfileError when the profile has no figure for that.
         """
 
     def _budget(
@@ -157,14 +188,32 @@ class AndroidProfile(Profile):
     memory: AndroidMemory
 
     def budget(
-        self, peak_memory_bytes: int | None = None, *, os_version: str | None = None, increased: bool = False
+        self,
+        peak_memory_bytes: int | None = None,
+        *,
+        os_version: str | None = None,
+        increased: bool = False,
+        app_state: AppState | None = None,
     ) -> MemoryBudget:
-        """See ``Profile.budget``; ``os_version`` and ``increased`` have no meaning here and must not be given."""
-        if os_version is not None or increased:
-            raise ProfileError(f"profile {self.name}: limits by OS version and the increased limit exist on iOS only")
-        memory = self.memory
+        """See ``Profile.budget``; the Memory Limiter's limits count from their OS version on."""
+        if increased:
+            raise ProfileError(f"profile {self.name}: the increased-memory-limit entitlement exists on iOS only")
+        memory, version = self.memory, _version(os_version or self.os_version.value)
         thrashing, swap = memory.thrashing_limit_percent.value, memory.zram_bytes.value
-        return self._budget(memory.budget_bytes, memory.uncertainty.value, peak_memory_bytes, thrashing, swap)
+        budget = self._budget(memory.budget_bytes, memory.uncertainty.value, peak_memory_bytes, thrashing, swap)
+        limiter = None
+        if memory.limiter is not None and version >= _version(memory.limiter.since):
+            state = app_state or (memory.app_state.value if memory.app_state else "visible")
+            size = memory.limiter.visible_bytes if state == "visible" else memory.limiter.not_visible_bytes
+            limiter = LimiterLimits(
+                state, size.value, memory.limiter.swap_bytes.value if memory.limiter.swap_bytes else 0
+            )
+        return replace(
+            budget,
+            limiter=limiter,
+            play_p90_bytes=memory.play_p90_bytes.value if memory.play_p90_bytes else None,
+            background_bytes=memory.background_bytes.value if memory.background_bytes else 0,
+        )
 
 
 class IosProfile(Profile):
@@ -174,9 +223,16 @@ class IosProfile(Profile):
     memory: IosMemory
 
     def budget(
-        self, peak_memory_bytes: int | None = None, *, os_version: str | None = None, increased: bool = False
+        self,
+        peak_memory_bytes: int | None = None,
+        *,
+        os_version: str | None = None,
+        increased: bool = False,
+        app_state: AppState | None = None,
     ) -> MemoryBudget:
         """See ``Profile.budget``; the newest limit that is not newer than the OS version counts."""
+        if app_state is not None:
+            raise ProfileError(f"profile {self.name}: app_state belongs to Android's Memory Limiter; leave it out")
         version = os_version or self.os_version.value
         since = [limit for limit in self.memory.limits if _version(limit.since) <= _version(version)]
         if not since:
@@ -187,131 +243,10 @@ class IosProfile(Profile):
             raise ProfileError(
                 f"profile {self.name}: no figure is known for increased-memory-limit on iOS {version}; leave it out"
             )
-        return self._budget(figure, self.memory.uncertainty.value, peak_memory_bytes, None, 0)
-
-
-_PLATFORMS: dict[str, type[AndroidProfile | IosProfile]] = {"android": AndroidProfile, "ios": IosProfile}
-
-
-def list_profiles() -> list[str]:
-    """Names of the profiles that Edgewright ships, sorted."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in _shipped().iterdir() if entry.name.endswith(".yaml"))
-
-
-def load_profile(name_or_path: str | Path) -> AndroidProfile | IosProfile:
-    """Reads a shipped profile by its name, or one's own by its path (anything with a slash or ending in .yaml).
-
-    Raises ProfileError.
-    """
-    text = str(name_or_path)
-    if isinstance(name_or_path, Path) or "/" in text or text.endswith((".yaml", ".yml")):
-        try:
-            return parse_profile(read_bytes(Path(name_or_path), _MAX_FILE_BYTES), text)
-        except DocumentError as error:
-            raise ProfileError(f"{error}; it was given as a phone profile") from error
-    if text not in list_profiles():
-        raise ProfileError(
-            f"there is no profile {text!r}{_nearest(text, list_profiles())}; known: {', '.join(list_profiles())}"
-        )
-    return parse_profile((_shipped() / f"{text}.yaml").read_bytes(), f"{text}.yaml")
-
-
-def parse_profile(content: bytes, file: str) -> AndroidProfile | IosProfile:
-    """A profile from the bytes of a YAML file; ``file`` is for messages. Raises ProfileError."""
-    data, lines = _read_yaml(content, file)
-    platform = data.get("platform")
-    if not isinstance(platform, str) or platform not in _PLATFORMS:
-        where = f"{file}, line {lines.get(('platform',), 1)}, key 'platform'"
-        raise ProfileError(
-            f"{where}: must be one of {', '.join(_PLATFORMS)}{_nearest(str(platform), list(_PLATFORMS))}"
-        )
-    model = _PLATFORMS[platform]
-    try:
-        # through JSON: pydantic's strict mode then takes lists for tuples, and nothing else in place of something else
-        return model.model_validate_json(json.dumps(data, default=str))
-    except ValidationError as error:
-        raise ProfileError(
-            "\n".join(_message(file, lines, model, dict(problem)) for problem in error.errors())
-        ) from error
-
-
-def _shipped() -> Any:
-    return resources.files("device_farm") / "profiles"
+        budget = self._budget(figure, self.memory.uncertainty.value, peak_memory_bytes, None, 0)
+        mapping = self.memory.single_mapping_bytes
+        return replace(budget, single_mapping_bytes=mapping.value if mapping else None)
 
 
 def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".") if part.isdigit())
-
-
-def _nearest(word: str, valid: list[str]) -> str:
-    close = difflib.get_close_matches(word, valid, 1, 0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _message(file: str, lines: dict[KeyPath, int], model: type[BaseModel], problem: dict[str, Any]) -> str:
-    where: KeyPath = problem["loc"]
-    known = next(where[:size] for size in range(len(where), -1, -1) if where[:size] in lines or not size)
-    key = ".".join(str(part) for part in where)
-    text = f"{file}, line {lines.get(known, 1)}, key {key!r}: "
-    if problem["type"] == "missing":
-        return f"{text}missing; add it"
-    if problem["type"] == "extra_forbidden":
-        valid = list(_model_at(model, where[:-1]).model_fields)
-        return f"{text}unknown{_nearest(str(where[-1]), valid)}; valid here: {', '.join(valid)}"
-    return f"{text}{problem['msg'][0].lower()}{problem['msg'][1:]}"
-
-
-def _model_at(model: type[BaseModel], where: KeyPath) -> type[BaseModel]:
-    """The model that a path of field names and list indices leads to."""
-    for part in where:
-        if isinstance(part, str):
-            annotation: Any = model.model_fields[part].annotation
-            inner = [annotation, *get_args(annotation)]
-            model = next(kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel))
-    return model
-
-
-def _read_yaml(content: bytes, file: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
-    """A YAML mapping and the line of every key in it.
-
-    Refused: aliases and deep nesting (they can grow without bound), keys given twice, any tag that is not plain YAML.
-    """
-    if len(content) > _MAX_FILE_BYTES:
-        raise ProfileError(f"{file}: larger than {_MAX_FILE_BYTES} bytes: not a profile")
-    lines: dict[KeyPath, int] = {}
-    depth = 0
-    try:
-        text = content.decode()
-        for event in yaml.parse(text, yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent) or depth > _MAX_DEPTH:
-                line = event.start_mark.line + 1 if event.start_mark else 1
-                raise ProfileError(f"{file}, line {line}: aliases and deep nesting are not allowed; write values out")
-        node = yaml.compose(text, yaml.SafeLoader)
-        if not isinstance(node, yaml.MappingNode):
-            raise ProfileError(f"{file}, line 1: must be a mapping of keys; see the shipped profiles for one")
-        _note_lines(node, (), lines, file)
-        data: dict[str, Any] = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = 1 if mark is None else mark.line + 1
-        raise ProfileError(f"{file}, line {line}: not valid YAML: {error.problem}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise ProfileError(f"{file}: not valid YAML: {type(error).__name__}") from error
-    return data, lines
-
-
-def _note_lines(node: yaml.Node, where: KeyPath, lines: dict[KeyPath, int], file: str) -> None:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            inner = (*where, str(key.value))
-            if key.tag != "tag:yaml.org,2002:str" or inner in lines:
-                raise ProfileError(
-                    f"{file}, line {key.start_mark.line + 1}, key {str(key.value)!r}: given twice, or not a word"
-                )
-            lines[inner] = key.start_mark.line + 1
-            _note_lines(value, inner, lines, file)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            lines[(*where, index)] = value.start_mark.line + 1
-            _note_lines(value, (*where, index), lines, file)

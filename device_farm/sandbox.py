@@ -32,6 +32,13 @@ group holds them in it: file pages are dropped and read again (refaults, compare
 thrashing limit), and when that does not make room the kernel kills. The watchdog stands beside it, because the group
 would let anonymous memory take the room of the baseline's file pages. Without a usable group only the watchdog remains,
 and file pages are measured but not limited.
+
+**Android 17.** Given the limits of its Memory Limiter, a watch over the samples kills by its rule (``limiter.py``). A
+control group of version 2 has ``memory.high`` and evicts file pages beyond it, as the phone does; version 1 and the
+watchdog do not, and ``weakened`` says so.
+
+**Background.** With ``background_bytes`` another process reads a file of that size again and again, within the same
+limit: what other apps do to the page cache while this one runs, and how much of the budget they want for it.
 """
 
 from __future__ import annotations
@@ -49,8 +56,12 @@ from typing import Literal
 
 from artifacts.errors import EdgewrightError, MissingTool
 from device_farm import cgroup
+from device_farm.background import Background
+from device_farm.host import NOTHING_MAPPED, Mapped, read_host, weaknesses
+from device_farm.limiter import LimiterLimits, MemoryLimiter
 from device_farm.memory import CacheDrop, Split, drop_page_cache
 from device_farm.thrash import Source
+from device_farm.timeline import Held
 from device_farm.watch import Event, Outcome, PhaseMemory, Rule, Watch
 
 Mechanism = Literal["cgroup2", "cgroup1", "watchdog"]
@@ -67,7 +78,8 @@ class SandboxResult:
     sentence. The peaks of the kinds need not fall together: ``peak_charged_bytes`` is the largest that the rule charges
     at one moment (ios: anonymous + swap; android: anonymous + swap + file). ``thrash_percent`` is the worst second,
     refaulted bytes in percent of the file cache of the run; None where no control group counts them. ``longest_gap_ms``
-    is the longest time without a sample after the baseline.
+    is the longest time without a sample after the baseline. ``mapped`` is what it mapped of the cold paths. ``others``:
+    it started processes whose memory is in no figure. ``weakened`` says what of this machine takes from the figures.
     """
 
     mechanism: Mechanism
@@ -91,6 +103,10 @@ class SandboxResult:
     longest_gap_ms: float
     stderr_tail: str
     events: tuple[Event, ...]
+    time_line: tuple[Held, ...] = ()
+    mapped: Mapped = NOTHING_MAPPED
+    others: bool = False
+    weakened: tuple[str, ...] = ()
 
 
 def available_mechanisms(root: Path = cgroup.CGROUP_ROOT, own: str | None = None) -> tuple[Mechanism, ...]:
@@ -115,11 +131,14 @@ def run(
     timeout_s: float = 900.0,
     mechanism: Mechanism | None = None,
     period_s: float = 0.005,
+    limiter: LimiterLimits | None = None,
+    background_bytes: int = 0,
 ) -> SandboxResult:
     """Runs ``command`` under ``limit_bytes`` (None: only measured) by a platform's rule; it must behave as said above.
 
     ``cold_paths`` (files or folders) are dropped from the page cache first; give every file that the child maps.
-    ``swap_bytes`` is how much the group may swap (0: none; a phone's zram). ``mechanism`` insists on one; otherwise the
+    ``swap_bytes`` is how much the group may swap (0: none; a phone's zram). ``limiter`` and ``background_bytes`` are
+    said above; a background needs a group. ``mechanism`` insists on one; otherwise the
     first of ``available_mechanisms`` for android, always the watchdog for ios. ``on_event`` gets every JSON event as it
     comes, in between two samples: it must be quick.
 
@@ -131,30 +150,69 @@ def run(
         raise MissingTool("the memory sandbox reads /proc: run it on Linux")
     if limit_bytes is not None and limit_bytes <= 0:
         raise EdgewrightError(f"memory limit of {limit_bytes} bytes: must be more than 0, or none at all")
+    if limit_bytes is not None and background_bytes >= limit_bytes:
+        raise EdgewrightError(
+            f"{background_bytes:,} bytes of background leave nothing of a limit of {limit_bytes:,}; lower the former"
+        )
     if shutil.which(command[0], path=(env or os.environ).get("PATH")) is None:
         raise MissingTool(f"{command[0]}: no such program to run in the memory sandbox")
     chosen, parent = _choose(rule, mechanism)
-    cache = drop_page_cache(cold_paths)
+    cold = tuple(path.resolve() for path in cold_paths)
+    cache, before = drop_page_cache(cold), read_host()
     group = cgroup.make_group(parent, _VERSIONS[chosen]) if parent else None
     try:
-        watch = Watch(rule, limit_bytes, swap_bytes, group, on_event)
-        process = subprocess.Popen(
-            group.entering(command) if group else list(command),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=cwd,
-            env=env,
-            start_new_session=True,  # Ctrl-C reaches us alone, and the child's own children die with it
+        with Background(group, background_bytes):
+            watch = Watch(
+                rule,
+                limit_bytes,
+                swap_bytes,
+                group,
+                on_event,
+                folders=cold,
+                limiter=MemoryLimiter(limiter) if limiter else None,
+                background_bytes=background_bytes,
+            )
+            process = subprocess.Popen(
+                group.entering(command) if group else list(command),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=cwd,
+                env=env,
+                start_new_session=True,  # Ctrl-C reaches us alone, and the child's own children die with it
+            )
+            try:
+                watch.follow(process, timeout_s, period_s)
+            finally:
+                _kill(process)
+        limited = limit_bytes is not None or limiter is not None
+        weakened = (
+            *_missing(rule, chosen, limit_bytes, limiter),
+            *weaknesses(before, read_host(), watch.wall_s, limited=limited),
+            *(["it started other processes, and what they held is in no figure"] if watch.others else []),
         )
-        try:
-            watch.follow(process, timeout_s, period_s)
-        finally:
-            _kill(process)
-        return _result(watch, chosen, cache, process.returncode)
+        return _result(watch, chosen, cache, process.returncode, weakened)
     finally:
         if group:
             group.remove()
+
+
+def _missing(
+    rule: Rule, mechanism: Mechanism, limit_bytes: int | None, limiter: LimiterLimits | None
+) -> tuple[str, ...]:
+    """What the mechanism cannot do of what was asked."""
+    found = []
+    if rule == "android" and limit_bytes is not None and mechanism == "watchdog":
+        found.append(
+            "no control group can be used here (it takes a writable memory controller below /sys/fs/cgroup): the "
+            "watchdog limits anonymous memory alone, and what dropping file pages costs is not seen"
+        )
+    if limiter is not None and mechanism != "cgroup2":
+        found.append(
+            "no control group of version 2 with the memory controller can be used here: the Memory Limiter's kill is "
+            "made by its rule over samples, and nothing evicts file pages beyond memory.high"
+        )
+    return tuple(found)
 
 
 def _choose(rule: Rule, mechanism: Mechanism | None) -> tuple[Mechanism, Path | None]:
@@ -198,7 +256,9 @@ def _outcome(watch: Watch, exit_code: int) -> tuple[Outcome, str]:
     return "ok", "ended with exit code 0"
 
 
-def _result(watch: Watch, mechanism: Mechanism, cache: CacheDrop, exit_code: int) -> SandboxResult:
+def _result(
+    watch: Watch, mechanism: Mechanism, cache: CacheDrop, exit_code: int, weakened: tuple[str, ...]
+) -> SandboxResult:
     outcome, detail = _outcome(watch, exit_code)
     return SandboxResult(
         mechanism=mechanism,
@@ -222,4 +282,8 @@ def _result(watch: Watch, mechanism: Mechanism, cache: CacheDrop, exit_code: int
         longest_gap_ms=watch.longest_gap_s * 1e3,
         stderr_tail=watch.stderr.decode(errors="replace"),
         events=tuple(watch.events),
+        time_line=watch.time_line.samples(),
+        mapped=watch.mapped,
+        others=watch.others,
+        weakened=weakened,
     )

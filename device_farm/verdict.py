@@ -11,14 +11,17 @@ from collections.abc import Sequence
 
 from artifacts.figures import Check, Direction, Figure, Verdict
 from device_farm.latency_rates import Modelled
+from device_farm.limiter import judge
 from device_farm.profile import MemoryBudget
 from device_farm.sandbox import SandboxResult
-from device_farm.watch import Rule
+from device_farm.watch import PhaseMemory, Rule
 
 MEMORY = "peak_memory"
 
 # page cache that stayed warm is not charged to the run; up to this share of the limit it cannot turn a verdict
 _WARM_SHARE = 0.02
+# a peak is within 2 % of what was held
+_WHOLE_SHARE = 0.98
 
 
 def stand_in(result: SandboxResult) -> str:
@@ -26,8 +29,13 @@ def stand_in(result: SandboxResult) -> str:
     limit = "without a limit, memory by kind"
     if result.limit_bytes is not None:
         limit = f"under a limit of {_mb(result.limit_bytes)} ({result.mechanism})"
-    runtime = next((str(phase.payload["stand_in"]) for phase in result.phases if phase.payload.get("stand_in")), None)
+    runtime = stands_in(result)
     return f"this machine {limit}" + (f"; {runtime}" if runtime else "")
+
+
+def stands_in(result: SandboxResult) -> str | None:
+    """What ran in place of the phone's runtime, as the run's phases name it; it may start compilers, a phone's not."""
+    return next((str(phase.payload["stand_in"]) for phase in result.phases if phase.payload.get("stand_in")), None)
 
 
 def by_rule(result: SandboxResult, rule: Rule) -> SandboxResult:
@@ -40,19 +48,33 @@ def by_rule(result: SandboxResult, rule: Rule) -> SandboxResult:
         return result
     if result.limit_bytes is not None or rule != "ios":
         raise ValueError(f"a run by {result.rule} under {result.limit_bytes} says nothing of {rule}")
-    return dataclasses.replace(result, rule="ios", peak_charged_bytes=result.peak_unreclaimable_bytes)
+    phases = tuple(
+        dataclasses.replace(phase, peak_charged_bytes=phase.peak_unreclaimable_bytes) for phase in result.phases
+    )
+    return dataclasses.replace(result, rule="ios", peak_charged_bytes=result.peak_unreclaimable_bytes, phases=phases)
+
+
+def peak_phase(result: SandboxResult) -> PhaseMemory | None:
+    """The phase in which most was charged; None for a run that ended before any, or was killed after the last."""
+    if result.outcome == "over_budget":
+        return None
+    return max(result.phases, key=lambda phase: phase.peak_charged_bytes, default=None)
 
 
 def assess_memory(result: SandboxResult, budget: MemoryBudget, phone: str, at: str) -> Check:
     """The memory verdict of a run that the sandbox made under ``budget``, or without a limit; ``at`` is the load.
 
     ios: charged is anonymous + swap. Up to the comfortable limit (the limit less its uncertainty) it fits, up to the
-    limit it is tight.
+    limit it is tight. A single mapping beyond what iOS maps at once does not fit.
 
     android: charged is anonymous + swap + file. Anonymous memory beyond the limit, or an out-of-memory kill, does not
     fit, and neither do refaults beyond lmkd's thrashing limit. Everything within the comfortable limit fits. In between
     the run depends on file pages being dropped and read again: tight when a control group made it do so and it did not
-    thrash, otherwise not assessed.
+    thrash, otherwise not assessed. Where Android 17's Memory Limiter is on, what it kills does not fit, and what would
+    fit but for file pages that it evicts is throttled.
+
+    A run that is no measurement is not assessed: one that swapped where nothing may, that started other processes, or
+    that held less than it had mapped although nothing limited it.
 
     Raises ValueError when the run was made by another rule or under another limit.
     """
@@ -82,12 +104,51 @@ def limit_needed(check: Check, budget: MemoryBudget) -> bool:
     """Whether a run without a limit left open what one under the phone's limit can tell.
 
     On ios it never does: the limit kills, and does nothing before that. On android file pages are dropped as the limit
-    comes near, and what becomes of the run then shows only when they are.
+    comes near, and what becomes of the run then shows only when they are; so do other apps that want room for theirs.
     """
-    return budget.rule == "android" and check.verdict in ("tight", "not assessed")
+    if budget.rule == "ios":
+        return False
+    beside = (check.value or 0) + budget.background_bytes > budget.comfortable_bytes
+    return check.verdict in ("tight", "not assessed") or (budget.background_bytes > 0 and beside)
 
 
 def _memory_verdict(result: SandboxResult, budget: MemoryBudget) -> tuple[Verdict, str]:
+    verdict, reason = _by_limit(result, budget)
+    limits, limited = budget.limiter, None
+    if limits is not None and result.outcome == "ok" and verdict != "does not fit":
+        limited = judge(result.time_line, limits)
+        state = f"{limits.state} app on Android 17"
+        if limited.outcome == "killed":
+            return "does not fit", (
+                f"It holds {_mb(limited.unreclaimable_bytes)} of anonymous, shared and swapped memory; the Memory "
+                f"Limiter kills a {state} beyond {_mb(limits.kill_bytes)}."
+            )
+    if verdict != "does not fit" and (why := _no_measurement(result, budget)):
+        return "not assessed", why
+    if limits is not None and limited is not None and limited.outcome == "throttled" and verdict in ("fits", "tight"):
+        return "throttled", (
+            f"{reason} The Memory Limiter evicts what a {state} holds beyond {_mb(limits.memory_bytes)}: up to "
+            f"{_mb(limited.evicted_bytes)} of its files are read again and again, slow but not dead."
+        )
+    return verdict, reason
+
+
+def _no_measurement(result: SandboxResult, budget: MemoryBudget) -> str | None:
+    """Why what was read of a run is not what it holds on a phone; None when nothing speaks against it."""
+    if result.outcome != "ok":
+        return None
+    if result.peak_swap_bytes and not budget.swap_bytes:
+        return f"{_mb(result.peak_swap_bytes)} of it left for this machine's swap: no measurement; turn swap off."
+    if result.others and not stands_in(result):
+        return "It started other processes, and what they held is in no figure."
+    held = result.peak_file_bytes + result.peak_unreclaimable_bytes
+    if result.limit_bytes is None and held < _WHOLE_SHARE * result.mapped.all_bytes:
+        mapped = _mb(result.mapped.all_bytes)
+        return f"It mapped {mapped} and held {_mb(held)} at the most: its files were not all read, or did not stay."
+    return None
+
+
+def _by_limit(result: SandboxResult, budget: MemoryBudget) -> tuple[Verdict, str]:
     held, limit, comfortable = result.peak_unreclaimable_bytes, _mb(budget.limit_bytes), _mb(budget.comfortable_bytes)
     if result.outcome == "over_budget":
         return "does not fit", f"It needs more than the limit of {limit}: {result.detail}."
@@ -95,18 +156,20 @@ def _memory_verdict(result: SandboxResult, budget: MemoryBudget) -> tuple[Verdic
         return "not assessed", f"The run did not finish: {result.detail}."
     if held > budget.limit_bytes:
         return "does not fit", f"It holds {_mb(held)} that cannot be dropped, beyond the limit of {limit}."
+    largest, most = result.mapped.largest_bytes, budget.single_mapping_bytes
+    if most is not None and largest > most:
+        return "does not fit", (
+            f"It maps {_mb(largest)} of a file at once, and iOS maps {_mb(most)} at the most without the "
+            "extended-virtual-addressing entitlement."
+        )
     if result.rule == "android" and (verdict := _file_verdict(result, budget)):
         return verdict
     kind = "footprint" if result.rule == "ios" else "anonymous and file memory together"
+    phase = peak_phase(result)
+    peak = f"Its {kind} peaks at {_mb(result.peak_charged_bytes)}" + (f" in the phase {phase.phase!r}" if phase else "")
     if result.peak_charged_bytes <= budget.comfortable_bytes:
-        return (
-            "fits",
-            f"Its {kind} peaks at {_mb(result.peak_charged_bytes)}, within the safe {comfortable} of {limit}.",
-        )
-    return (
-        "tight",
-        f"Its {kind} peaks at {_mb(result.peak_charged_bytes)}, between the safe {comfortable} and {limit}.",
-    )
+        return "fits", f"{peak}, within the safe {comfortable} of {limit}."
+    return "tight", f"{peak}, between the safe {comfortable} and {limit}."
 
 
 def _file_verdict(result: SandboxResult, budget: MemoryBudget) -> tuple[Verdict, str] | None:

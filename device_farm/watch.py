@@ -15,23 +15,32 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any, Literal
 
 from artifacts.errors import EdgewrightError
 from device_farm.cgroup import Group
+from device_farm.host import NOTHING_MAPPED, Mapped, mapped_files, traces_of_others
+from device_farm.limiter import MemoryLimiter
 from device_farm.memory import Split, anonymous_peak_between, parse_status
 from device_farm.thrash import ThrashMeter
+from device_farm.timeline import Held, TimeLine
 
 Rule = Literal["android", "ios"]
 Outcome = Literal["ok", "over_budget", "crashed", "error"]
 Event = dict[str, Any]
 
 _STDERR_TAIL_BYTES = 8192
+_OTHERS_PERIOD_S = 0.1
 
 
 @dataclass(frozen=True)
 class PhaseMemory:
-    """Memory over the baseline, in bytes, when a phase was announced; peaks are of the time since the phase before."""
+    """Memory over the baseline, in bytes, when a phase was announced; peaks are of the time since the phase before.
+
+    ``peak_charged_bytes`` is the most that the rule charged at one moment of it; ``end_s`` is its end, in seconds after
+    the baseline.
+    """
 
     phase: str
     anonymous_bytes: int
@@ -41,6 +50,9 @@ class PhaseMemory:
     peak_file_bytes: int
     peak_swap_bytes: int
     payload: Event
+    peak_unreclaimable_bytes: int = 0
+    peak_charged_bytes: int = 0
+    end_s: float = 0.0
 
 
 @dataclass
@@ -63,6 +75,9 @@ class Watch:
     """What is known of the child so far. ``decided`` is set when the watch itself ended the child, with the reason.
 
     ``unsampled`` is the last phase where the child did not wait there: what was read then may be of its end.
+    ``folders``: of the artifact, whose mapped files are looked at. ``limiter``: Android 17's, whose limit a group of
+    version 2 keeps; its kill is ours. ``background_bytes`` of the limit are for another process, which the group holds
+    at the baseline. ``others``: whether the child started processes of its own.
     """
 
     rule: Rule
@@ -70,6 +85,9 @@ class Watch:
     swap_bytes: int
     group: Group | None
     on_event: Callable[[Event], None] | None
+    folders: tuple[Path, ...] = ()
+    limiter: MemoryLimiter | None = None
+    background_bytes: int = 0
     baseline: Split | None = None
     phases: list[PhaseMemory] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
@@ -83,6 +101,13 @@ class Watch:
     oom_kills: int = 0
     unsampled: str | None = None
     stderr: bytes = b""
+    time_line: TimeLine = field(default_factory=TimeLine)
+    mapped: Mapped = NOTHING_MAPPED
+    others: bool = False
+    _begin_s: float = 0.0
+    _must_hold: int = 0
+    _others_before: tuple[int, int] = (0, 0)
+    _others_due: float = 0.0
     _last: Split | None = None
     _phase: str | None = None
     _sampled_at: float = 0.0
@@ -173,13 +198,17 @@ class Watch:
         if split is None:
             return
         self.baseline = self._last = split
-        self._sampled_at = time.monotonic()
+        self._sampled_at = self._begin_s = time.monotonic()
+        self._others_before = traces_of_others(process.pid)
         if self.group:
             if self.limit_bytes is not None:
                 try:
-                    self.group.limit(self.limit_bytes, self.swap_bytes)
+                    self.group.limit(self.limit_bytes - self.background_bytes, self.swap_bytes)
                 except OSError as error:
                     raise EdgewrightError(f"{self.group.folder}: cannot limit its memory: {error.strerror}") from error
+            if self.limiter:
+                self._must_hold = self.group.must_hold()
+                self.group.high(self._must_hold + self.limiter.high_bytes)
             self.thrash.update(self._sampled_at, self.group.counters)
 
     def _end_phase(self, process: subprocess.Popen[bytes], phase: str, payload: Event, *, waits: bool) -> None:
@@ -188,8 +217,13 @@ class Watch:
             return
         self._phase = phase
         self.unsampled = None if waits else phase
+        self._others_due = 0.0
         if not self._sample(process):
             return  # it has ended: there is nothing left to read that would be of this phase
+        mapped = mapped_files(process.pid, self.folders)
+        self.mapped = Mapped(
+            max(self.mapped.all_bytes, mapped.all_bytes), max(self.mapped.largest_bytes, mapped.largest_bytes)
+        )
         now, peaks = self._last or self.baseline, self.since_phase
         self.since_phase = Peaks()
         self.phases.append(
@@ -201,6 +235,9 @@ class Watch:
                 peak_anonymous_bytes=peaks.anonymous,
                 peak_file_bytes=peaks.file,
                 peak_swap_bytes=peaks.swap,
+                peak_unreclaimable_bytes=peaks.unreclaimable,
+                peak_charged_bytes=peaks.charged,
+                end_s=self._sampled_at - self._begin_s,
                 payload=payload,
             )
         )
@@ -234,12 +271,27 @@ class Watch:
         self.samples += 1
         self.longest_gap_s = max(self.longest_gap_s, now - self._sampled_at)
         self._last, self._sampled_at = split, now
+        sample = Held(now - self._begin_s, max(unreclaimable - seen.swap, 0), seen.file, seen.swap)
+        self.time_line.add(sample)
         if self.group:
             self.thrash.update(now, self.group.counters)
+        if now >= self._others_due:
+            self._others_due = now + _OTHERS_PERIOD_S
+            self.others = self.others or traces_of_others(process.pid) > self._others_before
+        if self.limiter:
+            self._apply(self.limiter, sample, process)
         if self.limit_bytes is not None and unreclaimable > self.limit_bytes:
             held = f"{unreclaimable / 1e6:,.0f} MB of anonymous and swapped memory"
             self._stop(process, "over_budget", f"killed by the watchdog at {held} {self.where()}")
         return True
+
+    def _apply(self, limiter: MemoryLimiter, sample: Held, process: subprocess.Popen[bytes]) -> None:
+        high = limiter.high_bytes
+        if limiter.update(sample) == "killed":
+            size = f"{limiter.found_bytes / 1e6:,.0f} MB of anonymous and swapped memory"
+            self._stop(process, "over_budget", f"killed by the Memory Limiter's rule for {size} {self.where()}")
+        if self.group and limiter.high_bytes != high:
+            self.group.high(self._must_hold + limiter.high_bytes)
 
     def where(self) -> str:
         """In which part of the run it is, for messages."""

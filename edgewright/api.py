@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from runtime_tests.validate import Limits, Validation
 
 DEFAULT_OUT = "build"
+ALL_PROFILES = "all"
 _QUANTIZED = "quantized"
 _ROOM_BYTES = 512  # of path: a recipe's name, a target, and the deepest file of any package
 
@@ -190,7 +191,7 @@ def validate(artifact: str | Path, *, profiles: Sequence[str] = (), progress: Pr
     from runtime_tests.validate import validate as validate_artifact
 
     folder = user_path(artifact, "ARTIFACT")
-    phones = [(load_profile(str(user_path(name, "--profile"))), Limits()) for name in _distinct(profiles)]
+    phones = [(load_profile(str(user_path(name, "--profile"))), Limits()) for name in _named(profiles)]
     manifest = read_manifest(folder)
     found = target_report(folder, manifest, validate_artifact(folder, phones, progress=progress))
     return standing.record(folder, manifest, found, None)
@@ -229,7 +230,7 @@ def _phones(recipe: Recipe, names: Sequence[str]) -> list[tuple[Profile, Limits]
 
     asked = recipe.validation.profiles
     phones: list[tuple[Profile, Limits]] = []
-    for name in _distinct(names) or list(asked):
+    for name in _named(names) or list(asked):
         own = asked.get(name)
         is_path = name.endswith((".yaml", ".yml"))
         if name in names:
@@ -254,6 +255,7 @@ def _validated(
         TaskLimits(**wanted.task.model_dump(include={"max_accuracy_drop", "min_agreement"})) if wanted.task else None,
         strict=wanted.strict,
         allow_unassessed=wanted.allow_unassessed,
+        allow_throttled=wanted.allow_throttled,
         progress=progress,
     )
 
@@ -355,6 +357,11 @@ def _prefixed(progress: Progress, target: str, targets: Mapping[str, Path]) -> P
     if len(targets) == 1:
         return progress
     return lambda stage, done, total: progress(f"{target}: {stage}", done, total)
+
+
+def _named(profiles: Sequence[str]) -> list[str]:
+    """Each once; "all" stands for those that ship."""
+    return _distinct([one for name in profiles for one in (list_profiles() if name == ALL_PROFILES else [name])])
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -64,7 +64,10 @@ def parser() -> Parser:
 
     validate = command(commands, "validate", _validate, "test an artifact in its real runtime, and on phones")
     validate.add_argument("artifact", metavar="ARTIFACT", help="folder of the artifact")
-    validate.add_argument("--profile", action="append", default=[], metavar="NAME", help="phone profile or YAML file")
+    validate.add_argument(
+        "--profile", action="append", default=[], metavar="NAME", help="phone profile, YAML file, or all that ship: all"
+    )
+    validate.add_argument("--out", metavar="DIR", help="write the phones' matrix and memory over time (SVG) to DIR")
     output(validate, quiet="show nothing but the verdict, warnings, and why it failed")
 
     inspect = command(commands, "inspect", _inspect, "show what an artifact is, and what its last validation found")
@@ -210,17 +213,23 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _validate(args: argparse.Namespace) -> int:
-    from edgewright import api, bars, render
+    from artifacts import user_path
+    from edgewright import api, bars, matrix, phone_files, render
 
+    folder = user_path(args.out, "--out") if args.out else None
     with bars.progress(shown=not (args.json or args.quiet)) as progress:
         report = api.validate(args.artifact, profiles=args.profile, progress=progress)
+    if folder is not None:
+        phone_files.write_files(folder, report)
     if args.json:
-        streams.write_json(report.model_dump(mode="json"))
+        streams.write_json({**report.model_dump(mode="json"), "matrix": matrix.to_json(matrix.cells([report]))})
     elif args.quiet:
         render.show(render.verdict(report.verdict))
         render.show_reasons([report])
     else:
         render.show(render.target(report))
+        if len(report.phones) > 1:
+            render.show(render.matrix([report]))
         render.show(render.verdict(report.verdict))
     return _exit_code(report.verdict)
 

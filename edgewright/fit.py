@@ -63,7 +63,7 @@ def fits(
         if whole.refused:
             continue
         for profile, limits in phones:
-            budget = profile.budget(limits.peak_memory)
+            budget = limits.budget(profile)
             there = with_tiles(recipe, whole.target, limits.max_tiles)
             item = whole if limits.max_tiles is None else plan(there, config)[0]
             if profile.platform not in item.app_bytes:

@@ -16,6 +16,7 @@ from artifacts import MANIFEST, EdgewrightError, Manifest, read_manifest
 from artifacts.payload import app_bytes
 from compiler.targets.base import TOKENIZER_FILES
 from edgewright.markdown import markdown
+from edgewright.matrix import pictures
 from edgewright.report import (
     REPORT_JSON,
     REPORT_MD,
@@ -68,6 +69,8 @@ class Ledger:
         )
         write(self._folder, REPORT_JSON, self.report.model_dump_json(indent=2) + "\n")
         write(self._folder, REPORT_MD, markdown(self.report))
+        for name, drawn in (picture for target in targets for picture in pictures(target)):
+            write(self._folder, name, drawn)
 
     def enter_built(self, artifact: Path, manifest: Manifest) -> None:
         """Put a package that was just built in the place of what was known; what was found out about the same bytes

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edgewright import text
-from edgewright.report import MemoryRun, Report, TargetReport
+from edgewright import matrix, text
+from edgewright.report import Report, TargetReport
 from edgewright.standing import reasons
 from edgewright.streams import plain
 from edgewright.text import size
@@ -34,6 +34,8 @@ def markdown(report: Report) -> str:
         "cache.",
         "",
     ]
+    if any(len(target.phones) > 1 for target in report.targets):
+        lines += ["## Phones", "", *table(*matrix.rows(matrix.cells(report.targets))), ""]
     for target in report.targets:
         lines += _target(target)
     return plain("\n".join(lines).rstrip() + "\n")
@@ -59,10 +61,10 @@ def _target(target: TargetReport) -> list[str]:
     lines += [line for warning in target.warnings for line in (f"**Warning**: {warning}", "")]
     for step in target.failed_steps:
         lines += [f"**{step.step} failed**: {step.detail}", "", "```", step.stderr_tail.strip(), "```", ""]
-    for run in _runs(target):
+    for name, run, phones in matrix.runs(target):
         if run.phases:
-            phones = " and ".join(phone.profile for phone in target.phones if _same(phone.run, run))
-            lines += [f"Memory on {phones}, {_conditions(run)}, over the interpreter's baseline:", ""]
+            where = f"{', '.join(phones[:-1])} and {phones[-1]}" if phones[1:] else phones[0]
+            lines += [f"Memory on {where}, {matrix.conditions(run)}, over the interpreter's baseline:", ""]
             lines += table(
                 ["phase", "anonymous", "file-backed", "swap", "peak anonymous", "peak file-backed"],
                 [
@@ -74,7 +76,7 @@ def _target(target: TargetReport) -> list[str]:
                     for phase in run.phases
                 ],
             )
-            lines.append("")
+            lines += ["", *([f"![Memory over time]({name})", ""] if len(run.time_line) > 1 else [])]
     if target.figures:
         lines += ["All figures:", ""]
         lines += table(
@@ -91,25 +93,6 @@ def _target(target: TargetReport) -> list[str]:
         ],
     )
     return [*lines, ""]
-
-
-def _runs(target: TargetReport) -> list[MemoryRun]:
-    """The memory runs of a target, each once: phones may share one."""
-    found: list[MemoryRun] = []
-    for phone in target.phones:
-        if phone.run is not None and not any(_same(phone.run, run) for run in found):
-            found.append(phone.run)
-    return found
-
-
-def _same(one: MemoryRun | None, other: MemoryRun) -> bool:
-    return one is not None and (one.limit_bytes, one.phases) == (other.limit_bytes, other.phases)
-
-
-def _conditions(run: MemoryRun) -> str:
-    """How a phone's memory was held to its limit, and at which length."""
-    limit = "without a limit" if run.limit_bytes is None else f"under {size(run.limit_bytes)} by {run.mechanism}"
-    return limit if run.context_tokens is None else f"{limit}, {run.context_tokens:,} tokens of context"
 
 
 def table(head: list[str], body: list[list[str]]) -> list[str]:

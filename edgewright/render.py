@@ -10,12 +10,8 @@ import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
-from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.padding import Padding, PaddingDimensions
-from rich.table import Table
 from rich.text import Text
 
 from artifacts import Manifest, Problem
@@ -23,8 +19,9 @@ from artifacts.payload import app_bytes
 from compiler.plan import TargetPlan
 from compiler.quantize.evidence import QuantizationEvidence
 from device_farm import AndroidProfile, IosProfile
-from edgewright import streams, text
+from edgewright import streams, tables, text
 from edgewright.fit import PlanFit
+from edgewright.matrix import cells
 from edgewright.report import Report, TargetReport
 from edgewright.standing import WEIGHTS, reasons, standings
 from edgewright.streams import plain
@@ -39,6 +36,7 @@ _STYLES = {
     "tight": "yellow",
     "not assessed": "yellow",
     "not validated": "yellow",
+    "throttled": "bold red",
     "failed": "bold red",
     "does not fit": "bold red",
 }
@@ -90,7 +88,7 @@ def show_reasons(targets: Sequence[TargetReport]) -> None:
 def show_warnings(warnings: Sequence[str]) -> None:
     """Print each on a line."""
     for warning in warnings:
-        show(_padded(Text(f"warning: {warning}", style="yellow"), (0, 1)))
+        show(tables.padded(Text(f"warning: {warning}", style="yellow"), (0, 1)))
 
 
 def verdict(word: str) -> Text:
@@ -102,19 +100,19 @@ def verdict(word: str) -> Text:
 def report(found: Report) -> RenderableType:
     """The table at the end of a run, and where everything is."""
     parts: list[RenderableType] = [target(item, found.recipe.name) for item in found.targets if not item.kept]
-    parts += [_padded(_kept(item), (0, 1)) for item in found.targets if item.kept]
+    parts += [tables.padded(_kept(item), (0, 1)) for item in found.targets if item.kept]
     parts += [
-        _padded(Text(f"stale, in no verdict: {item.artifact}: {item.reason}", style="yellow"), (0, 1))
+        tables.padded(Text(f"stale, in no verdict: {item.artifact}: {item.reason}", style="yellow"), (0, 1))
         for item in found.stale
     ]
-    parts += [_padded(Text(f"warning: {warning}", style="yellow"), (0, 1, 1, 1)) for warning in found.warnings]
-    where = _pairs(
+    parts += [tables.padded(Text(f"warning: {warning}", style="yellow"), (0, 1, 1, 1)) for warning in found.warnings]
+    where = tables.pairs(
         [
             *((f"{item.target} artifact", item.artifact) for item in found.targets),
             ("report", f"{found.folder}/report.md and report.json"),
         ]
     )
-    return Group(*parts, _padded(where, (0, 1)), _padded(verdict_line(found), (1, 1, 0, 1)))
+    return Group(*parts, tables.padded(where, (0, 1)), tables.padded(verdict_line(found), (1, 1, 0, 1)))
 
 
 def _kept(item: TargetReport) -> Text:
@@ -144,7 +142,7 @@ def target(item: TargetReport, recipe: str | None = None) -> RenderableType:
         (f"{recipe} → {item.target}" if recipe else item.target, "bold"),
         (f"   {text.sizes(item.app_bytes, item.folder_bytes)}   {text.scheme(item)}", "dim"),
     )
-    table = _table("", "check", ">figure", "limit", "obtained", "verdict")
+    table = tables.table("", "check", ">figure", "limit", "obtained", "verdict")
     group = None
     rows = text.rows(item)
     for row in rows:
@@ -159,22 +157,38 @@ def target(item: TargetReport, recipe: str | None = None) -> RenderableType:
             verdict(row.verdict),
         )
         group = row.group
-    parts: list[RenderableType] = [_padded(head, (1, 1, 0, 1))]
-    parts.append(table if rows else _padded(Text("built, not run", style="dim"), (0, 1)))
+    parts: list[RenderableType] = [tables.padded(head, (1, 1, 0, 1))]
+    parts.append(table if rows else tables.padded(Text("built, not run", style="dim"), (0, 1)))
     said = dict.fromkeys((f"{row.group}: {row.reason}", row.verdict) for row in rows if row.remarkable)
-    parts += [_padded(Text(reason, style=_STYLES.get(word, "")), (0, 1)) for reason, word in said]
-    parts += [_padded(Text(line, style="dim"), (0, 1)) for line in text.stand_ins(rows)]
+    parts += [tables.padded(Text(reason, style=_STYLES.get(word, "")), (0, 1)) for reason, word in said]
+    parts += [tables.padded(Text(line, style="dim"), (0, 1)) for line in text.stand_ins(rows)]
     for step in item.failed_steps:
         tail = "\n".join(step.stderr_tail.strip().splitlines()[-8:])
-        parts.append(_padded(Text(f"{step.step} failed: {step.detail}\n{tail}", style="red"), (0, 1)))
-    parts += [_padded(Text(f"warning: {warning}", style="yellow"), (0, 1)) for warning in item.warnings]
-    parts += [_padded(Text(line, style="dim"), (0, 1)) for line in (text.quality(item), text.speed(item)) if line]
+        parts.append(tables.padded(Text(f"{step.step} failed: {step.detail}\n{tail}", style="red"), (0, 1)))
+    parts += [tables.padded(Text(f"warning: {warning}", style="yellow"), (0, 1)) for warning in item.warnings]
+    parts += [tables.padded(Text(line, style="dim"), (0, 1)) for line in (text.quality(item), text.speed(item)) if line]
     return Group(*parts, Text(""))
+
+
+def matrix(targets: Sequence[TargetReport]) -> RenderableType:
+    """Every artifact on every phone: the verdict over its memory, where most was held, and what that is made of."""
+    table = tables.table("<phone", "artifact", "<memory", ">peak", ">limit", "<phase", "largest")
+    for cell in cells(targets):
+        table.add_row(
+            Text(cell.phone, style="bold"),
+            cell.artifact,
+            verdict(cell.memory),
+            "" if cell.peak_bytes is None else size(cell.peak_bytes),
+            "" if cell.limit_bytes is None else size(cell.limit_bytes),
+            cell.phase or "",
+            Text("; ".join(cell.largest[:2]), style="dim"),
+        )
+    return table
 
 
 def plans(recipe: Recipe, items: Sequence[TargetPlan], fits: Sequence[PlanFit]) -> RenderableType:
     """Static estimates, a line for each component of each target, and whether they fit each phone."""
-    table = _table("target", "component", "package", ">weights", ">state", ">activations", "")
+    table = tables.table("target", "component", "package", ">weights", ">state", ">activations", "")
     for item in items:
         refused = Text(f"refused: {item.refused}", style="bold red") if item.refused else Text("")
         for at, part in enumerate(item.components):
@@ -193,14 +207,14 @@ def plans(recipe: Recipe, items: Sequence[TargetPlan], fits: Sequence[PlanFit]) 
     )
     notes = [note, *filter(None, [text.budget(recipe)])]
     head = Text(recipe.name, style="bold")
-    parts: list[RenderableType] = [_padded(head, (1, 1, 0, 1)), table]
+    parts: list[RenderableType] = [tables.padded(head, (1, 1, 0, 1)), table]
     if fits:
         parts.append(_fits(fits))
-    return Group(*parts, *(_padded(Text(line, style="dim"), (0, 1)) for line in notes))
+    return Group(*parts, *(tables.padded(Text(line, style="dim"), (0, 1)) for line in notes))
 
 
 def _fits(fits: Sequence[PlanFit]) -> RenderableType:
-    table = _table("phone", "target", ">least need", ">limit", ">longest context", "by estimate")
+    table = tables.table("phone", "target", ">least need", ">limit", ">longest context", "by estimate")
     for item in fits:
         word = verdict("fits" if item.verdict == "fits by estimate" else item.verdict)
         longest = "" if item.longest_context is None else f"{item.longest_context:,} tokens"
@@ -209,8 +223,8 @@ def _fits(fits: Sequence[PlanFit]) -> RenderableType:
     reasons = dict.fromkeys(
         f"{item.target} on {item.profile}: {item.reason}" for item in fits if item.verdict != "fits by estimate"
     )
-    parts: list[RenderableType] = [table, *(_padded(Text(line), (0, 1)) for line in reasons)]
-    speeds = _table("phone", "target", "speed", "modelled", "limit", "")
+    parts: list[RenderableType] = [table, *(tables.padded(Text(line), (0, 1)) for line in reasons)]
+    speeds = tables.table("phone", "target", "speed", "modelled", "limit", "")
     for item in fits:
         for check in item.latency:
             shown = text.row(check)
@@ -219,7 +233,7 @@ def _fits(fits: Sequence[PlanFit]) -> RenderableType:
                 speeds.add_row(*where, shown.name, shown.figure, shown.limit, verdict(shown.verdict))
     if speeds.row_count:
         parts.append(speeds)
-    return Group(*parts, *(_padded(Text(line, style="dim"), (0, 1)) for line in text.speeds(fits)))
+    return Group(*parts, *(tables.padded(Text(line, style="dim"), (0, 1)) for line in text.speeds(fits)))
 
 
 def standing(found: Manifest, artifact: Path) -> RenderableType:
@@ -234,7 +248,7 @@ def standing(found: Manifest, artifact: Path) -> RenderableType:
 def manifest(found: Manifest, artifact: Path) -> RenderableType:
     """What an artifact is, without its file digests, and what was found out about it."""
     checkpoint = found.checkpoint
-    about = _pairs(
+    about = tables.pairs(
         [
             ("recipe", f"{found.recipe.name}{_alone(found)}, digest {found.recipe.digest[:16]}"),
             ("target", f"{found.target} ({found.family})"),
@@ -251,7 +265,7 @@ def manifest(found: Manifest, artifact: Path) -> RenderableType:
             ("in an app", text.sizes(app_bytes(Path(), found))),
         ]
     )
-    weights = _table("bits", "group", "method", ">tensors", ">parameters", ">packed")
+    weights = tables.table("bits", "group", "method", ">tensors", ">parameters", ">packed")
     for group in found.quantization:
         weights.add_row(
             str(group.bits),
@@ -261,16 +275,21 @@ def manifest(found: Manifest, artifact: Path) -> RenderableType:
             f"{group.parameters:,}",
             size(group.bytes),
         )
-    files = _table("file", ">size", "sha256")
+    files = tables.table("file", ">size", "sha256")
     for file in found.files[:_MAX_ROWS]:
         files.add_row(file.path, size(file.size), Text(file.sha256[:16] + "…", style="dim"))
     if len(found.files) > _MAX_ROWS:
         files.add_row(f"and {len(found.files) - _MAX_ROWS:,} more", "", "")
     files.add_section()
     files.add_row("all", size(found.total_bytes), "")
-    parts: list[RenderableType] = [_padded(about, (1, 1)), _padded(standing(found, artifact), (0, 1)), weights, files]
+    parts: list[RenderableType] = [
+        tables.padded(about, (1, 1)),
+        tables.padded(standing(found, artifact), (0, 1)),
+        weights,
+        files,
+    ]
     if found.figures:
-        figures = _table("figure", ">value", "obtained")
+        figures = tables.table("figure", ">value", "obtained")
         for figure in found.figures:
             figures.add_row(figure.name, text.figure(figure), text.obtained(figure))
         parts.append(figures)
@@ -303,8 +322,8 @@ def quantization(found: QuantizationEvidence, worst: int) -> RenderableType:
             ("divergence", f"at least {text_.mean_kl:.6f} nats on average (64 likeliest tokens, the rest as one)"),
             ("same top token", f"{text_.top1_agreement:.2%}"),
         ]
-        parts.append(_padded(_pairs(rows), (1, 1)))
-    tensors = _table("tensor", ">bits", ">group", "method", ">size", ">signal\nto noise", ">output\nerror")
+        parts.append(tables.padded(tables.pairs(rows), (1, 1)))
+    tensors = tables.table("tensor", ">bits", ">group", "method", ">size", ">signal\nto noise", ">output\nerror")
     for tensor in found.tensors[: max(worst, 0)]:
         tensors.add_row(
             tensor.slot,
@@ -317,7 +336,7 @@ def quantization(found: QuantizationEvidence, worst: int) -> RenderableType:
         )
     parts.append(tensors)
     if found.layers:
-        layers = _table("after layer", ">error of hidden states")
+        layers = tables.table("after layer", ">error of hidden states")
         for layer in found.layers:
             layers.add_row(str(layer.layer), f"{layer.output_error:.2%}")
         parts.append(layers)
@@ -329,7 +348,7 @@ def problems(folder: Path, found: Sequence[Problem], manifest: Manifest) -> Rend
     if not found:
         intact = Text(f"✓ {folder}: {len(manifest.files)} files, every digest matches", style="green")
         return Group(intact, standing(manifest, folder))
-    table = _table("file", "problem")
+    table = tables.table("file", "problem")
     for problem in found[:_MAX_ROWS]:
         table.add_row(problem.path, Text(problem.message, style="red"))
     more = f", {_MAX_ROWS} of them shown" if len(found) > _MAX_ROWS else ""
@@ -341,7 +360,7 @@ def problems(folder: Path, found: Sequence[Problem], manifest: Manifest) -> Rend
 
 def recipes(found: Sequence[tuple[str, Recipe]]) -> RenderableType:
     """The recipes that ship."""
-    table = _table("<recipe", "checkpoint", "weights", "targets", "phones")
+    table = tables.table("<recipe", "checkpoint", "weights", "targets", "phones")
     for name, recipe in found:
         bits = ", ".join(dict.fromkeys(f"INT{r.bits}" if r.bits < 16 else "half" for r in recipe.quantize.rules))
         table.add_row(
@@ -356,7 +375,7 @@ def recipes(found: Sequence[tuple[str, Recipe]]) -> RenderableType:
 
 def profiles(found: Sequence[AndroidProfile | IosProfile]) -> RenderableType:
     """The phones that ship."""
-    table = _table("profile", "phone", "system", ">memory", ">budget of an app", "confidence")
+    table = tables.table("profile", "phone", "system", ">memory", ">budget of an app", "confidence")
     for profile in found:
         budget = profile.budget()
         table.add_row(
@@ -368,31 +387,3 @@ def profiles(found: Sequence[AndroidProfile | IosProfile]) -> RenderableType:
             budget.confidence,
         )
     return table
-
-
-def _table(*columns: str) -> Table:
-    """Columns by name; one that starts with > is aligned right, one that starts with < or > is never wrapped.
-
-    The others fold where the terminal is narrow: no text is cut.
-    """
-    table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 1, 0, 0))
-    for name in columns:
-        side: Literal["left", "right"] = "right" if name.startswith(">") else "left"
-        whole = name.startswith(("<", ">"))
-        table.add_column(name.lstrip("<>"), justify=side, no_wrap=whole, overflow="ellipsis" if whole else "fold")
-    return table
-
-
-def _pairs(pairs: Sequence[tuple[str, str]]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in pairs:
-        if not value:
-            continue
-        table.add_row(plain(name, lines=False), plain(value, lines=False))
-    return table
-
-
-def _padded(what: RenderableType, pad: PaddingDimensions) -> Padding:
-    return Padding(what, pad, expand=False)

@@ -36,6 +36,8 @@ from artifacts.documents import first_error, read_bytes
 from artifacts.manifest import QuantizationGroup
 from artifacts.payload import app_bytes
 from device_farm import PhaseMemory
+from device_farm.timeline import Held
+from runtime_tests.contributors import Contributor
 from runtime_tests.validate import ProfileResult, Validation
 
 SCHEMA_VERSION: Final = 2
@@ -66,12 +68,15 @@ class MemoryRun(_Model):
     phases: tuple[PhaseMemory, ...]
     thrash_percent: float | None
     page_cache_left_warm_bytes: int
+    time_line: tuple[Held, ...] = Field((), description="seconds, then anonymous, file-backed and swapped bytes")
+    weakened: tuple[str, ...] = Field((), description="what of this machine takes from the figures")
 
 
 class PhoneReport(_Model):
     """One phone profile: its checks, its figures, and the run they come from (None: modelled, or none was made).
 
-    `not for this platform`: the phone cannot run this artifact; it neither passed nor failed.
+    `not for this platform`: the phone cannot run this artifact; it neither passed nor failed. `phase` is where a run
+    without a limit holds most, `largest` what that is made of. `warnings` gate nothing.
     """
 
     profile: str
@@ -80,6 +85,9 @@ class PhoneReport(_Model):
     checks: tuple[Check, ...]
     figures: tuple[Figure, ...]
     run: MemoryRun | None
+    phase: str | None = None
+    largest: tuple[Contributor, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class FailedStep(_Model):
@@ -242,7 +250,12 @@ def _phone(result: ProfileResult, context: int | None) -> PhoneReport:
             phases=run.phases,
             thrash_percent=run.thrash_percent,
             page_cache_left_warm_bytes=run.cache.warm_bytes,
+            time_line=run.time_line,
+            weakened=run.weakened,
         ),
+        phase=result.phase,
+        largest=result.largest,
+        warnings=result.warnings,
     )
 
 

@@ -269,6 +269,13 @@ class ProfileLimits(Strict):
     decode: TokensPerSecond | None = None
     first_frame: Seconds | None = None
     frame_time: Seconds | None = None
+    os_version: Annotated[str, Field(pattern=r"^\d+(\.\d+)*$")] | None = Field(
+        None, description="whose limits hold; without it the profile's"
+    )
+    app_state: Literal["visible", "not visible"] | None = Field(
+        None, description="Android 17: a foreground service is not visible; without it the profile's"
+    )
+    increased_memory_limit: bool = Field(False, description="iOS: the app has the increased-memory-limit entitlement")
 
 
 class Validation(Strict):
@@ -277,6 +284,7 @@ class Validation(Strict):
     profiles: dict[str, Annotated[ProfileLimits, BeforeValidator(_empty_mapping)]] = Field(default_factory=dict)
     strict: bool = Field(False, description="a tight verdict fails too")
     allow_unassessed: bool = Field(False, description="a limit that nothing can assess yet passes")
+    allow_throttled: bool = Field(False, description="what Android 17's Memory Limiter slows down passes")
 
 
 class Recipe(Strict):

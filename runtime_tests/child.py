@@ -6,8 +6,11 @@ the runtime.
 It writes JSON, one object per line, on stdout; whatever a runtime prints goes to stderr. ``{"progress": [stage, done,
 total]}``, ``{"result": …}`` (last), ``{"error": message}`` for an EdgewrightError, whose exit code follows. The job
 "memory" speaks the protocol of ``device_farm.sandbox``: a phase "baseline" with the runtime imported and nothing
-loaded, then "load" and the driver's own, "steady" last, with their seconds; after each of them it waits for a line
-on stdin, so that what is read then is of that phase.
+loaded, then "load" and the driver's own, with their seconds; after each of them it waits for a line on stdin, so that
+what is read then is of that phase.
+
+It writes to its own folder (the job's, temporary files too) and the artifact's alone, where the kernel can hold it to
+that.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import EdgewrightError, Manifest, read_manifest
+from runtime_tests.confine import write_only_below
 from runtime_tests.jobs import Job
 
 Emit = Callable[[dict[str, Any]], None]
@@ -131,6 +135,9 @@ def main(path: str) -> int:
     emit = _take_stdout()
     try:
         job = Job.model_validate_json(Path(path).read_bytes())
+        own = Path(path).resolve().parent
+        os.environ["TMPDIR"] = str(own)
+        write_only_below([own, job.artifact, Path("/dev")])
         _KINDS[job.kind](job, read_manifest(job.artifact), emit)
     except EdgewrightError as error:
         emit({"error": str(error)})

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from artifacts import Check, Figure, Progress, passes, ran_here, scratch_folder
+from artifacts import Check, Figure, Manifest, Progress, passes, ran_here, scratch_folder
 from artifacts.figures import Direction
 from device_farm import (
     Found,
@@ -31,13 +31,17 @@ from device_farm import (
     limit_needed,
     not_assessed,
     not_for_platform,
+    peak_phase,
     stand_in,
 )
 from device_farm import run as run_in_sandbox
+from device_farm.limiter import AppState
+from runtime_tests.contributors import Contributor, contributors, in_words
 from runtime_tests.jobs import Job
 from runtime_tests.process import Failure, child_command, child_environment, phases
 
-_TIMEOUT_S = 3600.0  # a context of thousands of tokens takes a large model minutes to read on two cores
+_TIMEOUT_S = 7200.0  # a context of thousands of tokens takes a large model minutes to read on two cores
+_PHASES = 5  # baseline, load, a driver's first use, steady, a long conversation
 _SPEED: tuple[tuple[str, str, Direction], ...] = (
     ("time_to_first_token", "s", "at most"),
     ("decode", "tok/s", "at least"),
@@ -53,6 +57,7 @@ class Limits:
     None where there is none.
 
     The memory limit can make the phone's own smaller, never larger. max_tiles: of an image, which an app there makes.
+    os_version, app_state, increased_memory_limit: which of the phone's own limits hold, see `Profile.budget`.
     """
 
     max_tiles: int | None = None
@@ -61,6 +66,18 @@ class Limits:
     decode: float | None = None
     first_frame: float | None = None
     frame_time: float | None = None
+    os_version: str | None = None
+    app_state: AppState | None = None
+    increased_memory_limit: bool = False
+
+    def budget(self, phone: Profile) -> MemoryBudget:
+        """What an app may hold on the phone under these limits. Raises ProfileError where no figure is known."""
+        return phone.budget(
+            self.peak_memory,
+            os_version=self.os_version,
+            increased=self.increased_memory_limit,
+            app_state=self.app_state,
+        )
 
 
 @dataclass(frozen=True)
@@ -68,7 +85,7 @@ class ProfileResult:
     """One phone: figures (bytes over the interpreter's baseline), checks, and the run (without its events).
 
     run: None where memory was modelled and where the phone's platform cannot run the artifact; several phones may
-    share one.
+    share one. phase: where the run held most; largest: what that was made of. warnings: what gates nothing.
     """
 
     profile: str
@@ -77,18 +94,28 @@ class ProfileResult:
     checks: tuple[Check, ...]
     verdict: Literal["passed", "failed", "not for this platform"]
     run: SandboxResult | None
+    phase: str | None = None
+    largest: tuple[Contributor, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What passes: `strict` fails verdicts of "tight", `allow_unassessed` passes what nothing can assess."""
+    """What passes: `strict` fails verdicts of "tight", `allow_unassessed` passes what nothing can assess,
+    `allow_throttled` what Android 17 slows down."""
 
     strict: bool = False
     allow_unassessed: bool = False
+    allow_throttled: bool = False
 
     def accept(self, checks: Sequence[Check]) -> bool:
         """Whether none of the checks fails."""
-        return passes(checks, strict=self.strict, allow_unassessed=self.allow_unassessed)
+        return passes(
+            checks,
+            strict=self.strict,
+            allow_unassessed=self.allow_unassessed,
+            allow_throttled=self.allow_throttled,
+        )
 
 
 @dataclass
@@ -103,18 +130,31 @@ class MemoryRuns:
     failures: list[Failure]
     progress: Progress
     _shared: dict[int | None, SandboxResult] = field(default_factory=dict)
+    _limited: dict[tuple[object, ...], SandboxResult] = field(default_factory=dict)
 
     def on(self, phone: Profile, budget: MemoryBudget, tiles: int | None) -> tuple[Check, SandboxResult]:
         """The verdict on a phone, and the run that gave it."""
-        if tiles not in self._shared:
-            self._shared[tiles] = self._run("memory", "measuring memory", None, tiles)
-        run, at = by_rule(self._shared[tiles], budget.rule), self.load(tiles)
+        run, at = by_rule(self.free(tiles), budget.rule), self.load(tiles)
         check = assess_memory(run, budget, phone.name, at)
         groups = available_mechanisms()[0] != "watchdog"  # without one no limit is kept but the watchdog's
         if run.outcome == "ok" and groups and limit_needed(check, budget):
-            run = self._run(f"memory on {phone.name}", f"validating {phone.name}", budget, tiles)
+            key = (tiles, budget.limit_bytes, budget.swap_bytes, budget.limiter, budget.background_bytes)
+            if key not in self._limited:
+                self._limited[key] = self._run(f"memory on {phone.name}", f"validating {phone.name}", budget, tiles)
+            run = self._limited[key]
             check = assess_memory(run, budget, phone.name, at)
         return check, run
+
+    def free(self, tiles: int | None) -> SandboxResult:
+        """The run without a limit, charged as Android does."""
+        if tiles not in self._shared:
+            self._shared[tiles] = self._run("memory", "measuring memory", None, tiles)
+        return self._shared[tiles]
+
+    def weakened(self) -> list[str]:
+        """What of this machine takes from the runs so far."""
+        runs = [*self._shared.values(), *self._limited.values()]
+        return list(dict.fromkeys(f"memory: {line}" for run in runs for line in run.weakened))
 
     def _run(self, step: str, stage: str, budget: MemoryBudget | None, tiles: int | None) -> SandboxResult:
         with scratch_folder() as folder:
@@ -124,10 +164,12 @@ class MemoryRuns:
                 rule=budget.rule if budget else "android",  # which charges file pages too, so either can be read off
                 swap_bytes=budget.swap_bytes if budget else 0,
                 cold_paths=[self.job.artifact],
-                on_event=phases(stage, self.progress),
+                on_event=phases(stage, self.progress, _PHASES),
                 env=child_environment(),
                 timeout_s=_TIMEOUT_S,
                 mechanism=None if budget else "watchdog",
+                limiter=budget.limiter if budget else None,
+                background_bytes=budget.background_bytes if budget else 0,
             )
         if run.outcome in ("crashed", "error"):
             said = next((str(event["error"]) for event in run.events if "error" in event), run.detail)
@@ -141,12 +183,13 @@ def on_phones(
     platforms: Sequence[str] | None,
     modelled: Sequence[Figure] | None,
     rules: Rules,
+    manifest: Manifest,
     speed: Callable[[Profile], Found],
 ) -> list[ProfileResult]:
     """Every phone in its order.
 
     platforms: those that can run the artifact; None: any. modelled: figures of its memory where it has no runtime
-    here (None: it has one and is run). speed: what is modelled of it on a phone.
+    here (None: it has one and is run). manifest: of the artifact. speed: what is modelled of it on a phone.
     """
     results = []
     for phone, limits in phones:
@@ -154,22 +197,72 @@ def on_phones(
             check = not_for_platform(phone.name, phone.platform, platforms)
             results.append(ProfileResult(phone.name, phone.platform, (), (check,), "not for this platform", None))
             continue
-        budget = phone.budget(limits.peak_memory)
-        run: SandboxResult | None = None
+        budget = limits.budget(phone)
         if modelled is not None:
             figures = tuple(item for item in modelled if item.name.startswith("modelled_footprint"))
             check = _modelled(figures, budget, phone.name)
+            word: Literal["passed", "failed"] = "passed" if rules.accept([check]) else "failed"
+            result = ProfileResult(phone.name, phone.platform, figures, (check,), word, None)
         else:
-            check, run = runs.on(phone, budget, limits.max_tiles)
-            figures = _figures(run, runs.load(limits.max_tiles))
-        found = speed(phone)
-        figures += tuple(item.figure(f"modelled_{name}") for name, item in found.items() if not isinstance(item, str))
-        checks = (check, *latency(phone.name, limits, found))
-        passed = rules.accept(checks) and (run is None or run.outcome in ("ok", "over_budget"))
+            result = _measured(runs, phone, limits, budget, rules, manifest)
+        fast = speed(phone)
+        figures = tuple(item.figure(f"modelled_{name}") for name, item in fast.items() if not isinstance(item, str))
+        judged = latency(phone.name, limits, fast)
         results.append(
-            ProfileResult(phone.name, phone.platform, figures, checks, "passed" if passed else "failed", run)
+            dataclasses.replace(
+                result,
+                figures=(*result.figures, *figures),
+                checks=(*result.checks, *judged),
+                verdict=result.verdict if rules.accept(judged) else "failed",
+            )
         )
     return results
+
+
+def _measured(
+    runs: MemoryRuns, phone: Profile, limits: Limits, budget: MemoryBudget, rules: Rules, manifest: Manifest
+) -> ProfileResult:
+    check, run = runs.on(phone, budget, limits.max_tiles)
+    figures = _figures(run, runs.load(limits.max_tiles))
+    warnings: tuple[str, ...] = ()
+    # what a phone's limit has changed or ended does not tell what it would have held
+    free = by_rule(runs.free(limits.max_tiles), budget.rule)
+    largest, phase = contributors(free, manifest), peak_phase(free)
+    if check.verdict in ("tight", "throttled", "does not fit") and largest:
+        check = check.model_copy(update={"reason": f"{check.reason} Largest without a limit: {in_words(largest)}."})
+    if free.outcome == "ok" and budget.play_p90_bytes is not None:
+        figure, warnings = play(free, budget.play_p90_bytes, phone.name)
+        figures = (*figures, figure)
+    passed = rules.accept([check]) and run.outcome in ("ok", "over_budget")
+    return ProfileResult(
+        phone.name,
+        phone.platform,
+        figures,
+        (check,),
+        "passed" if passed else "failed",
+        run,
+        phase.phase if phase else None,
+        largest,
+        warnings,
+    )
+
+
+def play(run: SandboxResult, limit_bytes: int, phone: str) -> tuple[Figure, tuple[str, ...]]:
+    """Google Play's figure, and a warning where it is beyond what Play asks for from February 2027 on.
+
+    It is the 90th percentile over sessions and users of anonymous and swapped memory in the foreground; here it is over
+    the time of the one run, without its load.
+    """
+    loaded = run.phases[0].end_s if run.phases else 0.0
+    held = sorted(sample.unreclaimable_bytes for sample in run.time_line if sample.time_s >= loaded)
+    value = held[(9 * len(held) - 1) // 10] if held else 0
+    figure = ran_here("p90_anonymous_swap", value, "bytes", stand_in(run))
+    if value <= limit_bytes:
+        return figure, ()
+    return figure, (
+        f"{phone}: from February 2027 Google Play asks for {limit_bytes / 1e9:.2f} GB of anonymous and swapped memory "
+        f"at the 90th percentile on such a phone, and this artifact alone has {value / 1e9:.2f} GB",
+    )
 
 
 def _figures(run: SandboxResult, at: str) -> tuple[Figure, ...]:

@@ -6,6 +6,7 @@ means.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from runtime_tests.jobs import Job
 
 _STDERR_TAIL_BYTES = 8192
 _PHASES = 4  # baseline, load, a driver's first use, steady
+_SILENT_S = 3600.0  # any job tells of its progress many times in an hour
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ def child_environment() -> dict[str, str]:
 
 
 def run_child(job: Job, on_event: Callable[[dict[str, Any]], None]) -> Ended:
-    """Run a job to its end. On any exception here, Ctrl-C included, the child is killed."""
+    """Run a job to its end. On any exception here, Ctrl-C included, the child is killed, and when it is silent for an
+    hour: it hangs."""
     with scratch_folder() as folder:
         process = subprocess.Popen(
             child_command(job, folder),
@@ -90,6 +94,7 @@ def run_child(job: Job, on_event: Callable[[dict[str, Any]], None]) -> Ended:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=child_environment(),
+            start_new_session=True,  # what it starts ends with it
         )
         assert process.stdin and process.stdout and process.stderr
         stderr = process.stderr
@@ -97,8 +102,10 @@ def run_child(job: Job, on_event: Callable[[dict[str, Any]], None]) -> Ended:
         reader = threading.Thread(target=lambda: tail.extend(stderr), daemon=True)
         reader.start()
         events: list[dict[str, Any]] = []
+        watchdog = _Watchdog(process)
         try:
             for line in process.stdout:
+                watchdog.heard()
                 try:
                     event = json.loads(line)
                 except ValueError:  # killed in the middle of a line
@@ -110,14 +117,50 @@ def run_child(job: Job, on_event: Callable[[dict[str, Any]], None]) -> Ended:
                 on_event(event)
             exit_code = process.wait()
         finally:
-            process.kill()
+            watchdog.send_away()
+            _end(process)
             process.wait()
             reader.join(timeout=10)
             for stream in (process.stdin, process.stdout, process.stderr):
                 stream.close()
     last = {key: value for event in events for key, value in event.items() if key in ("result", "error")}
     text = b"".join(tail)[-_STDERR_TAIL_BYTES:].decode(errors="replace")
-    return Ended(exit_code, tuple(events), last.get("result"), last.get("error"), text)
+    error = last.get("error")
+    if watchdog.bit:
+        error = f"it said nothing for {_SILENT_S:,.0f} s and was ended: it hangs"
+    return Ended(exit_code, tuple(events), last.get("result"), error, text)
+
+
+class _Watchdog(threading.Thread):
+    """Ends a process that is silent for too long. `bit`: whether it had to."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        super().__init__(daemon=True)
+        self._process, self._over, self._heard = process, threading.Event(), time.monotonic()
+        self.bit = False
+        self.start()
+
+    def heard(self) -> None:
+        """It has said something."""
+        self._heard = time.monotonic()
+
+    def run(self) -> None:
+        """Until it is sent away, or has to bite."""
+        while not self._over.wait(max(0.0, self._heard + _SILENT_S - time.monotonic())):
+            if time.monotonic() >= self._heard + _SILENT_S:
+                self.bit = True
+                _end(self._process)
+                return
+
+    def send_away(self) -> None:
+        """Nobody is waited for any more."""
+        self._over.set()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process of its own session, with what it has started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def failure_of(step: str, ended: Ended) -> Failure | None:
@@ -141,8 +184,8 @@ def forward(progress: Progress) -> Callable[[dict[str, Any]], None]:
     return on_event
 
 
-def phases(stage: str, progress: Progress) -> Callable[[dict[str, Any]], None]:
-    """The phases of a memory job as the progress of one stage."""
+def phases(stage: str, progress: Progress, count: int = _PHASES) -> Callable[[dict[str, Any]], None]:
+    """The phases of a memory job, `count` of them, as the progress of one stage."""
 
     done = 0
 
@@ -150,6 +193,6 @@ def phases(stage: str, progress: Progress) -> Callable[[dict[str, Any]], None]:
         nonlocal done
         if "phase" in event:
             done += 1
-            progress(stage, min(done, _PHASES), _PHASES)
+            progress(stage, min(done, count), count)
 
     return on_event

@@ -78,6 +78,7 @@ def validate(
     *,
     strict: bool = False,
     allow_unassessed: bool = False,
+    allow_throttled: bool = False,
     threads: int = 2,
     prompt_tokens: int = 512,
     decode_tokens: int = 32,
@@ -86,8 +87,9 @@ def validate(
     """Test an artifact in its real runtime, in child processes, and judge it.
 
     The digests are verified first: an artifact that differs from its manifest is never executed. ``strict`` fails
-    verdicts of "tight", ``allow_unassessed`` passes what nothing can assess. ``prompt_tokens`` is the prompt of the
-    speed figures; memory is measured at the artifact's whole context, whose last ``decode_tokens`` are decoded.
+    verdicts of "tight", ``allow_unassessed`` passes what nothing can assess, ``allow_throttled`` what Android 17 slows
+    down. ``prompt_tokens`` is the prompt of the speed figures; memory is measured at the artifact's whole context,
+    whose last ``decode_tokens`` are decoded, and in several turns that fill it.
 
     Raises EdgewrightError for a damaged artifact, MissingTool where the runtime is not installed or the memory
     sandbox cannot run. A runtime that crashes is no exception: it becomes a Failure.
@@ -95,7 +97,7 @@ def validate(
     artifact = artifact.resolve()
     manifest = require_intact(artifact, progress)
     driver = driver_of(artifact, manifest)
-    rules = Rules(strict, allow_unassessed)
+    rules = Rules(strict, allow_unassessed, allow_throttled)
     sizes = app_bytes(artifact, manifest)
     job = Job(
         kind="memory",
@@ -121,7 +123,8 @@ def validate(
         progress,
     )
     speed = partial(modelled_speed, manifest.work, manifest.target)
-    results = on_phones(runs, profiles, None if sizes is None else sorted(sizes), modelled, rules, speed)
+    results = on_phones(runs, profiles, None if sizes is None else sorted(sizes), modelled, rules, manifest, speed)
+    found.warnings += [*runs.weakened(), *(line for phone in results for line in phone.warnings)]
     return Validation(
         artifact,
         manifest.target,

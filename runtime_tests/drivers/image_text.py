@@ -51,7 +51,8 @@ def run(session: Session, manifest: Manifest, job: Job, phase: Phase, kind: type
     """The phases "vision" (the largest image), "prefill" and "steady" (tokens decoded after it).
 
     Any pixels and tokens do, their number is what counts. The job's prompt, or one as long as the context has room for
-    beside what is decoded; it holds as many image tokens as it has room for.
+    beside what is decoded, and then the phase "long conversation" about the same image; the prompt holds as many image
+    tokens as it has room for.
     """
     artifact = job.artifact
     context, vocabulary = (positive(artifact, manifest, key) for key in ("max_tokens", "vocab_size"))
@@ -78,6 +79,8 @@ def run(session: Session, manifest: Manifest, job: Job, phase: Phase, kind: type
         token = int(decoder.decode(token).argmax())
         seconds.append(time.perf_counter() - begin)
     phase("steady", tokens=steps, seconds=sum(seconds), median_seconds=statistics.median(seconds))
+    if job.prompt_tokens is None:
+        text.converse(decoder, prompt, context, steps, phase, seen + 1)
 
 
 def speed(events: Mapping[str, Mapping[str, Any]]) -> Sequence[Figure]:

@@ -41,6 +41,7 @@ Ids = NDArray[np.int64]
 Logits = NDArray[np.float32]
 
 DECODER = "decoder"
+_TURNS = 4
 _NO_TOKENIZER = f"the package has no {TOKENIZER}: nothing was tested from text"
 
 
@@ -100,7 +101,8 @@ def _own(session: Session, prompt: Prompt, count: int) -> dict[str, Any] | None:
 def run(session: Session, manifest: Manifest, job: Job, phase: Phase) -> None:
     """The phases "prefill" and "steady", the tokens decoded after it; any tokens do, their number is what counts.
 
-    The job's prompt, or one as long as the context has room for beside what is decoded.
+    The job's prompt, or one as long as the context has room for beside what is decoded, and then the phase
+    "long conversation".
     """
     context = positive(job.artifact, manifest, "max_tokens")
     vocabulary = positive(job.artifact, manifest, "vocab_size")
@@ -117,6 +119,27 @@ def run(session: Session, manifest: Manifest, job: Job, phase: Phase) -> None:
         token = int(decoder.decode(token).argmax())
         seconds.append(time.perf_counter() - begin)
     phase("steady", tokens=steps, seconds=sum(seconds), median_seconds=statistics.median(seconds))
+    if job.prompt_tokens is None:
+        converse(decoder, prompt, context, steps, phase)
+
+
+def converse(decoder: Decoder, words: Ids, context: int, steps: int, phase: Phase, first: int = 1) -> None:
+    """The phase "long conversation": several turns, each a question and its answer, until the context is full.
+
+    words [most of the context]: what the questions are cut out of. first: what of them the first question must hold.
+    steps: tokens of all answers together.
+    """
+    begin, turns = time.perf_counter(), 1
+    each, answer = max(1, context // _TURNS), max(1, steps // _TURNS)
+    token = int(decoder.prefill(words[: max(first, each - answer)]).argmax())
+    while True:
+        for _ in range(min(answer, context - decoder.length)):
+            token = int(decoder.decode(token).argmax())
+        left = min(max(1, each - answer), context - decoder.length)
+        if not left:
+            break
+        token, turns = int(decoder.go_on(words[-left:]).argmax()), turns + 1
+    phase("long conversation", tokens=decoder.length, turns=turns, seconds=time.perf_counter() - begin)
 
 
 def asker(session: Session, artifact: Path, manifest: Manifest) -> Asker:
@@ -234,13 +257,22 @@ class Decoder:
         assert found is not None
         return found
 
+    @property
+    def length(self) -> int:
+        """Tokens of the conversation so far."""
+        return self._length
+
     def prefill(self, ids: Ids) -> Logits:
         """[V] of the last position, from an empty cache."""
         self.reset()
-        row = np.empty(0, np.float32)
+        return self.go_on(ids)
+
+    def go_on(self, ids: Ids) -> Logits:
+        """[V] of the last position, after what was said before."""
+        row, before = np.empty(0, np.float32), self._length
         for start, stop in self._calls(len(ids)):
             one = stop - start == 1 and not takes(self._tokens, 1)
-            row = self._call("decode" if one else "prefill", ids[start:stop], start)[0, -1]
+            row = self._call("decode" if one else "prefill", ids[start:stop], before + start)[0, -1]
         return row
 
     def decode(self, token: int) -> Logits:

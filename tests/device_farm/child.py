@@ -60,6 +60,15 @@ def read_mapped(path: str) -> np.ndarray:
     return view
 
 
+def swapped(size: int) -> object:
+    """Anonymous memory that the kernel is told to swap out; on a machine with swap it does."""
+    area = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    generator = np.random.default_rng(0)  # what compresses to nothing would be kept as nothing
+    np.frombuffer(area, np.uint8)[:] = generator.integers(0, 256, size, np.uint8)
+    area.madvise(21)  # MADV_PAGEOUT, Linux 5.4
+    return area
+
+
 def main(way: str, *arguments: str) -> None:
     if way == "silent":
         return
@@ -70,6 +79,20 @@ def main(way: str, *arguments: str) -> None:
         announce("load", held=way, wait=True)
         time.sleep(0.02)
         del held
+    elif way == "probe":  # anonymous, shared, swapped bytes, and a file
+        sizes = [int(size) for size in arguments[:3]]
+        held = [pages(sizes[0]), shared(sizes[1]), read_mapped(arguments[3])]
+        held += [swapped(sizes[2])] if sizes[2] else []
+        announce("steady", wait=True)
+        del held
+    elif way == "forks":
+        read, write = os.pipe()
+        if os.fork() == 0:
+            os.read(read, 1)
+            os._exit(0)
+        announce("load", wait=True)
+        os.write(write, b"x")
+        announce("steady", wait=True)
     elif way == "spikes":
         for _ in range(10):
             memset(int(arguments[0]))
@@ -103,7 +126,10 @@ def main(way: str, *arguments: str) -> None:
             memset(int(arguments[0]))
             time.sleep(0.1)
             os._exit(0)
-        sys.exit(1 if os.waitpid(pid, 0)[1] else 0)
+        failed = os.waitpid(pid, 0)[1]
+        if arguments[1:]:
+            announce(arguments[1], wait=True)
+        sys.exit(1 if failed else 0)
     elif way == "signal":
         announce("load")
         sys.stderr.write("about to die\n")

@@ -14,7 +14,7 @@ from device_farm.calibration.language import geometries
 from device_farm.chips import find_chip
 from device_farm.latency_model import NETWORK_CLASSES, Geometry
 from device_farm.latency_rates import GENIEX, POCKETPAL, Modelled
-from device_farm.profile import AndroidProfile, IosProfile, parse_profile
+from device_farm.profile import AndroidProfile, IosProfile
 
 PHI = geometries()["phi-4-mini"]
 SMALL = geometries()["qwen2.5-1.5b"]
@@ -32,10 +32,9 @@ TOKEN = TokenWork(
 )
 
 
-def phone(soc: str, isa: str = "[dotprod, i8mm]") -> AndroidProfile | IosProfile:
-    text = (resources.files("device_farm") / "profiles" / "android-4gb.yaml").read_text()
-    text = text.replace("Snapdragon 680 class", soc).replace("    value: []", f"    value: {isa}")
-    return parse_profile(text.encode(), "phone.yaml")
+def phone(name: str = "android-8gb") -> AndroidProfile | IosProfile:
+    """By default one of the Snapdragon 8 Gen 2."""
+    return load_profile(name)
 
 
 def figure(found: Modelled | str) -> Modelled:
@@ -147,7 +146,7 @@ def test_a_chip_is_found_by_the_longest_name_in_its_words(words: str, chip: str 
 
 
 def test_onnx_packages_are_carried_over_by_the_measured_ratio_and_a_wider_band() -> None:
-    found = modelled(Work(token=TOKEN), "onnx", phone("Snapdragon 8 Gen 2"))
+    found = modelled(Work(token=TOKEN), "onnx", phone())
     geometry = Geometry(28, 12, 2, 128, 1536, 8960, 151936)
     own, theirs = figure(found["decode"]), figure(predict(geometry, "Snapdragon 8 Gen 2")["decode"])
     assert own.value == pytest.approx(1.12 * theirs.value, rel=0.05)
@@ -165,11 +164,11 @@ def test_onnx_packages_are_carried_over_by_the_measured_ratio_and_a_wider_band()
 )
 def test_what_was_not_measured_side_by_side_is_said(weights: str, target: str, words: str) -> None:
     token = TOKEN.model_copy(update={"weights": {weights: 1.31e9}})
-    assert words in str(modelled(Work(token=token), target, phone("Snapdragon 8 Gen 2"))["decode"])
+    assert words in str(modelled(Work(token=token), target, phone())["decode"])
 
 
-def test_a_profile_without_dotprod_has_no_figure_whatever_its_chip_is_called() -> None:
-    found = modelled(Work(token=TOKEN), "onnx", phone("Snapdragon 8 Gen 2", "[]"))
+def test_a_profile_without_dotprod_has_no_figure() -> None:
+    found = modelled(Work(token=TOKEN), "onnx", phone("android-4gb"))
     assert {str(text)[:15] for text in found.values()} == {"no latency data"}
 
 
@@ -183,10 +182,10 @@ def test_a_network_is_within_a_factor_of_two_and_slower_on_slower_phones() -> No
 
 def test_an_avatar_hears_and_draws_its_first_frame_and_looks_ahead_apart() -> None:
     stream = StreamWork(window={**UNET, "conv": 0.9e9}, frame=UNET, frames=5, lookahead_ms=280)
-    found = modelled(Work(stream=stream), "onnx", phone("Snapdragon 8 Gen 2"))
+    found = modelled(Work(stream=stream), "onnx", phone())
     first, each = figure(found["first_frame"]), figure(found["frame_time"])
     assert "280 ms of look-ahead apart" in first.at and first.value > each.value
-    assert str(modelled(Work(stream=stream), "coreml", phone("Snapdragon 8 Gen 2"))["frame_time"]).endswith("in coreml")
+    assert str(modelled(Work(stream=stream), "coreml", phone())["frame_time"]).endswith("in coreml")
 
 
 @pytest.mark.parametrize(

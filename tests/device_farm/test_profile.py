@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_farm import AndroidProfile, IosProfile, ProfileError, list_profiles, load_profile
-from device_farm.profile import parse_profile
+from device_farm.limiter import LimiterLimits
+from device_farm.profile_file import parse_profile
 
 SHIPPED = Path(__file__).parents[2] / "device_farm" / "profiles"
 ANDROID = (SHIPPED / "android-4gb.yaml").read_text()
@@ -42,10 +43,20 @@ def test_every_number_of_a_shipped_profile_has_a_source(name: str) -> None:
 
 
 def test_the_shipped_profiles_are_these() -> None:
-    assert list_profiles() == ["android-3gb", "android-4gb", "iphone-12"]
-    assert isinstance(load_profile("android-3gb"), AndroidProfile)
-    assert isinstance(load_profile("android-4gb"), AndroidProfile)
-    assert isinstance(load_profile("iphone-12"), IosProfile)
+    iphones = [f"iphone-{name}" for name in ("11", "12", "13-pro", "15-pro", "se-2", "xr")]
+    androids = [f"android-{size}gb" for size in (12, 2, 3, 4)] + ["android-4gb-helio-g85", "android-6gb"]
+    androids += ["android-6gb-4-gen-2", "android-8gb", "android-8gb-778g", "pixel-9", "poco-x7"]
+    assert list_profiles() == sorted([*androids, *iphones])
+    assert {type(load_profile(name)) for name in androids} == {AndroidProfile}
+    assert {type(load_profile(name)) for name in iphones} == {IosProfile}
+
+
+def test_the_chips_that_people_ask_about_have_a_phone() -> None:
+    chips = {phone.soc.value for name in list_profiles() if (phone := load_profile(name)).soc}
+    named = {f"Snapdragon {name}" for name in ("680", "695", "4 Gen 2", "778G", "8 Gen 2", "8 Elite")} | {"Helio G85"}
+    assert named <= chips
+    assert {f"Apple A{number}" for number in (12, 13, 14, 15, "17 Pro")} <= chips
+    assert {load_profile(name).ram_bytes.value >> 30 for name in list_profiles()} == {2, 3, 4, 6, 8, 12}
 
 
 def test_androids_budget_is_a_policy_and_a_recipe_can_only_ask_for_less() -> None:
@@ -131,7 +142,9 @@ def test_a_profile_that_is_no_file_is_refused_and_not_waited_for(tmp_path: Path)
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:
-    with pytest.raises(ProfileError, match=r"no profile 'iphone12' \(did you mean 'iphone-12'\?\); known: android-3gb"):
+    with pytest.raises(
+        ProfileError, match=r"no profile 'iphone12' \(did you mean 'iphone-12'\?\); known: android-12gb"
+    ):
         load_profile("iphone12")
 
 
@@ -170,7 +183,7 @@ def line_of(text: str, word: str) -> int:
         ("platform: android", "platform: [android]", r"key 'platform': must be one of android, ios"),
         ("ram_bytes:", "title: again\nram_bytes:", r"key 'title': given twice"),
         ("ram_bytes:", "2026-11-01: x\nram_bytes:", r"key '2026-11-01': given twice, or not a word"),
-        ("  value: Snapdragon 680 class", "  value: *other", r"aliases and deep nesting are not allowed"),
+        ("  value: Snapdragon 680", "  value: *other", r"aliases and deep nesting are not allowed"),
         ("soc:", "soc: [", r"line \d+: not valid YAML"),
     ],
 )
@@ -183,6 +196,109 @@ def test_errors_name_file_line_key_and_the_nearest_valid_key(old: str, new: str,
     assert raised.match(message)
     if "unknown" in message:
         assert f"line {line_of(text, new.strip())}, " in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new", "message"),
+    [
+        (
+            ANDROID,
+            "value: Snapdragon 680",
+            "value: Snapdragon 690",
+            r"key 'soc\.value': unknown chip 'Snapdragon 690' \(",
+        ),
+        (
+            ANDROID,
+            "[4x Cortex-A73, 4x",
+            "[6x Cortex-A73, 2x",
+            r"key 'cpu\.clusters\.value': Snapdragon 680 has 4x Cort",
+        ),
+        (
+            ANDROID,
+            "[4x Cortex-A73,",
+            "[4x Cortex-A37,",
+            r"key 'cpu\.clusters\.value\.0': unknown core 'Cortex-A37' \(did",
+        ),
+        (ANDROID, "[4x Cortex-A73,", "[Cortex-A73,", r"'cpu\.clusters\.value\.0': 'Cortex-A73' is not a number of cor"),
+        (ANDROID, "    value: 8\n", "    value: 6\n", r"key 'cpu\.cores\.value': 6, and the clusters have 8"),
+        (
+            ANDROID,
+            "    value: []\n",
+            "    value: [dotprod]\n",
+            r"key 'cpu\.isa\.value': \[dotprod\], and what every core",
+        ),
+        (
+            ANDROID,
+            "1_500_000_000",
+            "5_500_000_000",
+            r"key 'memory\.budget_bytes\.value': 5,500,000,000 bytes, more than",
+        ),
+        (
+            ANDROID,
+            "1_073_741_824",
+            "3_073_741_824",
+            r"key 'memory\.limiter\.not_visible_bytes\.value': 3,073,741,824 b",
+        ),
+        (
+            ANDROID,
+            "2_147_483_648",
+            "5_147_483_648",
+            r"key 'memory\.limiter\.visible_bytes\.value': 5,147,483,648 bytes",
+        ),
+        (
+            IPHONE,
+            "2_348_000_000",
+            "4_348_000_000",
+            r"key 'memory\.limits\.0\.footprint_bytes\.value': 4,348,000,000 bytes",
+        ),
+        (
+            IPHONE,
+            "increased_footprint_bytes: null",
+            "increased_footprint_bytes: {value: 5, source: a source that is wrong, date: 2026-11, confidence: weak}",
+            r"key 'memory\.limits\.0\.increased_footprint_bytes\.value': 5 bytes, less than the 2,348,000,000",
+        ),
+    ],
+)
+def test_what_cannot_be_true_together_is_an_error(text: str, old: str, new: str, message: str) -> None:
+    assert old in text
+    with pytest.raises(
+        ProfileError, match=rf"(?m)^mine\.yaml, line \d+, {'' if message[0] == 'k' else 'key '}{message}"
+    ):
+        parse_profile(text.replace(old, new, 1).encode(), "mine.yaml")
+
+
+def test_a_chip_that_nobody_knows_is_left_out() -> None:
+    before, _, after = ANDROID.partition("soc:\n")
+    text = f"{before}soc: null\n{after[after.index('ram_bytes:') :]}"
+    assert parse_profile(text.encode(), "mine.yaml").soc is None
+
+
+def test_a_bare_number_is_asked_for_its_source() -> None:
+    text = ANDROID.partition("bandwidth_bytes_per_s:")[0] + "bandwidth_bytes_per_s: 17.1e+9\n"
+    with pytest.raises(
+        ProfileError, match=r"'bandwidth_bytes_per_s': 17100000000.0 needs its source: \{value: …, sour"
+    ):
+        parse_profile(text.encode(), "x.yaml")
+
+
+def test_the_memory_limiter_counts_from_its_version_on_and_by_what_the_app_is_doing() -> None:
+    older, pixel = load_profile("android-8gb"), load_profile("pixel-9")
+    assert older.budget().limiter is None, "Android 16"
+    assert older.budget(os_version="17").limiter == LimiterLimits("visible", 5120 << 20, 0)
+    assert older.budget(os_version="17.1", app_state="not visible").limiter == LimiterLimits(
+        "not visible", 3072 << 20, 0
+    )
+    assert pixel.budget().limiter == LimiterLimits("visible", 8192 << 20, 0)
+    assert load_profile("android-3gb").budget(os_version="17").limiter is None, "none below 3,200 MiB"
+    with pytest.raises(ProfileError, match="belongs to Android's Memory Limiter"):
+        load_profile("iphone-12").budget(app_state="not visible")
+
+
+def test_an_iphone_with_the_entitlement_may_hold_more() -> None:
+    phone = load_profile("iphone-13-pro")
+    assert phone.budget().limit_bytes == 3072 << 20
+    assert phone.budget(increased=True).limit_bytes == 4096 << 20
+    assert phone.budget().single_mapping_bytes == 2_000_000_000
 
 
 def test_a_missing_source_is_an_error() -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from artifacts.errors import EdgewrightError, MissingTool
-from device_farm import available_mechanisms, cgroup, run
+from device_farm import assess_memory, available_mechanisms, cgroup, load_profile, run
+from device_farm.host import HostMemory, read_host, weaknesses
 from device_farm.sandbox import Mechanism
 from device_farm.watch import Rule
 from tests.device_farm import sandbox_acceptance
@@ -135,6 +136,57 @@ def test_a_group_limits_the_childs_own_children_too(mechanism: Mechanism, child:
     result = run(child("worker", 130 * MB), limit_bytes=100 * MB, rule="android", mechanism=mechanism)
     expected = ("ok", 0) if mechanism == "watchdog" else ("over_budget", 1)
     assert (result.outcome, result.exit_code) == expected
+
+
+@pytest.mark.parametrize("way", [("forks",), ("worker", 30 * MB)])
+def test_processes_that_it_starts_are_found_and_no_figure_is_trusted(way: tuple[object, ...], child: Command) -> None:
+    """Those that still run, and those that it has waited for."""
+    result = run(child(*way, "phase"), limit_bytes=None, rule="android", mechanism="watchdog")
+    assert (result.outcome, result.others) == ("ok", True)
+    found = assess_memory(result, load_profile("android-8gb").budget(), "android-8gb", "a load")
+    assert (found.verdict, found.reason.split(",")[0]) == ("not assessed", "It started other processes")
+    assert not run(child("memset", MB), limit_bytes=None, rule="android").others
+
+
+def test_other_apps_make_it_read_again_sooner(child: Command, weights: Path) -> None:
+    """Room for the weights alone; with others who read their own files some of them go."""
+    if available_mechanisms()[0] == "watchdog":
+        with pytest.raises(EdgewrightError, match="background pressure needs a control group"):
+            run(child("silent"), limit_bytes=MB, rule="android", background_bytes=MB)
+        return
+    command, limit = child("reread", weights, 6), 330 * MB
+    alone = run(command, limit_bytes=limit, rule="android", cold_paths=[weights])
+    beside = run(command, limit_bytes=limit, rule="android", cold_paths=[weights], background_bytes=200 * MB)
+    assert (alone.outcome, beside.outcome) == ("ok", "ok")
+    assert alone.thrash_percent is not None and beside.thrash_percent is not None
+    assert alone.thrash_percent < 5 and beside.thrash_percent > 50
+    assert not groups_of_ours()
+
+
+def test_what_falls_short_of_a_group_says_what_that_weakens(child: Command) -> None:
+    result = run(child("memset", MB), limit_bytes=100 * MB, rule="android", mechanism="watchdog")
+    assert len(result.weakened) >= 1 and "limits anonymous memory alone" in result.weakened[0]
+    assert not any("control group" in line for line in run(child("memset", MB), limit_bytes=None, rule="ios").weakened)
+
+
+def test_swap_and_pressure_on_this_machine_are_reported() -> None:
+    quiet, swaps, pressed = HostMemory(0, 1_000_000), HostMemory(2 << 30, 1_000_000), HostMemory(0, 1_500_000)
+    assert weaknesses(quiet, quiet, 10.0, limited=False) == ()
+    assert "swap is on on this machine (2.1 GB)" in weaknesses(swaps, swaps, 10.0, limited=False)[0]
+    assert (
+        "another process pressed on this machine's memory in 5 %" in weaknesses(quiet, pressed, 10.0, limited=False)[0]
+    )
+    assert weaknesses(quiet, pressed, 10.0, limited=True) == (), "a limited run waits for memory by itself"
+    assert weaknesses(HostMemory(0, None), HostMemory(0, None), 10.0, limited=False) == ()
+
+
+def test_the_machines_own_figures_are_read(tmp_path: Path) -> None:
+    (tmp_path / "pressure").mkdir()
+    (tmp_path / "meminfo").write_text("MemTotal: 100 kB\nSwapTotal:       2048 kB\n")
+    assert read_host(tmp_path) == HostMemory(2048 * 1024, None)
+    line = "some avg10=0.00 avg60=0.00 avg300=0.00 total=1234\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=9\n"
+    (tmp_path / "pressure/memory").write_text(line)
+    assert read_host(tmp_path).stalled_us == 1234
 
 
 @pytest.mark.parametrize(

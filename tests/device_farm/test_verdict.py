@@ -11,6 +11,7 @@ from artifacts import Check
 from device_farm import (
     CacheDrop,
     MemoryBudget,
+    PhaseMemory,
     SandboxResult,
     Split,
     assess_memory,
@@ -19,6 +20,7 @@ from device_farm import (
     not_assessed,
     not_for_platform,
 )
+from device_farm.host import Mapped
 
 MB = 1_000_000
 RESULT = SandboxResult(
@@ -99,6 +101,29 @@ def test_android_is_not_assessed_where_nothing_shows_what_dropping_pages_does() 
     assert android(peak_charged_bytes=490 * MB, cache=CacheDrop(1, 900 * MB, 300 * MB)) == "not assessed"
     # anonymous memory beyond the limit needs no such evidence
     assert android(peak_unreclaimable_bytes=501 * MB, **over, **ONLY_MEASURED) == "does not fit"
+
+
+def test_processes_of_its_own_count_against_it_but_not_the_compilers_of_a_stand_in() -> None:
+    assert android(others=True) == "not assessed"
+    phase = PhaseMemory("load", 0, 0, 0, 0, 0, 0, {"stand_in": "kernels compiled for this machine"})
+    assert android(others=True, phases=(phase,)) == "fits"
+
+
+def test_what_is_no_measurement_is_not_assessed() -> None:
+    """Swap in use, and peaks below the mapped model's size; what is over the limit stays over it."""
+    assert android(peak_swap_bytes=MB) == ios(100 * MB, peak_swap_bytes=MB) == "not assessed"
+    assert ios(501 * MB, peak_swap_bytes=MB) == "does not fit"
+    assert android(**ONLY_MEASURED, mapped=Mapped(300 * MB, 300 * MB)) == "fits"
+    assert android(**ONLY_MEASURED, mapped=Mapped(320 * MB, 320 * MB)) == "not assessed"
+    assert android(mapped=Mapped(320 * MB, 320 * MB)) == "fits", "a limit made it drop them"
+
+
+def test_ios_maps_so_much_of_a_file_at_once() -> None:
+    budget = dataclasses.replace(IOS, single_mapping_bytes=150 * MB)
+    free = dataclasses.replace(RESULT, rule="ios", **ONLY_MEASURED, peak_charged_bytes=100 * MB)
+    for largest, verdict in ((150 * MB, "fits"), (151 * MB, "does not fit")):
+        mapped = dataclasses.replace(free, mapped=Mapped(200 * MB, largest))
+        assert assessed(mapped, budget).verdict == verdict
 
 
 def test_how_a_run_ended_comes_first() -> None:

@@ -171,7 +171,7 @@ def test_profiles_are_listed_and_shown_with_their_sources(edgewright):
         (["plan", "nowhere/x.yaml"], "nowhere/x.yaml: no such recipe file"),
         (["inspect", "nowhere"], "nowhere: no such artifact folder"),
         (["verify", "tests"], "not an Edgewright artifact"),
-        (["profiles", "show", "iphone-11"], "iphone-12"),
+        (["profiles", "show", "iphone-21"], "iphone-12"),
         (["publish", "--repo", "a/b"], "required: ARTIFACT"),
         (["publish", "nowhere"], "no repository is named; give --repo OWNER/NAME"),
         (["publish", "nowhere", "--repo", "a/b"], "nowhere: no such artifact folder"),

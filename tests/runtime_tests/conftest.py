@@ -170,6 +170,11 @@ class Session:
     def reset(self):
         pass
     def call(self, component, entry, **arrays):
+        if self.runtime["does"] == "hang":
+            time.sleep(600)
+        if self.runtime["does"] == "write":
+            with open(self.runtime["path"], "w") as file:
+                file.write("was here")
         assert (component, entry) in (("decoder", "prefill"), ("decoder", "decode")), "not reached"
         if self.runtime["does"] == "map":
             numpy.frombuffer(self.mapped, numpy.uint8)[:: mmap.PAGESIZE].sum()
