@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from edgewright import adoption, hub_commands, rooms, signals, streams
+from edgewright import adoption, cache_commands, hub_commands, rooms, signals, streams
 from edgewright.arguments import Parser, command, group, output, recipe_arguments
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def parser() -> Parser:
     run.add_argument("--out", default="build", metavar="DIR", help="artifacts land in DIR/<recipe>/ (default: build)")
     run.add_argument("--profile", action="append", default=[], metavar="NAME", help="phone instead of the recipe's")
     run.add_argument("--no-validate", action="store_true", help="build without the runtime test")
+    run.add_argument("--fresh", action="store_true", help="do everything again, whatever an earlier run finished")
     output(run, quiet="show nothing but the verdict, warnings, and why it failed")
 
     plan = command(commands, "plan", _plan, "estimate size and memory from the checkpoint's config alone")
@@ -80,6 +81,7 @@ def parser() -> Parser:
     output(verify, quiet="show nothing when all is well, its last validation too")
 
     hub_commands.declare(commands)
+    cache_commands.declare(commands)
 
     adopt = command(commands, "adopt", adoption.run, "make a checkpoint of a project's .pth files, norms folded")
     adoption.arguments(adopt)
@@ -167,6 +169,7 @@ def _run(args: argparse.Namespace) -> int:
             profiles=args.profile,
             checkpoint=args.checkpoint,
             validate=not args.no_validate,
+            fresh=args.fresh,
             progress=progress,
         )
     if args.json:
