@@ -68,11 +68,8 @@ def core(manifest: Manifest) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def compared(entry: Entry, folder: Path, hashing: Literal["identity", "changed", "all"]) -> Entry | str:
-    """The entry with what its files are now, or what is wrong with them.
-
-    hashing: what decides over a file of another identity, nothing or its digest; or all are hashed.
-    """
+def compared(entry: Entry, folder: Path, hashing: Literal["changed", "all"]) -> Entry | str:
+    """The entry with what its files are now, or what is wrong with them; hashing: files of another identity, or all."""
     if not folder.is_dir():
         return "is gone"
     current = entry
@@ -90,7 +87,7 @@ def compared(entry: Entry, folder: Path, hashing: Literal["identity", "changed",
         try:
             now = identity(path)
             known = now == file.identity and hashing != "all"
-            if not known and (hashing == "identity" or now[2] != file.size or sha256_file(path) != file.sha256):
+            if not known and (now[2] != file.size or sha256_file(path) != file.sha256):
                 return f"{file.path} is not what it was"
         except OSError as error:
             return f"{file.path} cannot be read ({error.strerror})"

@@ -174,12 +174,14 @@ class Store:
         """What is to be done with the folder that was in `final` and gave way to the result of `key`."""
 
         def keep(old: Path) -> None:
+            gone = [item for item in self.listed(at=self.place(final)) if item.entry.key != key]
+            found = [compared(item.entry, old, "changed") for item in gone]
             with suppress(OSError), self._locked():
-                for item in self.listed(at=self.place(final)):
-                    if item.entry.key != key:
-                        if not isinstance(compared(item.entry, old, "identity"), str):
-                            self._move(item.entry, old)
-                        item.file.unlink(missing_ok=True)
+                for entry in found:
+                    if isinstance(entry, Entry):
+                        self._move(entry, old)
+                for item in gone:
+                    item.file.unlink(missing_ok=True)
             shutil.rmtree(old, ignore_errors=True)
 
         return keep

@@ -130,7 +130,7 @@ def quantize(
     words = {"recipe": recipe.name, "checkpoint": source}
     checked = {}
     reused = key is not None and _reused(store, key, earlier, out, words)
-    if known is not None and reused:
+    if known is not None and key is not None and reused:
         earlier = read_manifest(out)
         draft = drafted(known, earlier.created_by, earlier.weights_digest)
         if any(getattr(earlier, field) != value for field, value in draft):

@@ -29,7 +29,7 @@ examples:
 _EXIT_CODES = """\
 exit codes:
   0    done, and no gate failed
-  1    a gate failed, `verify` found another digest, or a target refuses the plan
+  1    a gate failed, `verify` found another digest, `cache verify` damage, or a target refuses the plan
   2    bad input, or a place (stdout too) that cannot be written
   3    a tool or optional package is missing
   70   a defect of Edgewright, with its traceback: please report it

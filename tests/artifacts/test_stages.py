@@ -85,7 +85,9 @@ def test_a_damaged_stage_is_never_found_again(store: Store, damage: str) -> None
     elif damage == "a file less":
         (final / "weights").unlink()
     elif damage == "manifest":
-        (final / MANIFEST).write_text((final / MANIFEST).read_text().replace('"family": "decoder"', '"family": "other"'))
+        (final / MANIFEST).write_text(
+            (final / MANIFEST).read_text().replace('"family": "decoder"', '"family": "other"')
+        )
     else:
         shutil.rmtree(final)
     assert store.find("package", A, final) is None
