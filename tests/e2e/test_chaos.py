@@ -73,7 +73,7 @@ class Runs:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     place = tmp_path_factory.mktemp("chaos")
     write_checkpoint(place / "weights")
-    (place / "small.yaml").write_text(RECIPE.replace("iphone-12:", "").replace("    android-4gb:", "    iphone-12:"))
+    (place / "small.yaml").write_text(RECIPE.partition("validate:")[0])
     command = [sys.executable, "-c", RUNS, str(place / "small.yaml"), *FOLDERS[1:]]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(place)}
     process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -111,12 +111,12 @@ def disturb(runs: Runs, place: Path, kills: int) -> None:
     done, at = 0, 0
     while done < kills:
         at += 1
-        out, change = place / str(at), 0
+        out = place / str(at)
         while done < kills:
-            change = chosen.randint(1, total if not change else total // 2)
+            change = chosen.randint(1, total // 3)  # several to each run: what is finished is not done again
             before = finished(out) if out.exists() else {}
             by_time = chosen.random() < 0.3
-            code = runs.run(out, 0, chosen.uniform(0.05, 4)) if by_time else runs.run(out, change)
+            code = runs.run(out, 0, chosen.uniform(0.05, 3)) if by_time else runs.run(out, change)
             now = finished(out) if (out / "small").is_dir() else {}
             assert before.items() <= now.items(), "a finished stage was lost"
             if code == 0:
