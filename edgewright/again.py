@@ -169,7 +169,7 @@ def _media(file: Path) -> Iterator[Path]:
 
 
 def _below(path: Path) -> Iterator[Path]:
-    if not path.is_dir():
+    if not os.path.isdir(path):  # unlike a Path it answers for names that no disk takes
         yield path
         return
     for folder, folders, names in os.walk(path):
