@@ -14,26 +14,38 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import EdgewrightError
 from .locks import lock, locked
-from .manifest import MANIFEST, SIGNATURE, Manifest, OutdatedManifest, ValidationRecord, read_manifest
+from .manifest import (
+    MANIFEST,
+    SIGNATURE,
+    CheckpointEntry,
+    Manifest,
+    OutdatedManifest,
+    RecipeEntry,
+    ValidationRecord,
+    read_manifest,
+)
 
-_IGNORED = frozenset({MANIFEST, SIGNATURE, ".DS_Store"})
+IGNORED = frozenset({MANIFEST, SIGNATURE, ".DS_Store"})
+_LEFTOVER = re.compile(r"\.(.+)\.(?:partial|old|manifest)-[0-9]+")
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
-def staged(final: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
+def staged(final: Path, *, needed_bytes: int = 0, replaced: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """Yield an empty folder beside ``final``; when the block ends well, fsync it and put it in the place of ``final``.
 
     On any exception, Ctrl-C included, the folder is removed and ``final`` stays as it was. After a kill, the next
     call with the same ``final`` removes what was left. ``final`` may hold an earlier artifact, which is replaced;
-    anything else there is refused.
+    anything else there is refused. ``replaced`` is called with the folder that the earlier one was moved to, and
+    removes it (which is what happens without).
 
     Raises:
         EdgewrightError: the place is no folder, read-only or too small (``needed_bytes`` is checked before anything
@@ -48,7 +60,17 @@ def staged(final: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
             raise EdgewrightError(f"{final}: the build ended without writing {MANIFEST}; nothing was put in place")
         _sync(partial)
         _refuse_foreign(final)
-        _replace(partial, final)
+        _replace(partial, final, replaced)
+
+
+def put_in_place(folder: Path, final: Path, replaced: Callable[[Path], None]) -> None:
+    """Rename a whole artifact of the same file system to ``final``, as ``staged`` does with what it was given."""
+    final = Path(os.path.abspath(final))
+    with _explained(final):
+        with locked(final.parent):
+            _clean(final)
+        _refuse_foreign(final)
+        _replace(folder, final, replaced)
 
 
 @contextmanager
@@ -142,16 +164,37 @@ def record_validation(folder: Path, validated: Manifest, record: ValidationRecor
     It takes the place of the record by the same limits. Raises EdgewrightError when the artifact was replaced since,
     or when the manifest cannot be written; the manifest stays as it was.
     """
+
+    def recorded(current: Manifest) -> Manifest:
+        if current.identity != validated.identity:
+            raise EdgewrightError(f"{folder}: was replaced while it was validated; validate it again")
+        others = [item for item in current.validations if (item.limits is None) != (record.limits is None)]
+        return current.model_copy(update={"validations": (*others, record)})
+
+    return _rewritten(folder, recorded, "the verdict")
+
+
+def relabel(folder: Path, recipe: RecipeEntry, checkpoint: CheckpointEntry) -> Manifest:
+    """Have ``folder``'s manifest say that these very bytes are what ``recipe`` gives of ``checkpoint``, atomically.
+
+    What was found out by the limits of another recipe goes. Raises EdgewrightError as ``record_validation`` does.
+    """
+
+    def relabelled(current: Manifest) -> Manifest:
+        kept = tuple(item for item in current.validations if item.limits in (None, recipe))
+        return current.model_copy(update={"recipe": recipe, "checkpoint": checkpoint, "validations": kept})
+
+    current = read_manifest(folder)
+    return current if relabelled(current) == current else _rewritten(folder, relabelled, "the recipe's digest")
+
+
+def _rewritten(folder: Path, change: Callable[[Manifest], Manifest], what: str) -> Manifest:
     folder = Path(os.path.realpath(folder))
     aside = folder.parent / f".{folder.name}.manifest-{os.getpid()}"
     try:
         with locked(folder.parent):
             _clean_manifests(folder)
-            current = read_manifest(folder)
-            if current.identity != validated.identity:
-                raise EdgewrightError(f"{folder}: was replaced while it was validated; validate it again")
-            others = [item for item in current.validations if (item.limits is None) != (record.limits is None)]
-            updated = current.model_copy(update={"validations": (*others, record)})
+            updated = change(read_manifest(folder))
             descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
                 with open(descriptor, "w", encoding="utf-8") as file:
@@ -163,11 +206,11 @@ def record_validation(folder: Path, validated: Manifest, record: ValidationRecor
                 aside.unlink(missing_ok=True)
             _sync_folder(folder)
     except OSError as error:
-        raise EdgewrightError(f"{folder / MANIFEST}: the verdict cannot be written ({error.strerror})") from error
+        raise EdgewrightError(f"{folder / MANIFEST}: {what} cannot be written ({error.strerror})") from error
     return updated
 
 
-def _replace(partial: Path, final: Path) -> None:
+def _replace(partial: Path, final: Path, replaced: Callable[[Path], None] | None) -> None:
     """Rename into place. After a kill between the two renames, ``_clean`` of the next run puts the earlier one back."""
     old = final.parent / f".{final.name}.old-{os.getpid()}"
     with locked(final.parent):
@@ -180,6 +223,8 @@ def _replace(partial: Path, final: Path) -> None:
             if replacing and not final.exists():
                 old.rename(final)
     _sync_folder(final.parent)
+    if replacing and replaced is not None:
+        replaced(old)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -204,10 +249,18 @@ def _refuse_foreign(final: Path) -> None:
     except EdgewrightError as error:
         raise EdgewrightError(f"{final}: exists and is not an Edgewright artifact ({error}); {advice}") from error
     names = {path.relative_to(final).as_posix() for path in final.rglob("*") if path.is_symlink() or not path.is_dir()}
-    foreign = sorted(name for name in names - listed if Path(name).name not in _IGNORED)
+    foreign = sorted(name for name in names - listed if Path(name).name not in IGNORED)
     if foreign:
         shown = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
         raise EdgewrightError(f"{final}: holds files that are not part of the artifact ({shown}); {advice}")
+
+
+def clean(folder: Path) -> None:
+    """Remove leftovers of dead runs for whatever lies, or was to lie, in ``folder``."""
+    with locked(folder):
+        names = {found[1] for entry in os.listdir(folder) if (found := _LEFTOVER.fullmatch(entry))}
+        for name in sorted(names):
+            _clean(folder / name)
 
 
 def _clean(final: Path) -> None:

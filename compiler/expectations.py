@@ -1,18 +1,19 @@
 """What a package has to answer: the vectors of its driver, of the entries that these do not judge, and questions.
 
-They depend on no target but for the tolerances. What is expensive is computed once, kept under its key (`keys.py`)
-beside the quantized weights, and copied.
+They depend on no target but for the tolerances. What is expensive is computed once, kept beside the quantized weights,
+entered in the store under its key (`keys.py`), and copied.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from artifacts import ManifestDraft, Progress
 from artifacts.formats import tensor_file, vectors
 from artifacts.formats.task import TASK
+from artifacts.manifest import sha256_file
 from compiler import keys, targets, task
 from compiler.checkpoint import Checkpoint
 from compiler.drivers import Driver, driver_of
@@ -60,20 +61,15 @@ def _write_own(
     """They depend on no target but for the tolerances: computed once, then copied."""
     model, schemes = quantized.model, quantized.assignment.schemes
     key = keys.vectors(quantized.checkpoint.files, checkpoint, model, schemes, quantized.digest, held.tokens, held.text)
-    place = quantized.folder.parent
-    cached = place / f".golden-{key[:16]}.safetensors"
-    if not driver.copy_vectors(cached, path, tolerances):
+
+    def make(made: Path) -> None:
         sides: dict[str, Weights] = {
             "reference": quantized.weights,
             "original": runner.OriginalWeights(checkpoint, model.slots),
         }
-        made = path.with_name(cached.name)  # in the folder of an unfinished package: a killed run leaves nothing behind
         driver.write_vectors(made, model, schemes, held, sides, progress)
-        driver.copy_vectors(made, path, tolerances)
-        made.replace(cached)
-    for old in place.glob(".golden-*"):
-        if old != cached:
-            old.unlink(missing_ok=True)
+
+    driver.copy_vectors(_kept(quantized, "vectors", key, "golden", path.parent, make), path, tolerances)
 
 
 def _write_task(quantized: Quantized, asked: Asked, checkpoint: Checkpoint, path: Path, progress: Progress) -> None:
@@ -81,14 +77,40 @@ def _write_task(quantized: Quantized, asked: Asked, checkpoint: Checkpoint, path
     model = quantized.model
     beside = keys.file_digests(checkpoint.path, (*TOKENIZER_FILES, PROCESSOR, IMAGES, VIDEOS))
     key = keys.answers(quantized.checkpoint.files, checkpoint, model, [asked.digest, beside])
-    place = quantized.folder.parent
-    cached = place / f".task-{key[:16]}.safetensors"
-    if not task.intact(cached):
-        made = path.with_name(cached.name)
+
+    def make(made: Path) -> None:
         original = runner.OriginalWeights(checkpoint, model.slots)
         task.write(made, asked, model, quantized.assignment.schemes, original, progress)
+
+    shutil.copyfile(_kept(quantized, "answers", key, "task", path.parent, make), path)
+
+
+def _kept(
+    quantized: Quantized, stage: str, key: str, word: str, unfinished: Path, make: Callable[[Path], None]
+) -> Path:
+    """The file of a stage beside the quantized weights: as it is, copied from another recipe's, or made.
+
+    unfinished: the folder of a package that is being built, where a killed run leaves nothing behind.
+    """
+    place, store = quantized.folder.parent, quantized.store
+    cached = place / f".{word}-{key[:16]}.safetensors"
+    found = store.find(stage, key, place)
+    if found is None or found.folder != store.out / store.place(place):
+        made = unfinished / cached.name
+        if found is None or not _copied(found.folder / cached.name, found.entry.files[0].sha256, made):
+            make(made)
+        store.put(stage, key, unfinished, place, {"recipe": place.name}, [cached.name])
         made.replace(cached)
-    shutil.copyfile(cached, path)
-    for old in place.glob(".task-*"):
+    for old in place.glob(f".{word}-*"):
         if old != cached:
             old.unlink(missing_ok=True)
+    return cached
+
+
+def _copied(source: Path, sha256: str, made: Path) -> bool:
+    """Whether a file of another recipe could be copied: a run of that may replace it meanwhile."""
+    try:
+        shutil.copyfile(source, made)
+    except FileNotFoundError:
+        return False
+    return sha256_file(made) == sha256

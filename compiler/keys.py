@@ -2,7 +2,8 @@
 
 A key holds content, never a path or a time: the bytes of the checkpoint, the token ids that a stage looks at (and with
 them tokenizer, text and chat template), every tensor's scheme and method, and the stage's own code. It leaves out what
-changes rounding alone: the version of torch that made hours' worth of weights is in their manifest.
+changes rounding alone: the version of torch that made hours' worth of weights is in their manifest. A package is quick
+to build, and its key holds those versions too.
 """
 
 from __future__ import annotations
@@ -10,29 +11,38 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from artifacts import EdgewrightError
+from artifacts import EdgewrightError, read_manifest
+from artifacts.entries import GRANULARITY_NS, Identity, identity
 from artifacts.manifest import CheckpointFile, Sha256, sha256_file
+from artifacts.sources import sources_digest
 from compiler.checkpoint import Checkpoint
 from compiler.models.base import Model
 from compiler.quantize.rules import Assignment, options_of
 from compiler.slots import Schemes
+from compiler.targets import calibrates
+from recipes.schema import Recipe
+
+if TYPE_CHECKING:
+    from compiler.quantized import Quantized
 
 _HERE = Path(__file__).parent
 _NO_STAGE = ("pipeline.py", "plan.py", "keys.py", "quantized.py", "expectations.py", "targets")
 _JUDGES = ("golden.py", "task.py")
-_GRANULARITY_NS = 2 * 10**9  # the coarsest clock of a file system in use
+_BESIDE = (".json", ".jinja", ".model", ".md", ".txt")  # what lies beside weights and is read for a package
+_GRANULARITY_NS = GRANULARITY_NS
 
 
 def weights(
@@ -64,6 +74,34 @@ def answers(files: Sequence[CheckpointFile], checkpoint: Checkpoint, model: Mode
     """Of the unquantized checkpoint's answers. asked: digests of the questions, and of what reads them."""
     stored = checkpoint.config.get("quantization_config")
     return digest("answers", _code(), _tensors(files), stored, _model(model), asked)
+
+
+def package(recipe: Recipe, target: str, quantized: Quantized, source: Path, tools: Mapping[str, str]) -> str:
+    """Of one target's package with its vectors. source: the checkpoint's folder; tools: versions of what takes part.
+
+    The recipe's limits have no part in it.
+    """
+    entry, options = quantized.checkpoint, recipe.targets[target]
+    others = [path for path in (_HERE / "targets").glob("*/") if path.name != target]
+    recipes = _HERE.parent / "recipes"  # its code and texts: the recipes themselves are given
+    held, asked, seen = quantized.held_out, quantized.asked, quantized.looked_at
+    return digest(
+        "package",
+        [target, options.model_dump(mode="json"), recipe.name, recipe.context.model_dump()],
+        recipe.vision and recipe.vision.model_dump(),
+        sources_digest([_HERE], others),
+        sources_digest([_HERE.parent / "artifacts", *sorted(recipes.glob("*.py")), recipes / "text"]),
+        [platform.system(), platform.machine(), dict(tools)],  # of these TVM's library for this machine is made
+        {file.path: file.sha256 for file in read_manifest(quantized.folder).files},
+        [(file.path, file.sha256) for file in entry.files],
+        entry.revision and [entry.source, entry.revision],
+        _model(quantized.model),
+        {name: asdict(scheme) for name, scheme in quantized.assignment.schemes.items()},
+        file_digests(source, sorted(path.name for path in source.iterdir() if path.suffix in _BESIDE)),
+        held and [array_digest(held.tokens), held.text],
+        asked and asked.digest,
+        array_digest(seen) if seen is not None and calibrates(options) else None,
+    )
 
 
 def digest(*content: Any) -> str:
@@ -103,7 +141,7 @@ def _code(*others: str) -> str:
 class _Known(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    identity: tuple[int, int, int, int, int]
+    identity: Identity
     sha256: Sha256
 
 
@@ -132,7 +170,7 @@ class CheckpointFiles:
         found = {}
         for file in self._files:
             known = memory.get(str(file.resolve()))
-            if known is None or known.identity != _identity(file):
+            if known is None or known.identity != identity(file):
                 return None
             found[file] = known
         return self._entries(found)
@@ -171,14 +209,9 @@ class CheckpointFiles:
         return config, *weights
 
 
-def _identity(file: Path) -> tuple[int, int, int, int, int]:
-    found = file.stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
 def _hashed(file: Path) -> _Known:
-    before = _identity(file)
+    before = identity(file)
     sha256 = sha256_file(file.resolve())
-    if _identity(file) != before:
+    if identity(file) != before:
         raise EdgewrightError(f"{file}: changed while it was read; start again when it is complete")
     return _Known(identity=before, sha256=sha256)

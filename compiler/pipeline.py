@@ -1,7 +1,7 @@
 """The compiler, as one page: checkpoint → quantized weights → one package for each target, with its golden vectors.
 
 Takes recipes and folders, never phone profiles, and runs no artifact. Stages are resumable: quantized weights
-whose key (`keys.py`) is unchanged are used again.
+whose key (`keys.py`) is unchanged are used again, wherever the store has them.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +26,7 @@ from artifacts import (
     Progress,
     read_manifest,
     staged,
+    verify,
     write_manifest,
 )
 from artifacts.formats import interface
@@ -36,6 +38,8 @@ from artifacts.manifest import (
     RecipeEntry,
     sha256_file,
 )
+from artifacts.stages import Found, Store
+from artifacts.store import relabel
 from compiler import keys, targets, task
 from compiler.checkpoint import Checkpoint
 from compiler.drivers import driver_of
@@ -58,14 +62,22 @@ _TOOLS = ("edgewright", "torch", "transformers")
 
 
 def quantize(
-    recipe: Recipe, checkpoint: Checkpoint, source: str, revision: str | None, out: Path, progress: Progress
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    source: str,
+    revision: str | None,
+    out: Path,
+    progress: Progress,
+    store: Store | None = None,
 ) -> Quantized:
     """Quantize a checkpoint into `out`, a folder in the compressed-tensors format that transformers loads.
 
     source, revision: where the checkpoint came from, for the manifest. An earlier result for the same checkpoint and
-    rules is used as it is. Raises EdgewrightError before a weight is read when any target refuses the recipe.
+    rules is used as it is, from `store` (by default one beside `out`). Raises EdgewrightError before a weight is read
+    when any target refuses the recipe.
     """
     return_large_blocks()
+    store = store or Store(out.parent)
     model = read_model(checkpoint.config, checkpoint.names(), recipe.context.max_tokens, recipe.vision)
     driver, slots = driver_of(model), model.slots
     for slot in slots:
@@ -80,14 +92,12 @@ def quantize(
     files = keys.CheckpointFiles(checkpoint, out.parent)
     chosen = None
     if recipe.quantize.budget is not None:
-        chosen = _within_budget(recipe, checkpoint, model, text, files, out.parent, progress)
+        chosen = _within_budget(recipe, checkpoint, model, text, files, out.parent, store.fresh, progress)
         assignment = assign(budget.rules_of(chosen, assignment), slots)
-    checked = {}
-    for name, options in recipe.targets.items():
-        target, job = targets.load_target(name), Job(recipe.name, model, assignment.schemes, options)
-        if refusals := target.refusals(job):
+    jobs = {name: Job(recipe.name, model, assignment.schemes, options) for name, options in recipe.targets.items()}
+    for name, job in jobs.items():
+        if refusals := targets.load_target(name).refusals(job):
             raise EdgewrightError("; ".join(refusals))
-        checked[name] = target.check(job)
 
     calibrated = runner.calibrates(assignment)
     looked_at = None
@@ -113,17 +123,27 @@ def quantize(
             weights_digest=weights,
         )
 
-    earlier = _earlier(out)
+    earlier = None if store.fresh else _earlier(out)
     known = None
-    if earlier is not None or calibrated:  # a key is needed before there is work beside which to hash
+    if earlier is not None or calibrated or store.has("weights"):  # needed before there is work beside which to hash
         known = files.remembered() or files.read()
-    draft = known and earlier and drafted(known, earlier.created_by, earlier.weights_digest)
-    if draft and earlier and earlier.runtime.get("key") == draft.runtime["key"]:
+    key = None if known is None else keys.weights(known, checkpoint, model, assignment, seen)
+    words = {"recipe": recipe.name, "checkpoint": source}
+    checked = {}
+    reused = key is not None and _reused(store, key, earlier, out, words)
+    if known is not None and key is not None and reused:
+        earlier = read_manifest(out)
+        draft = drafted(known, earlier.created_by, earlier.weights_digest)
         if any(getattr(earlier, field) != value for field, value in draft):
             _renew(out, earlier, draft, config, assignment, checkpoint.path)
+            store.put("weights", key, out, out, words)
     else:
+        checked = {name: targets.load_target(name).check(job) for name, job in jobs.items()}
         work = out.parent / f".calibration-{keys.weights(known or (), checkpoint, model, assignment, seen)[:16]}"
-        with staged(out, needed_bytes=sum(g.bytes for g in groups)) as folder, ThreadPoolExecutor(1) as pool:
+        with (
+            _staged_weights(store, out, sum(g.bytes for g in groups), words) as folder,
+            ThreadPoolExecutor(1) as pool,
+        ):
             hashed = pool.submit(files.read)
             found = runner.run(checkpoint, model, assignment, calibration, samples, folder, work, progress)
             evidence.write(folder, found)
@@ -132,12 +152,76 @@ def quantize(
             copy_tokenizer(checkpoint.path, folder)
             draft = drafted(hashed.result(), tool_versions(), sha256_file(folder / "model.safetensors"))
             write_manifest(folder, draft)
-        shutil.rmtree(work, ignore_errors=True)
+        for work in out.parent.glob(".calibration-*"):  # of this one, and of others that never came to their end
+            shutil.rmtree(work, ignore_errors=True)
     files.remember()
     manifest = read_manifest(out)
     weights = PackedWeights(out)
     entry, digest = manifest.checkpoint, manifest.weights_digest
-    return Quantized(out, model, assignment, weights, entry, groups, digest, held_out, looked_at, asked, checked)
+    return Quantized(
+        folder=out,
+        model=model,
+        assignment=assignment,
+        weights=weights,
+        checkpoint=entry,
+        groups=groups,
+        digest=digest,
+        held_out=held_out,
+        looked_at=looked_at,
+        store=store,
+        reused=reused,
+        asked=asked,
+        checked=checked,
+    )
+
+
+@contextmanager
+def _staged_weights(store: Store, out: Path, needed_bytes: int, words: Mapping[str, str]) -> Iterator[Path]:
+    """A folder for quantized weights, which is entered in the store before it is put in place."""
+    keeping: Callable[[Path], None] | None = None
+
+    def keep(old: Path) -> None:
+        assert keeping is not None  # the block below came to its end
+        keeping(old)
+
+    with staged(out, needed_bytes=needed_bytes, replaced=keep) as folder:
+        yield folder
+        key = str(read_manifest(folder).runtime["key"])
+        store.put("weights", key, folder, out, words)
+        keeping = store.keeping(out, key)
+
+
+def _reused(store: Store, key: str, earlier: Manifest | None, out: Path, words: Mapping[str, str]) -> bool:
+    """Whether earlier weights are in `out` now: those there, if they are whole, or others that the store has."""
+    found = store.find("weights", key, out)
+    if found is None and earlier is not None and earlier.runtime.get("key") == key and verify(out) == []:
+        store.put("weights", key, out, out, words)  # of a version that had no store
+        return True
+    if found is None or found.folder == store.out / store.place(out):
+        return found is not None
+    return store.take(found, out) if found.kept else _copied(store, found, out, words)
+
+
+def _copied(store: Store, found: Found, out: Path, words: Mapping[str, str]) -> bool:
+    """Copy the weights that another recipe has; False where a run of that replaced them meanwhile."""
+    try:
+        with _staged_weights(store, out, found.entry.bytes, words) as folder:
+            shutil.copytree(found.folder, folder, dirs_exist_ok=True)
+            if verify(folder) or read_manifest(folder).runtime.get("key") != found.entry.key:
+                raise FileNotFoundError
+    except (FileNotFoundError, shutil.Error):
+        return False
+    return True
+
+
+def check(recipe: Recipe, quantized: Quantized, names: Iterable[str]) -> None:
+    """Have these targets look at what they are going to build, all before the first is built. Raises EdgewrightError
+    naming each operation that has no lowering."""
+    schemes = quantized.assignment.schemes
+    for name in names:
+        if name not in quantized.checked:
+            job = Job(recipe.name, quantized.model, schemes, recipe.targets[name])
+            quantized.checked[name] = targets.load_target(name).check(job)
 
 
 def _renew(
@@ -149,6 +233,10 @@ def _renew(
     source: Path,
 ) -> None:
     """The same weights under another manifest, with the tokenizer and config that the checkpoint has now."""
+    labels = {"recipe", "checkpoint"}
+    if all(getattr(earlier, field) == value for field, value in draft if field not in labels):
+        relabel(out, draft.recipe, draft.checkpoint)
+        return
     with staged(out) as partial:
         for file in earlier.files:
             if file.path not in ("config.json", *TOKENIZER_FILES):
@@ -224,6 +312,7 @@ def _within_budget(
     text: Path | None,
     files: keys.CheckpointFiles,
     folder: Path,
+    fresh: bool,
     progress: Progress,
 ) -> budget.Chosen:
     """What a budget leads to, measured once: it is kept in `folder` for the next run."""
@@ -244,7 +333,7 @@ def _within_budget(
     looked_at = [keys.array_digest(tokens), quantize.budget.model_dump(), sorted(recipe.targets)]
     key = keys.weights(files.remembered() or files.read(), checkpoint, model, assignment, looked_at)
     file = folder / f".budget-{key[:16]}.json"
-    found = budget.load(file)
+    found = None if fresh else budget.load(file)
     if found is None:
         table = runner.OriginalWeights(checkpoint, model.slots)
         found = budget.choose(quantize.budget, assignment, model, table, tokens, allowed, progress)

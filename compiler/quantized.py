@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from artifacts.formats.golden import MAX_BYTES as GOLDEN_BYTES
 from artifacts.manifest import CheckpointEntry, QuantizationGroup
+from artifacts.stages import Store
 from compiler.models.base import Model
 from compiler.quantize.packed import PackedWeights
 from compiler.quantize.rules import Assignment
@@ -22,7 +23,8 @@ from compiler.text import Held
 class Quantized:
     """A quantized checkpoint on disk with all that the targets need of it.
 
-    checked: what each target's `check` found, until its `build` takes it.
+    store: where what is made from it is entered. reused: whether an earlier run made it. checked: what each target's
+    `check` found, until its `build` takes it.
     """
 
     folder: Path
@@ -34,6 +36,8 @@ class Quantized:
     digest: str
     held_out: Held | None
     looked_at: NDArray[Any] | None
+    store: Store
+    reused: bool = False
     asked: Asked | None = None
     checked: dict[str, object] = field(default_factory=dict)
 

@@ -123,15 +123,3 @@ def write(path: Path, asked: Asked, model: Model, schemes: Schemes, original: We
     content = asked.questions.model_copy(update={"questions": answered})
     arrays = {formats.tensor(n): np.frombuffer(raw, np.uint8) for n, raw in enumerate(asked.media)}
     write_tensors(path, arrays, {"questions": content.model_dump_json()}, formats.MAX_BYTES)
-
-
-def intact(path: Path) -> bool:
-    """Whether an earlier run left the file whole."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "numpy") as file:
-            Questions.model_validate_json((file.metadata() or {}).get("questions", ""))
-    except (OSError, SafetensorError, ValueError):
-        return False
-    return True

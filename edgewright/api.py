@@ -17,15 +17,12 @@ from artifacts import (
     EdgewrightError,
     Manifest,
     Progress,
-    keep_validations,
     read_manifest,
     refuse_foreign,
     silent,
-    staged,
     temporary_place,
     tentative_folder,
     user_path,
-    write_manifest,
 )
 from artifacts.documents import DocumentError, read_json
 from artifacts.formats.frames import pace
@@ -44,9 +41,10 @@ from recipes.errors import nearest
 from recipes.schema import Recipe, recipe_model
 
 if TYPE_CHECKING:
+    from artifacts.stages import Store
     from edgewright.fit import PlanFit
-    from edgewright.report import Report, TargetReport
-    from runtime_tests.validate import Limits, Validation
+    from edgewright.report import Report, Reused, TargetReport
+    from runtime_tests.validate import Limits
 
 DEFAULT_OUT = "build"
 ALL_PROFILES = "all"
@@ -68,39 +66,71 @@ def run(
     profiles: Sequence[str] = (),
     checkpoint: str | Path | None = None,
     validate: bool = True,
+    fresh: bool = False,
     progress: Progress = silent,
 ) -> Report:
     """Build and validate everything that a recipe asks for, below `<out>/<recipe name>/`, and write the report there.
 
     `recipe` is a recipe, a path to one or the name of one that ships. `targets` and `profiles` replace the recipe's;
     a profile that the recipe does not name is judged by the phone's own limits. `checkpoint` is a folder to use instead
-    of the recipe's checkpoint. Without `validate` nothing is run. A gate that fails is no exception: see
-    `Report.verdict`.
+    of the recipe's checkpoint. Without `validate` nothing is run. What an earlier run below `out` finished is used as
+    it is where nothing changed that it depends on (`Report.reused`, `TargetReport.reused`), unless `fresh`. A gate that
+    fails is no exception: see `Report.verdict`.
 
     Raises:
         RecipeError, EdgewrightError: bad input, or a place that cannot be written. MissingTool: a runtime that is not
             installed. Both carry `exit_code`.
     """
-    from compiler import pipeline
-    from compiler.expectations import write_vectors
-    from edgewright import report as reports
-    from edgewright import standing
-    from edgewright.folder import Ledger
+    from artifacts.stages import Store
+    from edgewright.again import Asked
+    from edgewright.folder import clear
 
-    started = time.monotonic()
     temporary_place()  # asked for when frameworks are imported (by dill, where it is installed), in their own words
     whole = load_recipe(recipe)
     recipe = _with_targets(whole, targets)
     phones = _phones(recipe, profiles)
-    folder = user_path(out, "--out", room=_ROOM_BYTES) / recipe.name
+    place = user_path(out, "--out", room=_ROOM_BYTES)
+    folder = place / recipe.name
     finals = {target: folder / target for target in recipe.targets}
     for final in finals.values():
         refuse_foreign(final)
-    with tentative_folder(folder):
+    store = Store(place, fresh=fresh)
+    with tentative_folder(folder), store.running(recipe.name, lambda: progress("waiting for another run", 0, 1)):
+        asked = Asked(store, whole, recipe, phones, folder, _local(recipe, checkpoint), validate)
+        found = asked.unchanged()
+        if found is not None:
+            return found
+        clear(folder, fresh)
         path, source, revision = _locate(recipe, checkpoint, folder, progress)
-        opened = Checkpoint(path)
-        sizes = {item.target: item.file_bytes for item in plan_targets(recipe, opened.config, opened.names())}
-        quantized = pipeline.quantize(recipe, opened, source, revision, folder / _QUANTIZED, progress)
+        asked.begin(path)
+        found = _run(whole, recipe, phones, Checkpoint(path), source, revision, finals, validate, store, progress)
+        store.collect()
+        asked.end(path, found)
+        return found
+
+
+def _run(
+    whole: Recipe,
+    recipe: Recipe,
+    phones: Sequence[tuple[Profile, Limits]],
+    checkpoint: Checkpoint,
+    source: str,
+    revision: str | None,
+    finals: Mapping[str, Path],
+    validate: bool,
+    store: Store,
+    progress: Progress,
+) -> Report:
+    """Stage by stage, each as an earlier run left it if nothing changed that it depends on."""
+    from compiler import pipeline
+    from edgewright import packages
+    from edgewright import report as reports
+    from edgewright.folder import Ledger
+    from edgewright.judging import judge
+
+    started, folder = time.monotonic(), next(iter(finals.values())).parent
+    sizes = {item.target: item.file_bytes for item in plan_targets(recipe, checkpoint.config, checkpoint.names())}
+    quantized = pipeline.quantize(recipe, checkpoint, source, revision, folder / _QUANTIZED, progress, store)
     head = reports.Report(
         verdict="not validated",
         created=reports.now(),
@@ -111,27 +141,33 @@ def run(
         host=reports.host(),
         tools=pipeline.tool_versions(recipe.targets),
         targets=(),
-        warnings=tuple(_warnings(recipe, opened, quantized)),
+        reused=("quantized weights",) if quantized.reused else (),
+        warnings=tuple(_warnings(recipe, checkpoint, quantized)),
         seconds=0,
         folder=str(folder),
     )
     ledger = Ledger(head, started, {target: narrowed(whole, target).digest for target in target_options()}, quantized)
 
+    alone = {target: narrowed(recipe, target) for target in finals}
+    keys = {target: packages.key_of(one, target, quantized, checkpoint) for target, one in alone.items()}
+    found = {target: store.find(packages.STAGE, keys[target], final) for target, final in finals.items()}
+    pipeline.check(recipe, quantized, [target for target in finals if found[target] is None])
     manifests: dict[str, Manifest] = {}
+    reused: dict[str, tuple[Reused, ...]] = {}
     for target, final in finals.items():
-        with staged(final, needed_bytes=sizes[target] + quantized.vector_bytes) as partial:
-            report_progress = _prefixed(progress, target, finals)
-            draft = pipeline.build(narrowed(recipe, target), target, quantized, opened, partial, report_progress)
-            write_vectors(draft, quantized, opened, partial, report_progress)
-            made = write_manifest(partial, draft, report_progress)
-            manifests[target] = keep_validations(made, partial, final)
-        ledger.enter_built(final, manifests[target])
+        known, said = found[target], _prefixed(progress, target, finals)
+        manifest = packages.reuse(alone[target], known, final, quantized) if known else None
+        reused[target] = ("package",) if manifest else ()
+        room = sizes[target] + quantized.vector_bytes
+        manifests[target] = manifest or packages.build(
+            alone[target], target, keys[target], final, quantized, checkpoint, room, said
+        )
+        ledger.enter_built(final, manifests[target], reused[target])
 
     for target, final in finals.items() if validate else ():
-        validation = _validated(recipe, final, phones, _prefixed(progress, target, finals))
-        validation = _explained(recipe, validation, quantized.folder)
-        found = reports.target_report(final, manifests[target], validation)
-        ledger.enter(standing.record(final, manifests[target], found, manifests[target].recipe))
+        said = _prefixed(progress, target, finals)
+        judged = judge(recipe, final, manifests[target], phones, quantized.folder, store, said)
+        ledger.enter(judged.model_copy(update={"reused": (*reused[target], *judged.reused)}))
     return ledger.report
 
 
@@ -238,40 +274,6 @@ def _phones(recipe: Recipe, names: Sequence[str]) -> list[tuple[Profile, Limits]
         profile = load_profile(recipe.resolve(name) if is_path and name not in names else name)
         phones.append((profile, Limits(**own.model_dump()) if own else Limits()))
     return phones
-
-
-def _validated(
-    recipe: Recipe, artifact: Path, phones: Sequence[tuple[Profile, Limits]], progress: Progress
-) -> Validation:
-    from runtime_tests.quality import QualityLimits
-    from runtime_tests.task import TaskLimits
-    from runtime_tests.validate import validate as validate_artifact
-
-    wanted = recipe.validation
-    return validate_artifact(
-        artifact,
-        phones,
-        QualityLimits(**wanted.quality.model_dump(exclude={"text"})) if wanted.quality else None,
-        TaskLimits(**wanted.task.model_dump(include={"max_accuracy_drop", "min_agreement"})) if wanted.task else None,
-        strict=wanted.strict,
-        allow_unassessed=wanted.allow_unassessed,
-        allow_throttled=wanted.allow_throttled,
-        progress=progress,
-    )
-
-
-def _explained(recipe: Recipe, validation: Validation, quantized: Path) -> Validation:
-    """The same, with the first operation that differs where exact parity failed and the target can tell."""
-    import dataclasses
-
-    from edgewright.conversion import first_divergence
-    from runtime_tests.validate import Failure
-
-    if all(check.verdict == "passed" for check in validation.checks if "exact" in check.name):
-        return validation
-    found = first_divergence(recipe, validation.target, quantized, validation.artifact)
-    failure = Failure("conversion", found, "") if found else None
-    return dataclasses.replace(validation, failures=(*validation.failures, *filter(None, [failure])))
 
 
 def _locate(

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from edgewright import adoption, ci_commands, hub_commands, rooms, signals, speed, streams
+from edgewright import adoption, cache_commands, ci_commands, hub_commands, rooms, signals, speed, streams
 from edgewright.arguments import Parser, command, group, output, recipe_arguments
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ examples:
 _EXIT_CODES = """\
 exit codes:
   0    done, and no gate failed
-  1    a gate failed, `verify` found another digest, a figure is worse than its baseline allows, or a target refuses
-       the plan
+  1    a gate failed, `verify` found another digest, `cache verify` damage, a figure is worse than its baseline
+       allows, or a target refuses the plan
   2    bad input, or a place (stdout too) that cannot be written
   3    a tool or optional package is missing
   70   a defect of Edgewright, with its traceback: please report it
@@ -55,6 +55,7 @@ def parser() -> Parser:
     run.add_argument("--out", default="build", metavar="DIR", help="artifacts land in DIR/<recipe>/ (default: build)")
     run.add_argument("--profile", action="append", default=[], metavar="NAME", help="phone instead of the recipe's")
     run.add_argument("--no-validate", action="store_true", help="build without the runtime test")
+    run.add_argument("--fresh", action="store_true", help="do everything again, whatever an earlier run finished")
     output(run, quiet="show nothing but the verdict, warnings, and why it failed")
 
     plan = command(commands, "plan", _plan, "estimate size and memory from the checkpoint's config alone")
@@ -86,6 +87,7 @@ def parser() -> Parser:
 
     hub_commands.declare(commands)
     ci_commands.declare(commands)
+    cache_commands.declare(commands)
 
     adopt = command(commands, "adopt", adoption.run, "make a checkpoint of a project's .pth files, norms folded")
     adoption.arguments(adopt)
@@ -177,6 +179,7 @@ def _run(args: argparse.Namespace) -> int:
             profiles=args.profile,
             checkpoint=args.checkpoint,
             validate=not args.no_validate,
+            fresh=args.fresh,
             progress=progress,
         )
     if args.json:

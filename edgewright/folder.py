@@ -7,6 +7,7 @@ not: building, validating and wording (`markdown.py`, `render.py`).
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from artifacts import MANIFEST, EdgewrightError, Manifest, read_manifest
 from artifacts.payload import app_bytes
+from artifacts.store import clean
 from compiler.targets.base import TOKENIZER_FILES
 from edgewright.markdown import markdown
 from edgewright.matrix import pictures
@@ -21,6 +23,7 @@ from edgewright.report import (
     REPORT_JSON,
     REPORT_MD,
     Report,
+    Reused,
     StaleArtifact,
     TargetReport,
     now,
@@ -72,13 +75,14 @@ class Ledger:
         for name, drawn in (picture for target in targets for picture in pictures(target)):
             write(self._folder, name, drawn)
 
-    def enter_built(self, artifact: Path, manifest: Manifest) -> None:
-        """Put a package that was just built in the place of what was known; what was found out about the same bytes
+    def enter_built(self, artifact: Path, manifest: Manifest, reused: tuple[Reused, ...] = ()) -> None:
+        """Put a package that is now there in the place of what was known; what was found out about the same bytes
         still holds. Raises EdgewrightError."""
         if manifest.validations:
-            self.enter(_kept(artifact, manifest, self._earlier.get(manifest.target)))
+            found = _kept(artifact, manifest, self._earlier.get(manifest.target))
         else:
-            self.enter(target_report(artifact, manifest, None))
+            found = target_report(artifact, manifest, None)
+        self.enter(found.model_copy(update={"reused": reused}))
 
     def _others(self) -> tuple[list[TargetReport], list[StaleArtifact]]:
         """The packages that this run has not built (yet): results that still hold, and packages that are stale."""
@@ -98,6 +102,17 @@ class Ledger:
             else:
                 kept.append(_kept(artifact, manifest, self._earlier.get(name)))
         return kept, stale
+
+
+def clear(folder: Path, fresh: bool) -> None:
+    """Remove what killed runs left beside the outputs; the caller is the only run of this folder. An unfinished
+    calibration is gone on with, unless the run is a fresh one."""
+    clean(folder)
+    for name in (REPORT_JSON, REPORT_MD, "digests.json"):
+        for aside in folder.glob(f".{name}.[0-9]*"):
+            aside.unlink(missing_ok=True)
+    for work in folder.glob(".calibration-*") if fresh else ():
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _earlier_results(folder: Path) -> dict[str, TargetReport]:

@@ -22,6 +22,7 @@ def markdown(report: Report) -> str:
         f"- Made: {report.created} in {report.seconds} s on {host.cpu}, {host.cores} cores, "
         f"{size(host.memory_bytes)} memory, {host.system}",
         f"- With: {', '.join(f'{name} {version}' for name, version in report.tools.items())}",
+        *(f"- Reused from an earlier run: {what}" for what in report.reused),
         *(f"- **Warning:** {warning}" for warning in report.warnings),
         *(f"- **Stale**, in no verdict here: `{item.artifact}`: {item.reason}" for item in report.stale),
         "",
@@ -49,6 +50,8 @@ def _target(target: TargetReport) -> list[str]:
     if target.kept:
         lines += [f"Kept from {target.created or 'an earlier run'}: this run did not test it.", ""]
         lines += [*(f"- {reason}" for reason in reasons(target)), ""]
+    if reused := text.reused(target):
+        lines += [f"{reused[0].upper()}{reused[1:]}.", ""]
     rows = text.rows(target)
     if rows:
         lines += table(

@@ -131,8 +131,11 @@ def verdict_line(found: Report) -> Text:
     line = Text(f"{found.recipe.name}: ")
     line.append_text(verdict(found.verdict))
     kept = ", ".join(item.target for item in found.targets if item.kept)
+    reused = ", ".join(f"{item.target} ({' and '.join(item.reused)})" for item in found.targets if item.reused)
     return line.append(
-        f" in {text.quantity(found.seconds, 's')}" + (f"; found by an earlier run: {kept}" if kept else "")
+        f" in {text.quantity(found.seconds, 's')}"
+        + (f"; reused: {', '.join([*found.reused, reused])}" if reused else "")
+        + (f"; found by an earlier run: {kept}" if kept else "")
     )
 
 
@@ -159,14 +162,15 @@ def target(item: TargetReport, recipe: str | None = None) -> RenderableType:
         group = row.group
     parts: list[RenderableType] = [tables.padded(head, (1, 1, 0, 1))]
     parts.append(table if rows else tables.padded(Text("built, not run", style="dim"), (0, 1)))
-    said = dict.fromkeys((f"{row.group}: {row.reason}", row.verdict) for row in rows if row.remarkable)
-    parts += [tables.padded(Text(reason, style=_STYLES.get(word, "")), (0, 1)) for reason, word in said]
+    remarks = dict.fromkeys((f"{row.group}: {row.reason}", row.verdict) for row in rows if row.remarkable)
+    parts += [tables.padded(Text(reason, style=_STYLES.get(word, "")), (0, 1)) for reason, word in remarks]
     parts += [tables.padded(Text(line, style="dim"), (0, 1)) for line in text.stand_ins(rows)]
     for step in item.failed_steps:
         tail = "\n".join(step.stderr_tail.strip().splitlines()[-8:])
         parts.append(tables.padded(Text(f"{step.step} failed: {step.detail}\n{tail}", style="red"), (0, 1)))
     parts += [tables.padded(Text(f"warning: {warning}", style="yellow"), (0, 1)) for warning in item.warnings]
-    parts += [tables.padded(Text(line, style="dim"), (0, 1)) for line in (text.quality(item), text.speed(item)) if line]
+    said = (text.quality(item), text.speed(item), text.reused(item))
+    parts += [tables.padded(Text(line, style="dim"), (0, 1)) for line in said if line]
     return Group(*parts, Text(""))
 
 

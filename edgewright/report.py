@@ -44,6 +44,7 @@ SCHEMA_VERSION: Final = 2
 REPORT_JSON = "report.json"
 REPORT_MD = "report.md"
 
+Reused = Literal["package", "validation"]
 RunVerdict = Literal["passed", "failed", "not assessed", "not validated"]
 
 
@@ -104,6 +105,8 @@ class TargetReport(_Model):
     `app_bytes` is what an app ships of it, by platform (null: the manifest does not say), without the runtime's own
     library; `folder_bytes` is everything but `edgewright.json`: golden vectors and libraries for other machines too.
     `created`: when this was found. `kept`: by an earlier run, from the same recipe and the same quantized weights.
+    `reused`: what this run took as an earlier one had left it, since nothing changed that it depends on; the figures of
+    a `validation` are then of `created`.
     `manifest`: the identity of what was built, by which a result is told from one of an earlier build.
     """
 
@@ -111,6 +114,7 @@ class TargetReport(_Model):
     artifact: str
     created: str = ""
     kept: bool = False
+    reused: tuple[Reused, ...] = ()
     manifest: str = ""
     app_bytes: dict[str, int] | None
     folder_bytes: int
@@ -177,6 +181,7 @@ class Report(_Model):
     tools: dict[str, str] = Field(description="versions of what took part")
     targets: tuple[TargetReport, ...]
     stale: tuple[StaleArtifact, ...] = ()
+    reused: tuple[str, ...] = Field((), description="what an earlier run had done for all targets together")
     warnings: tuple[str, ...] = ()
     seconds: float
     folder: str = Field(description="where the artifacts and the report are")

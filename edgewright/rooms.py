@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-_ROOMS = ("artifacts", "compiler", "device_farm", "recipes", "runtime_tests")
+ROOMS = ("artifacts", "compiler", "device_farm", "recipes", "runtime_tests")
 
 
 class RoomHidden(ImportError):
@@ -22,7 +22,7 @@ class RoomHidden(ImportError):
 
 def check() -> None:
     """Raises RoomHidden."""
-    for room in _ROOMS:
+    for room in ROOMS:
         module = sys.modules.get(room)
         spec = module.__spec__ if module else importlib.util.find_spec(room)
         found = Path(spec.origin).resolve() if spec and spec.origin else None

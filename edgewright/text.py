@@ -47,6 +47,14 @@ def budget(recipe: Recipe) -> str | None:
     return f"quantize.budget chooses bits and groups {what} while running; the sizes above are those of the rules."
 
 
+def reused(item: TargetReport) -> str:
+    """What a run took from an earlier one, and when its figures were found; empty where that is nothing."""
+    if not item.reused:
+        return ""
+    when = f", its figures of {item.created}" if "validation" in item.reused else ""
+    return f"reused, since nothing changed that it depends on: {' and '.join(item.reused)}{when}"
+
+
 def size(count: float) -> str:
     """Bytes, decimal: 512 B, 13.9 MB, 1.93 GB."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

@@ -11,7 +11,7 @@ import pytest
 
 from artifacts import Check, MissingTool, read_manifest, record_validation, verify
 from artifacts.manifest import MANIFEST, ValidationRecord
-from edgewright import api, cli, folder, standing
+from edgewright import api, cli, folder, judging, standing
 from edgewright.report import Report
 from tests.compiler.conftest import MINISTRAL3, random_tensors, save
 
@@ -169,10 +169,10 @@ def test_which_targets_are_built_beside_it_changes_nothing_in_a_package(workplac
 def test_a_run_that_ends_in_the_middle_leaves_no_report_of_what_is_gone(workplace, again, monkeypatch):
     """The package was built anew and its test never came to an end: the earlier verdict is not its own."""
 
-    def missing(*_: object) -> None:
+    def missing(*_: object, **__: object) -> None:
         raise MissingTool("onnxruntime is not installed")
 
-    monkeypatch.setattr(api, "_validated", missing)
+    monkeypatch.setattr(judging, "validate", missing)
     shorter = workplace.recipe(lambda text: text.replace("max_tokens: 64", "max_tokens: 48"))
     with pytest.raises(MissingTool):
         api.run(shorter, out=again.parent)

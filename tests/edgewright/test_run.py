@@ -94,20 +94,19 @@ def test_the_report_schema_describes_the_file(finished):
     assert set(schema["properties"]) == set(json.loads((finished.folder / "report.json").read_text()))
 
 
-def test_the_next_run_goes_on_from_the_quantized_weights_and_replaces_the_artifact(workplace, finished, tmp_path):
-    out = tmp_path / "out"
-    shutil.copytree(finished.folder, out / "small")
-    quantized = (out / "small" / "quantized" / "edgewright.json").stat().st_mtime_ns
-    artifact = (out / "small" / "onnx").stat().st_ino
+def test_a_package_that_is_gone_is_built_from_what_is_left(workplace, finished, tmp_path):
+    out = Path(shutil.copytree(finished.folder.parent, tmp_path / "out"))
+    quantized = (out / "small" / "quantized" / "model.safetensors").stat().st_ino
+    shutil.rmtree(out / "small" / "onnx")
     stages: set[str] = set()
     report = api.run(
         workplace.recipe_file, out=out, validate=False, progress=lambda stage, done, total: stages.add(stage)
     )
-    assert report.verdict == "passed" and report.targets[0].kept  # the same bytes: what was found out holds
+    assert report.targets[0].reused == () and report.reused == ("quantized weights",)
     assert "quantizing" not in stages and "golden vectors" not in stages
-    assert (out / "small" / "quantized" / "edgewright.json").stat().st_mtime_ns == quantized
-    assert (out / "small" / "onnx").stat().st_ino != artifact
+    assert (out / "small" / "quantized" / "model.safetensors").stat().st_ino == quantized
     assert verify(out / "small" / "onnx") == []
+    assert read_manifest(out / "small" / "onnx").identity == finished.report.targets[0].manifest
 
 
 def test_the_check_for_space_counts_the_golden_vectors(workplace, tmp_path, monkeypatch):
