@@ -191,9 +191,9 @@ def _state(files: Iterator[Path], whole: bool = True) -> State:
 
 
 def _installed() -> list[str]:
-    """Every distribution that Python finds, with its version, by the names of their folders."""
-    found = []
+    """Every other distribution that Python finds, with its version, by the names of their folders."""
+    found: set[str] = set()
     for place in sys.path:
         if os.path.isdir(place):
-            found += [name for name in os.listdir(place) if name.endswith((".dist-info", ".egg-info"))]
-    return sorted(found)
+            found |= {name for name in os.listdir(place) if name.endswith((".dist-info", ".egg-info"))}
+    return sorted(name for name in found if not name.startswith("edgewright"))  # whose code is in the key already
