@@ -39,7 +39,10 @@ def weights(
     files: Sequence[CheckpointFile], checkpoint: Checkpoint, model: Model, assignment: Assignment, looked_at: Any
 ) -> str:
     """Of quantized weights. looked_at: what calibration saw, None where no method looks."""
-    rules = {n: (r.bits, r.group, r.symmetric, r.method, options_of(r)) for n, r in assignment.rules.items()}
+    rules = {
+        n: (r.bits, r.group, r.symmetric, r.method, options_of(r), r.activations, r.min_snr)
+        for n, r in assignment.rules.items()
+    }
     stored = checkpoint.config.get("quantization_config")
     return digest("weights", _code(*_JUDGES), _tensors(files), stored, _model(model), rules, looked_at)
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from artifacts import (
     MANIFEST,
@@ -36,7 +36,7 @@ from artifacts.manifest import (
     RecipeEntry,
     sha256_file,
 )
-from compiler import keys, targets, task
+from compiler import activations, keys, targets, task
 from compiler.checkpoint import Checkpoint
 from compiler.drivers import driver_of
 from compiler.heap import return_large_blocks
@@ -46,13 +46,16 @@ from compiler.models.interface import described
 from compiler.plan import check_tiles
 from compiler.quantize import budget, evidence, runner
 from compiler.quantize.packed import PackedWeights, write_config
-from compiler.quantize.rules import Assignment, assign
+from compiler.quantize.rules import Assignment, assign, rounded_slots
 from compiler.quantized import Quantized
-from compiler.slots import HALF, Scheme, Slot
+from compiler.slots import HALF, Scheme, Slot, Weights
 from compiler.targets.base import TOKENIZER_FILES, BuildJob, Job, copy_tokenizer
 from compiler.task import Asked
 from compiler.text import calibration_file
 from recipes.schema import Calibration, Recipe
+
+if TYPE_CHECKING:
+    from compiler.quantize.calibrated.task import Samples
 
 _TOOLS = ("edgewright", "torch", "transformers")
 
@@ -75,6 +78,7 @@ def quantize(
     calibration = recipe.quantize.calibration or Calibration()
     text = calibration_file(calibration, recipe.resolve)
     assignment = assign(recipe.quantize.rules, slots)
+    rounded = rounded_slots(model, assignment)
     looks = recipe.quantize.budget is not None or runner.calibrates(assignment)
     held_out = driver.held_out(recipe, text if looks else None, model, checkpoint.path)
     asked = _asked(recipe, model, checkpoint)
@@ -85,12 +89,12 @@ def quantize(
         assignment = assign(budget.rules_of(chosen, assignment), slots)
     checked = {}
     for name, options in recipe.targets.items():
-        target, job = targets.load_target(name), Job(recipe.name, model, assignment.schemes, options)
+        target, job = targets.load_target(name), Job(recipe.name, model, assignment.schemes, options, rounded=rounded)
         if refusals := target.refusals(job):
             raise EdgewrightError("; ".join(refusals))
         checked[name] = target.check(job)
 
-    calibrated = runner.calibrates(assignment)
+    calibrated = runner.calibrates(assignment) or bool(rounded)
     looked_at = None
     given = recipe.quantize.calibration is not None
     if calibrated or (given and any(targets.calibrates(options) for options in recipe.targets.values())):
@@ -127,6 +131,9 @@ def quantize(
         with staged(out, needed_bytes=sum(g.bytes for g in groups)) as folder, ThreadPoolExecutor(1) as pool:
             hashed = pool.submit(files.read)
             found = runner.run(checkpoint, model, assignment, calibration, samples, folder, work, progress)
+            if rounded:
+                table = runner.OriginalWeights(checkpoint, slots)
+                found = _round(folder, assignment, rounded, samples, table, found, progress)
             evidence.write(folder, found)
             if chosen is not None:
                 budget.write_rules(folder, budget.rules_of(chosen, assignment), chosen)
@@ -138,7 +145,34 @@ def quantize(
     manifest = read_manifest(out)
     weights = PackedWeights(out)
     entry, digest = manifest.checkpoint, manifest.weights_digest
-    return Quantized(out, model, assignment, weights, entry, groups, digest, held_out, looked_at, asked, checked)
+    roundings = activations.read(out)
+    return Quantized(
+        out, model, assignment, weights, entry, groups, digest, held_out, looked_at, asked, checked, rounded, roundings
+    )
+
+
+def _round(
+    folder: Path,
+    assignment: Assignment,
+    rounded: Mapping[str, frozenset[str]],
+    samples: Callable[[Weights], Iterator[Samples]] | None,
+    table: Weights,
+    found: evidence.QuantizationEvidence,
+    progress: Progress,
+) -> evidence.QuantizationEvidence:
+    """Write what codes of activations stand for beside the quantized weights; what that costs joins the evidence."""
+    from compiler.quantize.activations.run import run
+
+    assert samples is not None
+    least = {
+        name: max(limits)
+        for name, slots in rounded.items()
+        if (limits := [limit for slot in slots if (limit := assignment.rules[slot].min_snr) is not None])
+    }
+    with runner.fixed_threads(1):  # of small tensors: on a busy machine two threads take many times as long as one
+        roundings, costs = run(samples(table), rounded, least, assignment.schemes, PackedWeights(folder), progress)
+    activations.write(folder, roundings)
+    return found.model_copy(update={"activations": tuple(costs)})
 
 
 def _renew(
@@ -180,6 +214,8 @@ def build(
         source=checkpoint.path,
         calibration=quantized.looked_at,
         checked=quantized.checked.pop(target, None),
+        rounded=quantized.rounded,
+        roundings=quantized.roundings,
     )
     driver_of(model).write_companions(model, checkpoint.path, folder)
     built = targets.load_target(target).build(job, folder, progress)

@@ -58,7 +58,8 @@ class Graph(_Strict):
     the file; inputs that it does not read are left out.
 
     tokens: whether its outputs are the last token's or of all; None where entries have no `SCORE` beside them.
-    images: None where every input is as its port.
+    images: None where every input is as its port. codes: tensors of the file with codes of rounded activations, by the
+    names that `vectors.safetensors` has for them.
     """
 
     file: str
@@ -70,6 +71,7 @@ class Graph(_Strict):
     cache: Cache | None
     tokens: Literal["last", "all"] | None
     images: Images | None = None
+    codes: dict[Name, str] = {}
 
 
 class CacheError(_Strict):

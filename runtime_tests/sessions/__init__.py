@@ -32,8 +32,10 @@ class Session(Protocol):
     long as the package ships; None where they do not.
 
     A session whose runtime reads text itself also has `generate(text, tokens)`: what its own tokenizer and generation
-    make of it, as {"runtime": its name, "ids": [...], "continuation": [...]}. One whose target keeps traces of its
-    programs has `divergence(function, inputs, values, tolerance)`: the first operation whose value differs, in words.
+    make of it, as {"runtime": its name, "ids": [...], "continuation": [...]}. One whose packages multiply 8-bit
+    activations has `steps(component, entry, codes, **arrays)`: outputs and codes where all that is behind a rounded
+    value goes on from given codes, by the value's name. One whose target keeps traces of its programs has
+    `divergence(function, inputs, values, tolerance)`: the first operation whose value differs, in words.
     """
 
     warnings: tuple[str, ...]
