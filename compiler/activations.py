@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 FILE = "activations.json"
 # where both operands are codes, kernels give codes
 _INTEGER = ("aten::add", "aten::mul", "aten::cat", "aten::sigmoid", "aten::relu")
+# in floats between codes: ONNX Runtime's kernel of codes truncates, and takes twice as long (1.31, x86)
+_RESIZES = ("aten::upsample_linear1d", "aten::upsample_bilinear2d")
 # what gives the values that it gets, elsewhere: their codes too
 _MOVES = ("aten::view", "aten::reshape", "aten::permute", "aten::transpose", "aten::slice", "aten::pixel_shuffle")
 
@@ -88,7 +90,7 @@ def places(program: ExportedProgram, slots: Collection[str]) -> Places:
         sources = made.all_input_nodes
         if any(source.op == "placeholder" and source.name not in given for source in sources):
             continue  # a constant
-        if op_name(made) in _MOVES or (op_name(made) in _INTEGER and _of_values(made)):
+        if op_name(made) in (*_MOVES, *_RESIZES) or (op_name(made) in _INTEGER and _of_values(made)):
             wanted |= set(sources)
     found |= dict.fromkeys(node for node in wanted if node.op == "placeholder")
     order = [node for node in program.graph.nodes if node in found]

@@ -65,7 +65,7 @@ def lower(job: Job, plan: Plan) -> Lowered:
     model = import_program(program, plan.attention.table, where)
     model.graph.name = job.name
     inputs = _by_port((*entry.inputs, *component.states), list(model.graph.inputs))
-    low = Lowering(model, component, job.options, where, rounding)
+    low = Lowering(model, component, job.options, where, rounding, job.rounded.get(component.name, ()))
     low.run(plan.attention.table)
     outputs = _by_port((*entry.outputs, *component.states), list(model.graph.outputs))
     cache = plan.attention.asked({value: name for name, value in inputs.items()})

@@ -20,7 +20,7 @@ a graph's inputs and outputs are called is its layout's.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,8 @@ Values = tuple[ir.Value, ...]
 class Lowering:
     """Rewrites one imported graph in place.
 
-    rounding: of its activations, if any. codes: those of rounded values, by their names.
+    rounding: of its activations, if any; asked: the convolutions that were to multiply codes, of which some may not.
+    codes: those of rounded values, by their names.
     weights: what its initializers are to be. unused: outputs that no kernel is to compute. before: the node that is
     being replaced; new ones go before it.
     """
@@ -56,11 +57,13 @@ class Lowering:
         options: OnnxOptions,
         where: str,
         rounding: Rounding | None = None,
+        asked: Collection[str] = (),
     ) -> None:
         self.model, self.graph = model, model.graph
         self.component, self.options = component, options
         self.where = where
         self.rounded = frozenset() if rounding is None else rounding.slots
+        self.spared = frozenset(asked) - self.rounded if rounding is not None else frozenset()
         self.codes: dict[str, ir.Value] = {}
         self.weights: dict[ir.Value, Weight] = {}
         self.unused: list[ir.Value] = []
@@ -241,7 +244,7 @@ def _convolution(low: Lowering, node: ir.Node) -> Values:
         scales = low.weight(f"{name}.scales", ir.DataType.FLOAT, shape[:1], "scales", low.slots([name]))
         zeros = low.constant(f"zeros.{shape[0]}", np.zeros(shape[0], np.int8))
         return low.op("Conv", [_x(node), *low.op("DequantizeLinear", [codes, scales, zeros], axis=0)], **settings)
-    if bits == 16:
+    if bits == 16 or name in low.spared:  # beside integer kernels, a weight that is decoded in every call takes long
         return low.op("Conv", [_x(node), low.values([name], shape)], **settings)
     slots, group = low.slots([name]), a["group"] or math.prod(shape[1:])
     groups = math.prod(shape) // group
