@@ -35,10 +35,10 @@ class Codes:
 def pack(codes: Int8, bits: int) -> Bytes:
     """Codes [rows, columns] in [-2**(bits-1), 2**(bits-1)) to bytes [rows, columns * bits / 8].
 
-    Raises ValueError when a row does not fill whole 32-bit words.
+    In a file a row that does not fill its last word ends with zeros. Raises ValueError when one does not fill bytes.
     """
-    if codes.shape[1] * bits % 32:
-        raise ValueError(f"rows of {codes.shape[1]} codes of {bits} bits do not fill 32-bit words")
+    if codes.shape[1] * bits % 8:
+        raise ValueError(f"rows of {codes.shape[1]} codes of {bits} bits do not fill bytes")
     unsigned = codes.view(np.uint8) + np.uint8(1 << (bits - 1))
     if bits == 8:
         return unsigned

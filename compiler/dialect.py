@@ -17,6 +17,7 @@ and must not add to them here.
     scale(x, slot, columns, axis)                                y = x * w, along an axis of x
     convolution(x, slot, shape, bits, group, symmetric,
                 stride, padding, dilation, groups)               y = conv(x, W as shape [out, in / groups, …])
+    rounded(x, value, scale, zero)                               y = (uint8(x / scale + zero) - zero) * scale
 
 `attention` rotates queries and keys by halves (the Hugging Face layout), multiplies queries by
 1 + query_beta * log(1 + floor(position / query_period)) (Llama 4's scaling; 0 switches it off), writes keys and
@@ -64,6 +65,7 @@ _library.define(
     f"convolution(Tensor x, str slot, int[] shape, {_SCHEME}, int[] stride, int[] padding, int[] dilation, int groups) "
     "-> Tensor"
 )
+_library.define("rounded(Tensor x, str value, float scale, int zero) -> Tensor")
 
 
 @contextmanager
@@ -341,6 +343,23 @@ def _(
         for i in range(len(kernel))
     ]
     return x.new_empty((x.shape[0], shape[0], *sizes))
+
+
+def codes_of(x: Tensor, scale: float, zero: int) -> Tensor:
+    """The nearest codes of values, 0 … 255, in the dtype of x; halves go to the even one."""
+    return (x / scale).round_().add_(zero).clamp_(0, 255)
+
+
+@torch.library.impl(_library, "rounded", "CPU")
+def _rounded(x: Tensor, value: str, scale: float, zero: int) -> Tensor:
+    if x.dtype == torch.float32:  # in one pass, which multiplies by 1 / scale
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, 255)
+    return codes_of(x, scale, zero).sub_(zero).mul_(scale)
+
+
+@torch.library.register_fake("edge::rounded")
+def _(x: Tensor, value: str, scale: float, zero: int) -> Tensor:
+    return torch.empty_like(x)
 
 
 edge = torch.ops.edge

@@ -24,7 +24,9 @@ from compiler.slots import Weights
 from compiler.targets.base import TOKENIZER_FILES
 from compiler.task import Asked
 from compiler.text import Held
-from compiler.vectors import entry_outputs
+from compiler.vectors import entry_outputs, rounded
+
+_UNSEEN = 1 << 31  # a seed beyond those of calibration
 
 
 def write_vectors(
@@ -44,8 +46,13 @@ def write_vectors(
     )
     if any(part.entries for part in parts):
         plan = vectors.planned(parts, 0, *target.entry_tolerances)
-        outputs = entry_outputs(model, quantized.assignment.schemes, quantized.weights, plan, parts)
-        arrays, metadata = vectors.content(plan, outputs)
+        given = model, quantized.assignment.schemes, quantized.weights
+        steps: list[vectors.Steps] = []
+        roundings = {name: found for name, found in quantized.roundings.items() if target.rounds and found.values}
+        if roundings:
+            plan = plan.model_copy(update={"seed": _UNSEEN})
+            plan, steps = rounded(*given, plan, parts, roundings)
+        arrays, metadata = vectors.content(plan, entry_outputs(*given, plan, parts), steps)
         tensor_file.write_tensors(folder / vectors.VECTORS, arrays, metadata, vectors.MAX_BYTES)
 
 

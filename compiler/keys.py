@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from compiler.quantized import Quantized
 
 _HERE = Path(__file__).parent
-_NO_STAGE = ("pipeline.py", "plan.py", "keys.py", "quantized.py", "expectations.py", "targets")
+_NO_STAGE = ("pipeline.py", "plan.py", "keys.py", "kept_weights.py", "quantized.py", "expectations.py", "targets")
 _JUDGES = ("golden.py", "task.py")
 _BESIDE = (".json", ".jinja", ".model", ".md", ".txt")  # what lies beside weights and is read for a package
 _GRANULARITY_NS = GRANULARITY_NS
@@ -49,7 +49,10 @@ def weights(
     files: Sequence[CheckpointFile], checkpoint: Checkpoint, model: Model, assignment: Assignment, looked_at: Any
 ) -> str:
     """Of quantized weights. looked_at: what calibration saw, None where no method looks."""
-    rules = {n: (r.bits, r.group, r.symmetric, r.method, options_of(r)) for n, r in assignment.rules.items()}
+    rules = {
+        n: (r.bits, r.group, r.symmetric, r.method, options_of(r), r.activations, r.min_snr)
+        for n, r in assignment.rules.items()
+    }
     stored = checkpoint.config.get("quantization_config")
     return digest("weights", _code(*_JUDGES), _tensors(files), stored, _model(model), rules, looked_at)
 

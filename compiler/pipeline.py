@@ -11,12 +11,11 @@ import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from artifacts import (
     MANIFEST,
@@ -26,7 +25,6 @@ from artifacts import (
     Progress,
     read_manifest,
     staged,
-    verify,
     write_manifest,
 )
 from artifacts.formats import interface
@@ -38,25 +36,29 @@ from artifacts.manifest import (
     RecipeEntry,
     sha256_file,
 )
-from artifacts.stages import Found, Store
+from artifacts.stages import Store
 from artifacts.store import relabel
-from compiler import keys, targets, task
+from compiler import activations, keys, targets, task
 from compiler.checkpoint import Checkpoint
 from compiler.drivers import driver_of
 from compiler.heap import return_large_blocks
+from compiler.kept_weights import staged_weights, take_weights
 from compiler.licence import licence_of
 from compiler.models.base import Component, Model, read_model
 from compiler.models.interface import described
 from compiler.quantize import budget, evidence, runner
 from compiler.quantize.packed import PackedWeights, write_config
-from compiler.quantize.rules import Assignment, assign
+from compiler.quantize.rules import Assignment, assign, rounded_slots
 from compiler.quantized import Quantized
-from compiler.slots import HALF, Scheme, Slot
+from compiler.slots import HALF, Scheme, Slot, Weights
 from compiler.targets.base import TOKENIZER_FILES, BuildJob, Job, copy_tokenizer
 from compiler.task import Asked
 from compiler.text import calibration_file
 from compiler.work import work_of
 from recipes.schema import Calibration, Recipe
+
+if TYPE_CHECKING:
+    from compiler.quantize.calibrated.task import Samples
 
 _TOOLS = ("edgewright", "torch", "transformers")
 
@@ -86,6 +88,7 @@ def quantize(
     calibration = recipe.quantize.calibration or Calibration()
     text = calibration_file(calibration, recipe.resolve)
     assignment = assign(recipe.quantize.rules, slots)
+    rounded = rounded_slots(model, assignment)
     looks = recipe.quantize.budget is not None or runner.calibrates(assignment)
     held_out = driver.held_out(recipe, text if looks else None, model, checkpoint.path)
     asked = _asked(recipe, model, checkpoint)
@@ -94,12 +97,15 @@ def quantize(
     if recipe.quantize.budget is not None:
         chosen = _within_budget(recipe, checkpoint, model, text, files, out.parent, store.fresh, progress)
         assignment = assign(budget.rules_of(chosen, assignment), slots)
-    jobs = {name: Job(recipe.name, model, assignment.schemes, options) for name, options in recipe.targets.items()}
+    jobs = {
+        name: Job(recipe.name, model, assignment.schemes, options, rounded=rounded)
+        for name, options in recipe.targets.items()
+    }
     for name, job in jobs.items():
         if refusals := targets.load_target(name).refusals(job):
             raise EdgewrightError("; ".join(refusals))
 
-    calibrated = runner.calibrates(assignment)
+    calibrated = runner.calibrates(assignment) or bool(rounded)
     looked_at = None
     given = recipe.quantize.calibration is not None
     if calibrated or (given and any(targets.calibrates(options) for options in recipe.targets.values())):
@@ -130,7 +136,7 @@ def quantize(
     key = None if known is None else keys.weights(known, checkpoint, model, assignment, seen)
     words = {"recipe": recipe.name, "checkpoint": source}
     checked = {}
-    reused = key is not None and _reused(store, key, earlier, out, words)
+    reused = key is not None and take_weights(store, key, earlier, out, words)
     if known is not None and key is not None and reused:
         earlier = read_manifest(out)
         draft = drafted(known, earlier.created_by, earlier.weights_digest)
@@ -141,11 +147,14 @@ def quantize(
         checked = {name: targets.load_target(name).check(job) for name, job in jobs.items()}
         work = out.parent / f".calibration-{keys.weights(known or (), checkpoint, model, assignment, seen)[:16]}"
         with (
-            _staged_weights(store, out, sum(g.bytes for g in groups), words) as folder,
+            staged_weights(store, out, sum(g.bytes for g in groups), words) as folder,
             ThreadPoolExecutor(1) as pool,
         ):
             hashed = pool.submit(files.read)
             found = runner.run(checkpoint, model, assignment, calibration, samples, folder, work, progress)
+            if rounded:
+                table = runner.OriginalWeights(checkpoint, slots)
+                found = _round(folder, assignment, rounded, samples, table, found, progress)
             evidence.write(folder, found)
             if chosen is not None:
                 budget.write_rules(folder, budget.rules_of(chosen, assignment), chosen)
@@ -172,46 +181,9 @@ def quantize(
         reused=reused,
         asked=asked,
         checked=checked,
+        rounded=rounded,
+        roundings=activations.read(out),
     )
-
-
-@contextmanager
-def _staged_weights(store: Store, out: Path, needed_bytes: int, words: Mapping[str, str]) -> Iterator[Path]:
-    """A folder for quantized weights, which is entered in the store before it is put in place."""
-    keeping: Callable[[Path], None] | None = None
-
-    def keep(old: Path) -> None:
-        assert keeping is not None  # the block below came to its end
-        keeping(old)
-
-    with staged(out, needed_bytes=needed_bytes, replaced=keep) as folder:
-        yield folder
-        key = str(read_manifest(folder).runtime["key"])
-        store.put("weights", key, folder, out, words)
-        keeping = store.keeping(out, key)
-
-
-def _reused(store: Store, key: str, earlier: Manifest | None, out: Path, words: Mapping[str, str]) -> bool:
-    """Whether earlier weights are in `out` now: those there, if they are whole, or others that the store has."""
-    found = store.find("weights", key, out)
-    if found is None and earlier is not None and earlier.runtime.get("key") == key and verify(out) == []:
-        store.put("weights", key, out, out, words)  # of a version that had no store
-        return True
-    if found is None or found.folder == store.out / store.place(out):
-        return found is not None
-    return store.take(found, out) if found.kept else _copied(store, found, out, words)
-
-
-def _copied(store: Store, found: Found, out: Path, words: Mapping[str, str]) -> bool:
-    """Copy the weights that another recipe has; False where a run of that replaced them meanwhile."""
-    try:
-        with _staged_weights(store, out, found.entry.bytes, words) as folder:
-            shutil.copytree(found.folder, folder, dirs_exist_ok=True)
-            if verify(folder) or read_manifest(folder).runtime.get("key") != found.entry.key:
-                raise FileNotFoundError
-    except (FileNotFoundError, shutil.Error):
-        return False
-    return True
 
 
 def check(recipe: Recipe, quantized: Quantized, names: Iterable[str]) -> None:
@@ -220,8 +192,32 @@ def check(recipe: Recipe, quantized: Quantized, names: Iterable[str]) -> None:
     schemes = quantized.assignment.schemes
     for name in names:
         if name not in quantized.checked:
-            job = Job(recipe.name, quantized.model, schemes, recipe.targets[name])
+            job = Job(recipe.name, quantized.model, schemes, recipe.targets[name], rounded=quantized.rounded)
             quantized.checked[name] = targets.load_target(name).check(job)
+
+
+def _round(
+    folder: Path,
+    assignment: Assignment,
+    rounded: Mapping[str, frozenset[str]],
+    samples: Callable[[Weights], Iterator[Samples]] | None,
+    table: Weights,
+    found: evidence.QuantizationEvidence,
+    progress: Progress,
+) -> evidence.QuantizationEvidence:
+    """Write what codes of activations stand for beside the quantized weights; what that costs joins the evidence."""
+    from compiler.quantize.activations.run import run
+
+    assert samples is not None
+    least = {
+        name: max(limits)
+        for name, slots in rounded.items()
+        if (limits := [limit for slot in slots if (limit := assignment.rules[slot].min_snr) is not None])
+    }
+    with runner.fixed_threads(1):  # of small tensors: on a busy machine two threads take many times as long as one
+        roundings, costs = run(samples(table), rounded, least, assignment.schemes, PackedWeights(folder), progress)
+    activations.write(folder, roundings)
+    return found.model_copy(update={"activations": tuple(costs)})
 
 
 def _renew(
@@ -267,6 +263,8 @@ def build(
         source=checkpoint.path,
         calibration=quantized.looked_at,
         checked=quantized.checked.pop(target, None),
+        rounded=quantized.rounded,
+        roundings=quantized.roundings,
     )
     driver_of(model).write_companions(model, checkpoint.path, folder)
     built = targets.load_target(target).build(job, folder, progress)

@@ -6,14 +6,14 @@ geometry. What a runtime holds beyond it is measured by a run.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from artifacts import EdgewrightError
 from compiler import targets
 from compiler.models.base import Model, read_model
-from compiler.quantize.rules import assign
+from compiler.quantize.rules import assign, rounded_slots
 from compiler.targets.base import Estimate, Job
 from compiler.text import calibration_file, text_file
 from recipes.schema import Calibration, Recipe, Validation, Vision
@@ -21,11 +21,13 @@ from recipes.schema import Calibration, Recipe, Validation, Vision
 
 @dataclass(frozen=True)
 class TargetPlan:
-    """One target, component by component; sizes in bytes. `refused` says why it cannot be built."""
+    """One target, component by component; sizes in bytes. `refused` says why it cannot be built; notes: what of the
+    recipe is otherwise there than it says."""
 
     target: str
     components: tuple[Estimate, ...]
     refused: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def file_bytes(self) -> int:
@@ -69,6 +71,7 @@ class TargetPlan:
             **{name: getattr(self, name) for name in sums},
             "components": [asdict(part) for part in self.components],
             "refused": self.refused,
+            "notes": list(self.notes),
         }
 
 
@@ -80,12 +83,26 @@ def plan(recipe: Recipe, config: Mapping[str, Any], tensors: Collection[str] | N
     """
     model = read_model(config, tensors, recipe.context.max_tokens, recipe.vision)
     _check_tiles(recipe, model)
-    schemes = assign(recipe.quantize.rules, model.slots).schemes
+    assignment = assign(recipe.quantize.rules, model.slots)
+    rounded = rounded_slots(model, assignment)
     found = []
     for name, options in recipe.targets.items():
-        target, job = targets.load_target(name), Job(recipe.name, model, schemes, options)
-        found.append(TargetPlan(name, tuple(target.estimate(job)), "; ".join(target.refusals(job)) or None))
+        target, job = targets.load_target(name), Job(recipe.name, model, assignment.schemes, options, rounded=rounded)
+        refused = "; ".join(target.refusals(job)) or None
+        found.append(TargetPlan(name, tuple(target.estimate(job)), refused, tuple(_notes(job, target.rounds))))
     return found
+
+
+def _notes(job: Job, rounds: bool) -> Iterator[str]:
+    for name, slots in job.rounded.items():
+        total = sum(slot.kind == "convolution" for slot in job.model.component(name).slots)
+        if rounds:
+            yield (
+                f"{name}: {len(slots)} of {total} convolutions multiply 8-bit activations, but for those that "
+                "calibration finds to cost too much"
+            )
+        else:
+            yield f"{name}: no kernels for activations: int8 here, so the weights alone have 8 bits"
 
 
 def check_files(recipe: Recipe) -> None:

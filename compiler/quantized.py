@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from artifacts.formats.golden import MAX_BYTES as GOLDEN_BYTES
 from artifacts.manifest import CheckpointEntry, QuantizationGroup
 from artifacts.stages import Store
+from compiler.activations import Roundings
 from compiler.models.base import Model
 from compiler.quantize.packed import PackedWeights
 from compiler.quantize.rules import Assignment
@@ -24,7 +26,8 @@ class Quantized:
     """A quantized checkpoint on disk with all that the targets need of it.
 
     store: where what is made from it is entered. reused: whether an earlier run made it. checked: what each target's
-    `check` found, until its `build` takes it.
+    `check` found, until its `build` takes it. rounded, roundings: of activations, what the rules ask for and what was
+    found, by component.
     """
 
     folder: Path
@@ -40,6 +43,8 @@ class Quantized:
     reused: bool = False
     asked: Asked | None = None
     checked: dict[str, object] = field(default_factory=dict)
+    rounded: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    roundings: Roundings = field(default_factory=dict)
 
     @property
     def doubled(self) -> dict[tuple[str, ...], int]:

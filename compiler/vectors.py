@@ -5,14 +5,21 @@ The calls and their inputs are specified in `artifacts/formats/vectors.py`; know
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.formats import interface, vectors
+from compiler.activations import Roundings
+from compiler.graph import Node, capture
 from compiler.models.base import Model
 from compiler.slots import Schemes, Weights
+
+_CODES = 0.25  # a sum that ends on the other side of a half is one code off; seen 0.1, from biases in whole products
+_LEAST = 1e-3
 
 
 def entry_outputs(
@@ -46,6 +53,71 @@ def entry_outputs(
             found.append({port.name: out.numpy() for port, out in zip(entry.outputs, outputs, strict=True)})
             answered |= found[-1]
     return found
+
+
+def rounded(
+    model: Model,
+    schemes: Schemes,
+    weights: Weights,
+    plan: vectors.Calls,
+    components: tuple[interface.Component, ...],
+    roundings: Roundings,
+) -> tuple[vectors.Calls, list[vectors.Steps]]:
+    """Of every call what activations of 8 bits make of it, and the calls with the limits of that; nothing of calls of
+    components whose activations are floats.
+
+    Computed in float64, so that a code differs only where a runtime's own sum ends on the other side of a half.
+    """
+    import torch
+
+    from compiler import dialect
+    from compiler.quantize.activations.walk import Walk, rounding
+
+    walks = {name: Walk(capture(c := model.component(name), c.shipped[0], schemes)) for name in roundings}
+    affines = {
+        name: {n: roundings[name].values[n.name] for n in (*w.inputs, *w.nodes) if n.name in roundings[name].values}
+        for name, w in walks.items()
+    }
+    values = {name: {n.name: tuple(n.meta["val"].shape) for n in found} for name, found in affines.items()}
+    plan = plan.model_copy(update={"rounded": vectors.Rounded(values=values, shipped={}, codes=_CODES)})
+    found: list[vectors.Steps] = []
+    squares: dict[str, NDArray[np.float64]] = {name: np.zeros(2) for name in walks}
+    with torch.no_grad(), dialect.weights(weights, torch.float64):
+        for at, (call, arrays) in enumerate(vectors.inputs(plan, components)):
+            if call.component not in walks:
+                found.append(vectors.Steps({}, {}, {}))
+                continue
+            walk, known, ports = walks[call.component], affines[call.component], model.component(call.component)
+            entry = ports.entry(call.entry)
+            codes: dict[str, NDArray[Any]] = {}
+            given = vectors.given_codes(plan, at, len(entry.inputs))
+
+            def step(node: Node, value: Any, known: Any = known, codes: Any = codes, given: Any = given) -> Any:
+                """Note the codes of a value, and go on from others."""
+                if node not in known:
+                    return value
+                affine = known[node]
+                codes[node.name] = dialect.codes_of(value, affine.scale, affine.zero).to(torch.uint8).numpy()
+                return (torch.from_numpy(given[node.name]).double() - affine.zero) * affine.scale
+
+            tensors = [torch.from_numpy(arrays[port.name]).double() for port in entry.inputs]
+            sides = [walk.answer(tensors, change) for change in (step, rounding(known))]
+            stepped, whole = (
+                {port.name: out.float().numpy() for port, out in zip(entry.outputs, side, strict=True)}
+                for side in sides
+            )
+            for wide, out in zip(walk.answer(tensors), sides[1], strict=True):
+                squares[call.component] += float((out - wide).square().sum()), float(wide.square().sum())
+            found.append(vectors.Steps(whole, stepped, codes))
+    shipped = {name: _limit(*pair) for name, pair in squares.items()}
+    assert plan.rounded is not None
+    return plan.model_copy(update={"rounded": plan.rounded.model_copy(update={"shipped": shipped})}), found
+
+
+def _limit(wrong: float, total: float) -> float:
+    """Of the whole way, where one code that ends on the other side of a half soon has changed most behind it: a runtime
+    and this then round as two that know nothing of each other, and are the square root of two of the error apart."""
+    return min(1.0, max(_LEAST, 2 * math.sqrt(wrong / total))) if total else _LEAST
 
 
 def _counted(model: Model, plan: vectors.Calls) -> int:

@@ -31,7 +31,8 @@ from device_farm import Profile
 from edgewright import rooms
 from edgewright.markdown import markdown
 from edgewright.report import REPORT_JSON, REPORT_MD, Report, host, now, write
-from recipes.schema import BUILT_IN_TEXT, Recipe
+from recipes.fields import BUILT_IN_TEXT
+from recipes.schema import Recipe
 from runtime_tests.phones import Limits
 
 STAGE = "run"

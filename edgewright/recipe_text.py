@@ -12,7 +12,8 @@ from pathlib import Path
 import yaml
 
 from edgewright.streams import plain
-from recipes.schema import BUILT_IN_TEXT, Recipe
+from recipes.fields import BUILT_IN_TEXT
+from recipes.schema import Recipe
 
 _PATHS = (
     ("checkpoint", "path"),

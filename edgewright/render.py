@@ -209,7 +209,7 @@ def plans(recipe: Recipe, items: Sequence[TargetPlan], fits: Sequence[PlanFit]) 
         f"Estimated from the checkpoint's config alone{context}: a package has the tokenizer's files besides, and a "
         "runtime may hold more. `edgewright run` measures both."
     )
-    notes = [note, *filter(None, [text.budget(recipe)])]
+    notes = [note, *filter(None, [text.budget(recipe)]), *(f"{i.target}: {line}" for i in items for line in i.notes)]
     head = Text(recipe.name, style="bold")
     parts: list[RenderableType] = [tables.padded(head, (1, 1, 0, 1)), table]
     if fits:
@@ -339,6 +339,8 @@ def quantization(found: QuantizationEvidence, worst: int) -> RenderableType:
             "" if tensor.output_error is None else f"{tensor.output_error:.2%}",
         )
     parts.append(tensors)
+    if found.activations:
+        parts += [tables.padded(Text(line), (0, 1)) for line in text.activations(found.activations)]
     if found.layers:
         layers = tables.table("after layer", ">error of hidden states")
         for layer in found.layers:

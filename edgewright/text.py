@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from artifacts import Check, Figure
+from compiler.quantize.evidence import ActivationEvidence
 from edgewright.report import TargetReport
 from recipes.schema import Recipe
 
 if TYPE_CHECKING:
     from edgewright.fit import PlanFit
 
+_WORST = 8
 _NOT_FOR = "not for this platform"
 
 
@@ -53,6 +55,22 @@ def reused(item: TargetReport) -> str:
         return ""
     when = f", its figures of {item.created}" if "validation" in item.reused else ""
     return f"reused, since nothing changed that it depends on: {' and '.join(item.reused)}{when}"
+
+
+def activations(found: Sequence[ActivationEvidence]) -> list[str]:
+    """What activations of 8 bits cost each component, and which convolutions were spared them."""
+    lines = []
+    for item in found:
+        asked = f", {item.min_snr_db:g} dB asked for" if item.min_snr_db is not None else ""
+        lines.append(
+            f"{item.component}: {item.convolutions} of {item.of} convolutions ({item.products:.0%} of its "
+            f"multiplications) on 8-bit activations; outputs keep {item.snr_db:.1f} dB of signal to noise{asked}"
+        )
+        if item.kept:
+            worst = ", ".join(f"{slot} ({item.alone[slot]:.1f} dB alone)" for slot in item.kept[:_WORST])
+            more = f" and {len(item.kept) - _WORST} more" if len(item.kept) > _WORST else ""
+            lines.append(f"{item.component}: {item.all_snr_db:.1f} dB were it not for floats around {worst}{more}")
+    return lines
 
 
 def size(count: float) -> str:

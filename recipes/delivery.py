@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from recipes.fields import check_hub_id
 from recipes.quantities import Fraction
-
-_HUB_ID = re.compile(r"[\w][\w.-]{0,95}/[\w][\w.-]{0,95}", re.ASCII)
 
 Kind = Literal["size", "memory", "parity", "quality", "latency"]
 _Tolerance = Annotated[Fraction, Field(ge=0)]
@@ -34,13 +32,6 @@ class Tolerances(BaseModel):
         """The tolerance of one kind."""
         found: float = getattr(self, kind)
         return found
-
-
-def check_hub_id(repo: str) -> str:
-    """A repository on the Hub, `owner/name`; ValueError for anything else."""
-    if not _HUB_ID.fullmatch(repo) or ".." in repo or "--" in repo:
-        raise ValueError(f"must be owner/name as on the Hub, not {repo!r}")
-    return repo
 
 
 class Publish(BaseModel):

@@ -1,7 +1,7 @@
 """Quantities as people write them in a recipe: sizes, percentages, times and rates.
 
 Each is a pydantic type: it takes text with a unit and gives a number in one fixed unit (bytes, a fraction of one,
-seconds, tokens per second).
+seconds, tokens per second, decibels).
 """
 
 from __future__ import annotations
@@ -81,6 +81,17 @@ def _split(value: Any, expected: str) -> tuple[float, str]:
     return float(match[1]), match[2]
 
 
+def parse_decibels(value: Any) -> float:
+    """`36 dB`, or the bare number. Raises ValueError."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        amount, unit = float(value), "dB"
+    else:
+        amount, unit = _split(value, "decibels such as 36 dB")
+    if unit != "dB" or not 0 < amount <= 100:
+        raise ValueError(f"must be decibels from 0 to 100, such as 36 dB, not {value!r}")
+    return amount
+
+
 def _text_or_number(example: str, number: str) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [{"type": "string", "examples": [example]}, {"type": number}]})
 
@@ -89,4 +100,5 @@ Bytes = Annotated[int, BeforeValidator(parse_bytes), _text_or_number("1400MB", "
 Fraction = Annotated[float, BeforeValidator(parse_fraction), _text_or_number("3%", "number")]
 Share = Annotated[float, BeforeValidator(parse_share), _text_or_number("95%", "number")]
 Seconds = Annotated[float, BeforeValidator(parse_seconds), _text_or_number("4s", "number")]
+Decibels = Annotated[float, BeforeValidator(parse_decibels), _text_or_number("36 dB", "number")]
 TokensPerSecond = Annotated[float, BeforeValidator(parse_rate), _text_or_number("12 tok/s", "number")]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -32,85 +31,28 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from recipes.delivery import Publish, Tolerances, check_hub_id
-from recipes.quantities import Bytes, Fraction, Seconds, Share, TokensPerSecond
+from recipes.delivery import Publish, Tolerances
+from recipes.fields import (
+    BUILT_IN_TEXT,
+    RecipePath,
+    Text,
+    check_activations,
+    check_commit,
+    check_glob,
+    check_group,
+    check_hub_id,
+    check_name,
+    check_path,
+    check_questions,
+)
+from recipes.quantities import Bytes, Decibels, Fraction, Seconds, Share, TokensPerSecond
 
 DEFAULT_METHOD = "rtn"
-BUILT_IN_TEXT = "stdlib-python"
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}")
-_MAX_PATH = 4096
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-def _check_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"must be lower-case letters, digits, '.', '_' and '-' (it names a folder), not {name!r}")
-    return name
-
-
-def _check_commit(revision: Any) -> Any:
-    if revision is not None and not (isinstance(revision, str) and _COMMIT.fullmatch(revision)):
-        quote = "; put it in quotes" if isinstance(revision, int) else ""
-        raise ValueError(f"must be a full commit (40 hexadecimal digits) or null, not {revision!r}{quote}")
-    return revision
-
-
-def check_path(path: str) -> str:
-    """A path as a recipe may name one; whether anything is there is seen when it is read. Raises ValueError."""
-    if any(ord(character) < 32 or ord(character) == 127 or "\ud800" <= character <= "\udfff" for character in path):
-        raise ValueError("must be a path without control characters and halves of surrogate pairs")
-    if len(path.encode()) > _MAX_PATH:
-        raise ValueError(f"must be a path of at most {_MAX_PATH} bytes, not of {len(path.encode())}")
-    if path.startswith("~") and os.path.expanduser(path) == path:
-        raise ValueError(f"begins with the home of a user whom this machine does not know: {path.split('/')[0]!r}")
-    return path
-
-
-def _check_glob(glob: str) -> str:
-    if not glob or any(c.isspace() for c in glob):
-        raise ValueError(f"must be a glob over slot names, such as model.layers.*.mlp.*, not {glob!r}")
-    rest = re.sub(r"\[!?\]?[^\]]*\]", "", glob)
-    if "[" in rest:
-        raise ValueError(f"the glob {glob!r} has an opening bracket without its closing one")
-    if glob.endswith(".weight"):
-        raise ValueError(f"slot names carry no '.weight'; write {glob.removesuffix('.weight')!r}")
-    return glob
-
-
-def _check_text(text: str) -> str:
-    if text != BUILT_IN_TEXT and not text.endswith((".txt", ".jsonl")):
-        raise ValueError(f"must be {BUILT_IN_TEXT} or a .txt or .jsonl file, not {text!r}")
-    return text
-
-
-def _check_questions(file: str) -> str:
-    if not file.endswith(".jsonl"):
-        raise ValueError(f"must be a .jsonl file, one question a line, not {file!r}")
-    return file
-
-
-def _check_group(group: Any) -> Any:
-    if group == "channel":
-        return group
-    if isinstance(group, int) and not isinstance(group, bool) and group >= 16 and group & (group - 1) == 0:
-        return group
-    raise ValueError(f'must be "channel" or a power of two from 16 up (32, 64, 128…), not {group!r}')
-
-
-RecipePath = Annotated[str, AfterValidator(check_path)]
 
 
 def _empty_mapping(value: Any) -> Any:
     """`onnx:` with nothing after it means `onnx: {}`."""
     return {} if value is None else value
-
-
-Text = Annotated[
-    RecipePath,
-    AfterValidator(_check_text),
-    Field(min_length=1, description=f"{BUILT_IN_TEXT}, or a .txt or .jsonl file relative to the recipe"),
-]
 
 
 class Strict(BaseModel):
@@ -124,7 +66,7 @@ class Checkpoint(Strict):
 
     path: RecipePath | None = Field(None, min_length=1, description="folder of the checkpoint, relative to the recipe")
     hub: Annotated[str, AfterValidator(check_hub_id)] | None = Field(None, description="owner/name on the Hub")
-    revision: Annotated[str | None, BeforeValidator(_check_commit)] = Field(
+    revision: Annotated[str | None, BeforeValidator(check_commit)] = Field(
         None, description="full commit; null takes the newest at the first download and writes it to a lock file"
     )
     config: RecipePath | None = Field(
@@ -147,13 +89,32 @@ class Rule(Strict):
     The method's own options stand beside these keys.
     """
 
-    match: Annotated[str, AfterValidator(_check_glob)] = Field(description="glob over slot names")
+    match: Annotated[str, AfterValidator(check_glob)] = Field(description="glob over slot names")
     bits: Literal[4, 8, 16] = Field(description="16 leaves the tensor in half precision")
-    group: Annotated[Literal["channel"] | int, BeforeValidator(_check_group)] = Field(
+    group: Annotated[Literal["channel"] | int, BeforeValidator(check_group)] = Field(
         32, description="weights per scale along the input, or channel"
     )
     symmetric: bool = True
+    activations: Annotated[Literal["int8"] | None, BeforeValidator(check_activations)] = Field(
+        None,
+        description="int8: what convolutions read and give has 8 bits too, where the runtime has kernels for it",
+    )
+    min_snr: Decibels | None = Field(
+        None,
+        description="that a component's outputs keep with activations: int8; the convolutions that cost most keep "
+        "floats, as many as that takes, by measured sensitivity",
+    )
     method: str = DEFAULT_METHOD
+
+    @model_validator(mode="after")
+    def _activations_fit(self) -> Self:
+        if self.min_snr is not None and self.activations is None:
+            raise ValueError("min_snr belongs to activations: int8; give both or neither")
+        if self.activations is not None and (self.bits, self.group, self.symmetric) != (8, "channel", True):
+            raise ValueError(
+                "activations: int8 needs bits: 8, group: channel and symmetric: true, which its kernels take"
+            )
+        return self
 
 
 class Calibration(Strict):
@@ -207,6 +168,10 @@ class Quantize(Strict):
                     "matches first; put the special rule above the general one"
                 )
             seen[rule.match] = at
+        if self.budget is not None and any(rule.activations is not None for rule in self.rules):
+            raise ValueError(
+                "budget chooses bits and group of weights; activations: int8 needs those that its rule gives"
+            )
         return self
 
 
@@ -250,7 +215,7 @@ class Quality(Strict):
 class Task(Strict):
     """Questions with their right answers, asked of the artifact as it ships and of the unquantized checkpoint."""
 
-    file: Annotated[RecipePath, AfterValidator(_check_questions)] = Field(
+    file: Annotated[RecipePath, AfterValidator(check_questions)] = Field(
         min_length=1, description="a .jsonl file relative to the recipe, one question a line"
     )
     max_answer_tokens: int = Field(64, ge=1, le=4096, description="where an answer is cut off")
@@ -290,7 +255,7 @@ class Validation(Strict):
 class Recipe(Strict):
     """One recipe: which checkpoint, how to quantize it, for which runtimes, and what must hold on which phones."""
 
-    name: Annotated[str, AfterValidator(_check_name)]
+    name: Annotated[str, AfterValidator(check_name)]
     checkpoint: Checkpoint
     quantize: Quantize
     context: Context

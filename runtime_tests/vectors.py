@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,12 @@ def judge(session: Session, artifact: Path, manifest: Manifest, threads: int, pr
     if all(entry.path != vectors.VECTORS for entry in manifest.files):
         return []
     expected = vectors.read(payload_file(artifact, vectors.VECTORS), manifest.components)
+    plan = expected.plan
     found: list[Check] = []
-    modes = ((True, "exact", expected.plan.exact), (False, "as shipped", expected.plan.shipped))
-    for exact, words, limit in modes:
+    for exact, words in ((True, "exact"), (False, "as shipped")):
         session.load(exact=exact, threads=threads)
-        errors = measured(session, expected, manifest.components, progress)
-        found += _checks(errors, exact, words, limit, session.stand_in)
+        errors = measured(session, expected, manifest.components, progress, exact=exact)
+        found += _checks(errors, plan, exact, words, session.stand_in)
     found += _formed(session, expected, manifest.components)
     return found
 
@@ -63,23 +63,36 @@ def _formed(
 
 
 def _checks(
-    errors: Mapping[tuple[str, str], Error], exact: bool, words: str, limit: float, stand_in: str | None
+    errors: Mapping[tuple[str, str], Error], plan: vectors.Calls, exact: bool, words: str, stand_in: str | None
 ) -> Iterator[Check]:
     for (component, entry), error in errors.items():
+        rounded = plan.rounded if plan.rounded is not None and component in plan.rounded.values else None
         kind, label, value = ("max", "max |Δ|", error.largest) if exact else ("rms", "RMS Δ", error.rms)
-        name = f"{component}_{entry}_{words.split()[-1]}_{kind}_relative_error"
-        figure = ran_here(name, value, "relative", stand_in)
-        yield checked(figure, PARITY, f"{component}.{entry}, {words}: {label}", limit, "at most")
+        limit = plan.exact if exact else plan.shipped if rounded is None else rounded.shipped[component]
+        name, words_ = f"{component}_{entry}", f"{component}.{entry}, {words}"
+        figure = ran_here(f"{name}_{words.split()[-1]}_{kind}_relative_error", value, "relative", stand_in)
+        yield checked(figure, PARITY, f"{words_}: {label}", limit, "at most")
+        if rounded is not None and not exact:
+            figure = ran_here(f"{name}_steps_max_relative_error", error.steps, "relative", stand_in)
+            yield checked(figure, PARITY, f"{words_}, last step: max |Δ|", plan.exact, "at most")
+            worst = max(error.codes, key=lambda value: error.codes[value])
+            at = f"{worst}, the worst of {len(error.codes)} values"
+            figure = ran_here(f"{name}_codes_rms_error", error.codes[worst], "codes", stand_in, at=at)
+            yield checked(figure, PARITY, f"{words_}, each step: RMS Δ of codes", rounded.codes, "at most")
 
 
 @dataclass
 class Error:
     """How far an entry's outputs are off, over all of its calls. largest: error of an output relative to its largest
-    expected value. Sums of squares: of errors, and of expected values."""
+    expected value. Sums of squares: of errors, and of expected values. codes: of each step to a rounded activation by
+    name, the root of the mean square by which its codes are off, in the worst call. steps: `largest` of those to
+    outputs."""
 
     largest: float = 0.0
     squares: float = 0.0
     expected: float = 0.0
+    codes: dict[str, float] = field(default_factory=dict)
+    steps: float = 0.0
 
     @property
     def rms(self) -> float:
@@ -88,9 +101,14 @@ class Error:
 
 
 def measured(
-    session: Session, expected: vectors.Vectors, components: tuple[interface.Component, ...], progress: Progress
+    session: Session,
+    expected: vectors.Vectors,
+    components: tuple[interface.Component, ...],
+    progress: Progress,
+    *,
+    exact: bool = True,
 ) -> Mapping[tuple[str, str], Error]:
-    """The errors of every component and entry.
+    """The errors of every component and entry. exact: how the session was loaded; as shipped, activations are rounded.
 
     The session is loaded; its states are reset first. Raises GateFailed when an output has another shape or holds NaN.
     """
@@ -103,17 +121,46 @@ def measured(
         answered = session.call(call.component, call.entry, **arrays)
         answers |= answered
         entry = next(c for c in components if c.name == call.component).entry(call.entry)
+        error, steps = found.setdefault((call.component, call.entry), Error()), expected.steps[at]
+        rounds = not exact and bool(steps.codes)
+        if rounds:
+            _step(session, expected.plan, at, arrays, steps, error)
         for port in entry.outputs:
             values, shape = answered[port.name], port.sized(call.sizes)
             if values.shape != shape or not np.isfinite(values).all():
                 what = f"shape {list(values.shape)}, not {list(shape)}" if values.shape != shape else "NaN or infinity"
                 raise GateFailed(f"{call.component}.{call.entry}: {port.name} came back with {what}")
-            wanted = expected.outputs[at][port.name].astype(np.float64)
+            wanted = (steps.shipped if rounds else expected.outputs[at])[port.name].astype(np.float64)
             off = vectors.sampled(values).astype(np.float64) - wanted
-            relative = np.abs(off).max(initial=0.0) / max(np.abs(wanted).max(initial=0.0), np.finfo(np.float32).tiny)
-            error = found.setdefault((call.component, call.entry), Error())
-            error.largest = max(error.largest, float(relative))
+            error.largest = max(error.largest, _relative(off, wanted))
             error.squares += float((off**2).sum())
             error.expected += float((wanted**2).sum())
     progress("calling entries", total, total)
     return found
+
+
+def _relative(off: NDArray[np.float64], wanted: NDArray[np.float64]) -> float:
+    return float(np.abs(off).max(initial=0.0) / max(np.abs(wanted).max(initial=0.0), np.finfo(np.float32).tiny))
+
+
+def _step(
+    session: Session,
+    plan: vectors.Calls,
+    at: int,
+    arrays: Mapping[str, NDArray[Any]],
+    expected: vectors.Steps,
+    error: Error,
+) -> None:
+    """Add what each step of a call alone is off. Raises GateFailed where the session has no such steps."""
+    call, ask = plan.calls[at], getattr(session, "steps", None)
+    if ask is None:
+        raise GateFailed(
+            f"{call.component}.{call.entry}: its vectors have 8-bit activations, which its runtime has not"
+        )
+    outputs, codes = ask(call.component, call.entry, vectors.given_codes(plan, at, len(arrays)), **arrays)
+    for name, values in expected.codes.items():
+        off = vectors.sampled(codes[name], vectors.CODES).astype(np.float64) - values
+        error.codes[name] = max(error.codes.get(name, 0.0), math.sqrt(float((off**2).mean())))
+    for name, values in expected.outputs.items():
+        wanted = values.astype(np.float64)
+        error.steps = max(error.steps, _relative(vectors.sampled(outputs[name]).astype(np.float64) - wanted, wanted))

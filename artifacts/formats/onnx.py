@@ -62,6 +62,7 @@ class Graph(_Strict):
 
     tokens: whether its outputs are the last token's or of all; None where entries have no `SCORE` beside them.
     images: None where every input is as its port. ort: the same in the ORT format, with its weights; None without.
+    codes: tensors of the file with codes of rounded activations, by the names that `vectors.safetensors` has for them.
     """
 
     file: str
@@ -74,6 +75,7 @@ class Graph(_Strict):
     tokens: Literal["last", "all"] | None
     images: Images | None = None
     ort: str | None = None
+    codes: dict[Name, str] = {}
 
 
 class CacheError(_Strict):

@@ -9,6 +9,13 @@ for float32; uniform from 0 up to `below` (256 for uint8) for whole numbers; a p
 component's earlier calls counted. A float32 port with the name of an output that an earlier call gave gets that: its
 values in memory order, from the first on and over again, until the port is full. So what one component makes for
 another is judged on what it will get, and not on noise.
+
+A package that multiplies 8-bit activations has more, as the outputs above are those with activations in float:
+`<call>.shipped.<output port>`, what it answers as shipped. One code that ends on the other side of a half changes many
+behind it, so each step from codes to codes is judged alone too, in a call in which every rounded value is replaced by
+given codes once its own are known: `<call>.codes.<value>`, uint8, its own, at fewer places, and
+`<call>.steps.<output port>`, what follows from the last given ones. Given codes of value v, counted on from the ports,
+are the generator's of [seed, c, v], uniform from 0 up to 256.
 """
 
 from __future__ import annotations
@@ -16,10 +23,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +37,7 @@ from artifacts.formats.interface import Component, Count, Entry, Name, Port
 
 VECTORS = "vectors.safetensors"
 MAX_BYTES = 1_000_000
-SAMPLES = 2048
+SAMPLES, CODES = 2048, 256
 _MOST = 1 << 20  # values of an input, or two of a dimension
 
 Array = NDArray[Any]
@@ -46,9 +53,22 @@ class Call(BaseModel):
     sizes: dict[Name, Count] = {}
 
 
+class Rounded(BaseModel):
+    """Activations of 8 bits. values: shapes of the rounded ones of each component, by name. shipped: limit of the root
+    of the mean square of a component's errors as shipped, relative to that of its outputs. codes: limit of the root of
+    the mean square by which one value's codes are off. Outputs of steps have the limit `exact`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    values: dict[Name, dict[Name, tuple[Count, ...]]]
+    shipped: dict[Name, Annotated[float, Field(gt=0, le=1)]]
+    codes: float = Field(gt=0, le=16)
+
+
 class Calls(BaseModel):
     """All calls of a file. exact: limit of an output's largest error relative to its largest value, in the most precise
-    mode. shipped: of the root of the mean square of an entry's errors relative to that of its values, as shipped."""
+    mode. shipped: of the root of the mean square of an entry's errors relative to that of its values, as shipped; where
+    activations are rounded, `rounded` says it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -57,14 +77,26 @@ class Calls(BaseModel):
     calls: tuple[Call, ...] = Field(min_length=1, max_length=1000)
     exact: float = Field(gt=0, le=1)
     shipped: float = Field(gt=0, le=1)
+    rounded: Rounded | None = None
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Of one call with 8-bit activations: outputs as shipped, outputs of steps, and codes; see above. Nothing of a call
+    whose component has its activations in float."""
+
+    shipped: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+    codes: Mapping[str, Array]
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """A file's calls with the sampled outputs of each by port name, flattened."""
+    """A file's calls with the sampled outputs of each by port name, flattened, and its steps."""
 
     plan: Calls
     outputs: tuple[Mapping[str, Array], ...]
+    steps: tuple[Steps, ...]
 
 
 def planned(components: tuple[Component, ...], seed: int, exact: float, shipped: float, rounds: int = 2) -> Calls:
@@ -142,15 +174,23 @@ def _generated(port: Port, shape: tuple[int, ...], seed: list[int], first: int) 
     return random.integers(0, 256 if port.dtype == "uint8" else port.below or 2, shape, port.dtype)
 
 
-def sampled(values: Array) -> Array:
-    """At most SAMPLES values of an array, spread evenly over it in memory order."""
+def sampled(values: Array, most: int = SAMPLES) -> Array:
+    """At most so many values of an array, spread evenly over it in memory order."""
     flat = np.ascontiguousarray(values).reshape(-1)
-    return flat[np.unique(np.linspace(0, flat.size - 1, SAMPLES).astype(np.int64))] if flat.size > SAMPLES else flat
+    return flat[np.unique(np.linspace(0, flat.size - 1, most).astype(np.int64))] if flat.size > most else flat
 
 
-def content(plan: Calls, outputs: list[Mapping[str, Array]]) -> tuple[dict[str, Array], dict[str, str]]:
-    """Tensors and metadata of a file, from the whole outputs of every call."""
+def content(
+    plan: Calls,
+    outputs: Sequence[Mapping[str, Array]],
+    steps: Sequence[Steps] = (),
+) -> tuple[dict[str, Array], dict[str, str]]:
+    """Tensors and metadata of a file, from the whole outputs and steps of every call."""
     tensors = {f"{at}.{name}": sampled(values) for at, found in enumerate(outputs) for name, values in found.items()}
+    for at, step in enumerate(steps):
+        tensors |= {f"{at}.shipped.{name}": sampled(values) for name, values in step.shipped.items()}
+        tensors |= {f"{at}.steps.{name}": sampled(values) for name, values in step.outputs.items()}
+        tensors |= {f"{at}.codes.{name}": sampled(values, CODES) for name, values in step.codes.items()}
     return tensors, {"calls": plan.model_dump_json()}
 
 
@@ -166,20 +206,17 @@ def read(path: Path, components: tuple[Component, ...]) -> Vectors:
             metadata: dict[str, str] = file.metadata() or {}
             tensors: dict[str, Array] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         plan = Calls.model_validate(json.loads(metadata.get("calls", "null")))
-        outputs = []
+        known = plan.rounded.values if plan.rounded is not None else {}
+        outputs, steps = [], []
         for at, call in enumerate(plan.calls):
             entry = _entry(at, call, components)
-            found = {port.name: tensors.pop(f"{at}.{port.name}") for port in entry.outputs}
-            for port in entry.outputs:
-                count = min(SAMPLES, math.prod(port.sized(call.sizes)))
-                values = found[port.name]
-                if values.shape != (count,) or values.dtype != np.dtype(port.dtype):
-                    raise ValueError(
-                        f"{at}.{port.name}: {values.dtype} {values.shape}, expected {port.dtype} [{count}]"
-                    )
-                if values.dtype.kind == "f" and not np.isfinite(values).all():
-                    raise ValueError(f"{at}.{port.name}: holds NaN or infinity")
-            outputs.append(found)
+            outputs.append(_outputs(tensors, f"{at}.", entry, call))
+            if not (shapes := known.get(call.component)):
+                steps.append(Steps({}, {}, {}))
+                continue
+            shipped, stepped = (_outputs(tensors, f"{at}.{which}.", entry, call) for which in ("shipped", "steps"))
+            codes = {name: _codes(tensors, at, name, shape) for name, shape in shapes.items()}
+            steps.append(Steps(shipped, stepped, codes))
         if tensors:
             raise ValueError(f"unknown tensors {', '.join(sorted(tensors)[:3])}")
     except (OSError, SafetensorError) as error:
@@ -188,4 +225,34 @@ def read(path: Path, components: tuple[Component, ...]) -> Vectors:
         raise EdgewrightError(f"{path}: no tensor {error}; {again}") from error
     except (ValueError, ValidationError, RecursionError) as error:
         raise EdgewrightError(f"{path}: {error}; {again}") from error
-    return Vectors(plan, tuple(outputs))
+    return Vectors(plan, tuple(outputs), tuple(steps))
+
+
+def _outputs(tensors: dict[str, Array], stem: str, entry: Entry, call: Call) -> dict[str, Array]:
+    """Of one call, taken from a file's tensors. Raises KeyError and ValueError."""
+    found = {port.name: tensors.pop(stem + port.name) for port in entry.outputs}
+    for port in entry.outputs:
+        count = min(SAMPLES, math.prod(port.sized(call.sizes)))
+        values = found[port.name]
+        if values.shape != (count,) or values.dtype != np.dtype(port.dtype):
+            raise ValueError(f"{stem}{port.name}: {values.dtype} {values.shape}, expected {port.dtype} [{count}]")
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ValueError(f"{stem}{port.name}: holds NaN or infinity")
+    return found
+
+
+def _codes(tensors: dict[str, Array], at: int, name: str, shape: tuple[int, ...]) -> Array:
+    """Of one value. Raises KeyError and ValueError."""
+    values, count = tensors.pop(f"{at}.codes.{name}"), min(CODES, math.prod(shape))
+    if values.dtype != np.uint8 or values.shape != (count,):
+        raise ValueError(f"{at}.codes.{name}: {values.dtype} {values.shape}, expected uint8 [{count}]")
+    return values
+
+
+def given_codes(plan: Calls, at: int, ports: int) -> dict[str, Array]:
+    """The codes by which a call's rounded values are replaced, uint8 by name. ports: how many inputs its entry has."""
+    shapes = plan.rounded.values.get(plan.calls[at].component, {}) if plan.rounded is not None else {}
+    return {
+        name: np.random.default_rng([plan.seed, at, ports + number]).integers(0, 256, shape, np.uint8)
+        for number, (name, shape) in enumerate(shapes.items())
+    }

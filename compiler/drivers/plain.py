@@ -21,7 +21,8 @@ from compiler.models.interface import described
 from compiler.questions import Reader
 from compiler.slots import Schemes, Weights
 from compiler.text import Held
-from recipes.schema import BUILT_IN_TEXT, Calibration, Recipe
+from recipes.fields import BUILT_IN_TEXT
+from recipes.schema import Calibration, Recipe
 
 if TYPE_CHECKING:
     from compiler.quantize.calibrated.task import Samples

@@ -77,6 +77,28 @@ class LayerEvidence(_Frozen):
     output_error: float
 
 
+class ActivationEvidence(_Frozen):
+    """What activations of 8 bits cost a component's outputs, on samples that no range was found on.
+
+    values: how many are rounded. convolutions: how many multiply codes, `of` those that the rules name, and products:
+    their share of the component's multiplications. snr_db: of the outputs against the same weights with activations in
+    float, 10 log10(|y|² / |y - ŷ|²); all_snr_db: had nothing been kept in float; min_snr_db: what the rule asks for.
+    alone: of each convolution, the SNR with the worst of its values alone rounded, worst first, where that was asked.
+    kept: those that keep floats.
+    """
+
+    component: str
+    values: int
+    convolutions: int
+    of: int
+    products: float
+    snr_db: float
+    all_snr_db: float
+    min_snr_db: float | None
+    alone: dict[str, float]
+    kept: tuple[str, ...]
+
+
 class TextEvidence(_Frozen):
     """Against the unquantized checkpoint on held-out text; mean_kl in nats (a lower bound from the 64 top ids)."""
 
@@ -95,6 +117,7 @@ class QuantizationEvidence(_Frozen):
     calibration: str | None
     tensors: tuple[TensorEvidence, ...]
     layers: tuple[LayerEvidence, ...]
+    activations: tuple[ActivationEvidence, ...] = ()
     held_out: TextEvidence | None = None
 
     @classmethod

@@ -53,10 +53,11 @@ class PackedWeights:
         return tuple(int(v) for v in shape)
 
     def packed(self, name: str, start: int = 0, stop: int | None = None) -> Bytes:
-        """Packed bytes of rows, uint8 [rows, columns * bits / 8]."""
+        """Packed bytes of rows, uint8 [rows, columns * bits / 8], without what fills up a row's last word."""
         tensor = name + ".weight_packed"
         words = self.tensors.info(tensor).shape[1]
-        return self.tensors.raw(tensor, start, stop).reshape(-1, words * 4)
+        used = self.shape(name)[1] * self.scheme(name).bits // 8
+        return self.tensors.raw(tensor, start, stop).reshape(-1, words * 4)[:, :used]
 
     def scales(self, name: str, start: int = 0, stop: int | None = None) -> Float32:
         """Scales of rows, float32 [rows, groups]."""
@@ -132,7 +133,7 @@ class PackedWriter:
                 continue
             groups = scheme.groups(slot.columns)
             wide.append((slot.name + ".weight_shape", "I64", (2,)))
-            words.append((slot.name + ".weight_packed", "I32", (slot.rows, slot.columns * scheme.bits // 32)))
+            words.append((slot.name + ".weight_packed", "I32", (slot.rows, -(-slot.columns * scheme.bits // 32))))
             words.append((slot.name + ".weight_scale", "F32", (slot.rows, groups)))
             if not scheme.symmetric:
                 zero_words = -(-slot.rows * scheme.bits // 32)
@@ -154,7 +155,10 @@ class PackedWriter:
         Zero points share words between rows: with them, `start` must be a multiple of 32 / bits.
         """
         bits = self._schemes[name].bits
-        self._put(name + ".weight_packed", start, pack(codes.codes, bits))
+        packed = pack(codes.codes, bits)
+        if rest := -packed.shape[1] % 4:
+            packed = np.pad(packed, ((0, 0), (0, rest)))
+        self._put(name + ".weight_packed", start, packed)
         self._put(name + ".weight_scale", start, codes.scales.astype(np.float32))
         if codes.zeros is not None:
             if start * bits % 32:

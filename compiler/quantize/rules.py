@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from artifacts import EdgewrightError
+from compiler.models.base import Model
 from compiler.slots import HALF, Scheme, Slot
 from recipes.schema import Rule
 
@@ -67,11 +68,35 @@ def scheme_of(rule: Rule, slot: Slot) -> Scheme:
             f"tensor {slot.name!r} has {slot.columns} columns, which groups of {group} do not divide; "
             f"groups that do: {', '.join(map(str, fitting)) or 'none, keep it at 16 bits'}"
         )
-    if slot.columns * rule.bits % 32:
-        raise EdgewrightError(
-            f"tensor {slot.name!r}: {slot.columns} codes of {rule.bits} bits do not fill 32-bit words"
-        )
+    if slot.columns * rule.bits % 8:
+        raise EdgewrightError(f"tensor {slot.name!r}: {slot.columns} codes of {rule.bits} bits do not fill bytes")
     return Scheme(rule.bits, group, rule.symmetric)
+
+
+def rounded_slots(model: Model, assignment: Assignment) -> dict[str, frozenset[str]]:
+    """The convolutions whose rules want activations of 8 bits, by component.
+
+    Raises EdgewrightError for a rule that no convolution takes, and for a component that calibration cannot follow.
+    """
+    wanted = {name for name, rule in assignment.rules.items() if rule.activations is not None}
+    found = {
+        part.name: frozenset(s.name for s in part.slots if s.kind == "convolution" and s.name in wanted)
+        for part in model.components
+    }
+    taken = {assignment.rules[name].match for names in found.values() for name in names}
+    for match in (assignment.rules[name].match for name in sorted(wanted)):
+        if match not in taken:
+            raise EdgewrightError(
+                f"quantize.rules: activations: int8 is for convolutions, and {match!r} matches none; leave it out "
+                "(onnxruntime rounds the activations of other layers as they come)"
+            )
+    for part in model.components:
+        if found[part.name] and (len(part.shipped) > 1 or part.states or part.shipped[0].dimensions):
+            raise EdgewrightError(
+                f"quantize.rules: activations: int8 is for components of one entry, without states and of fixed sizes, "
+                f"which {part.name} is not; leave it out for {sorted(found[part.name])[0]!r}"
+            )
+    return {name: slots for name, slots in found.items() if slots}
 
 
 def options_of(rule: Rule) -> dict[str, Any]:

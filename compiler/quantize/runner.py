@@ -68,7 +68,7 @@ def run(
     half_dtypes = {s.name: half_dtype(checkpoint, s) for s in slots}
     table = OriginalWeights(checkpoint, slots)
     files = []
-    with _fixed_threads():
+    with fixed_threads():
         for found in samples(table):
             part = {slot.name: slot for slot in found.component.slots}
             treated = {name: treatment for name, treatment in treatments.items() if name in part}
@@ -96,12 +96,12 @@ class OriginalWeights:
 
 
 @contextmanager
-def _fixed_threads() -> Iterator[None]:
+def fixed_threads(count: int = _THREADS) -> Iterator[None]:
     """The same number of threads on every machine: a factorization rounds otherwise with another, and so do codes."""
     import torch
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(_THREADS)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

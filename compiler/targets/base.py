@@ -16,6 +16,7 @@ from artifacts import Progress
 from artifacts.formats import interface
 from artifacts.formats.preprocessing import SPECIFICATION
 from artifacts.formats.talking_head import PAGE
+from compiler.activations import Roundings
 from compiler.models.base import Model
 from compiler.quantize.packed import PackedWeights
 from compiler.slots import Schemes
@@ -33,17 +34,21 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Job:
-    """What a target is asked about: a model, the schemes of its slots, and the target's own options."""
+    """What a target is asked about: a model, the schemes of its slots, and the target's own options.
+
+    rounded: by component, the convolutions whose activations are to have 8 bits (`rules.rounded_slots`).
+    """
 
     name: str
     model: Model
     schemes: Schemes
     options: Any
+    rounded: Mapping[str, frozenset[str]] = field(default_factory=dict, kw_only=True)
 
 
 def bare(job: Job) -> Job:
     """The job without its weights: neither they nor what reads them travel between processes."""
-    return Job(job.name, job.model, job.schemes, job.options)
+    return Job(job.name, job.model, job.schemes, job.options, rounded=job.rounded)
 
 
 @dataclass(frozen=True)
@@ -51,13 +56,15 @@ class BuildJob(Job):
     """A job to carry out. source: the checkpoint folder whose tokenizer and generation files travel along.
 
     calibration: token ids int32 [sequences, length] of the recipe's `quantize.calibration`; None where it has none.
-    checked: what the target's own `check` of the same job returned, which may be used up.
+    checked: what the target's own `check` of the same job returned, which may be used up. roundings: what codes of
+    activations stand for, by component, for a target that has kernels for them.
     """
 
     weights: PackedWeights
     source: Path
     calibration: NDArray[np.int32] | None = None
     checked: Any = None
+    roundings: Roundings = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,9 +103,11 @@ class Target(Protocol):
 
     tools: packages that lower for it and run what it makes, for the record of versions. tolerances: limits of the
     artifact's own runtime test, which travel with its golden vectors. entry_tolerances: `exact` and `shipped` of
-    `artifacts.formats.vectors.Calls`.
+    `artifacts.formats.vectors.Calls`. rounds: whether it has kernels for activations of 8 bits; without, the weights of
+    such a rule alone have 8 bits.
     """
 
+    rounds: bool
     tools: tuple[str, ...]
     tolerances: Mapping[str, float]
     entry_tolerances: tuple[float, float]

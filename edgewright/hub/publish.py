@@ -23,7 +23,7 @@ from edgewright.hub.lock import LockedFile
 from edgewright.hub.receive import Words, content, explained
 from edgewright.hub.signatures import Signer
 from edgewright.hub.wire import Hub
-from recipes.delivery import check_hub_id
+from recipes.fields import check_hub_id
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile

@@ -46,7 +46,7 @@ from edgewright.hub.receive import Meter, Words, content, explained, receive
 from edgewright.hub.signatures import Trusted
 from edgewright.hub.wire import Hub, Nonsense
 from edgewright.text import size
-from recipes.delivery import check_hub_id
+from recipes.fields import check_hub_id
 
 _ROOT_FILES = (CARD, CONFIG, INDEX, BOM)
 _MAX_MANIFEST_BYTES = 16 << 20

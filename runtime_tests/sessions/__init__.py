@@ -34,9 +34,10 @@ class Session(Protocol):
 
     A session whose runtime reads text itself also has `generate(text, tokens)`: what its own tokenizer and generation
     make of it, as {"runtime": its name, "ids": [...], "continuation": [...]}. One whose packages may hold a graph in
-    two forms has `forms(component, entry, **arrays)`: the outputs of both, None without a second. One whose target
-    keeps traces of its programs has `divergence(function, inputs, values, tolerance)`: the first operation whose value
-    differs, in words.
+    two forms has `forms(component, entry, **arrays)`: the outputs of both, None without a second. One whose packages
+    multiply 8-bit activations has `steps(component, entry, codes, **arrays)`: outputs and codes where all that is
+    behind a rounded value goes on from given codes, by the value's name. One whose target keeps traces of its programs
+    has `divergence(function, inputs, values, tolerance)`: the first operation whose value differs, in words.
     """
 
     warnings: tuple[str, ...]

@@ -1,12 +1,14 @@
 """ONNX packages in plain onnxruntime: IO binding, and states that stay in their buffers from call to call.
 
-What lives here: sessions, bindings, and the two edits of a graph that a test needs, made in memory. What must not:
+What lives here: sessions, bindings, and the edits of a graph that a test needs, made in memory. What must not:
 anything that writes into the artifact, and what a model is for.
 
 The edits, on a graph alone (the weights stay in their file, which onnxruntime maps):
 
 - exact: ``accuracy_level`` 0 on every MatMulNBits, and a float32 product in place of every DynamicQuantizeMatMul, so
   that activations are not rounded to int8; float32 caches where they are quantized;
+- exact, where activations are codes: QuantizeLinear and DequantizeLinear of an activation are bypassed;
+- cut: codes of every rounded activation are outputs, and what is behind them goes on from inputs in their place;
 - score: the node that keeps the last token before the head is bypassed, which gives the outputs of all tokens.
 
 An edited graph is given as bytes; ``session.model_external_initializers_file_folder_path`` tells where its weights are.
@@ -14,6 +16,7 @@ An edited graph is given as bytes; ``session.model_external_initializers_file_fo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +25,15 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from artifacts import MANIFEST, EdgewrightError, Figure, Manifest
+from artifacts import MANIFEST, EdgewrightError, Figure, GateFailed, Manifest
 from artifacts.formats import interface
 from artifacts.formats import onnx as formats
 from artifacts.manifest import payload_file
 
 from . import Arrays, call_sizes, runtime_section
 
+_GIVEN = "given/"
+_FOLDER = "session.model_external_initializers_file_folder_path"
 _TYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -143,6 +148,25 @@ class OnnxSession:
             found.append(dict(zip(graph.outputs, values, strict=True)))
         return found[0], found[1]
 
+    def steps(self, component: str, entry: str, codes: Arrays, **arrays: NDArray[Any]) -> tuple[Arrays, Arrays]:
+        """See `Session`."""
+        graph = self._graph(component, entry)
+        if graph.codes.keys() != codes.keys():
+            raise GateFailed(f"{component}.{entry}: rounds other activations: {min(graph.codes.keys() ^ codes.keys())}")
+        shapes = {graph.codes[name]: values.shape for name, values in codes.items()}
+        options = self._options()
+        options.add_session_config_entry(_FOLDER, str(self._files[graph.file].parent.resolve()))
+        source = edited_graph(self._files[graph.file], exact=False, score=False, cut=shapes)
+        session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        wanted = {port: np.ascontiguousarray(arrays[port]) for port in graph.inputs}
+        given = {f"{_GIVEN}{graph.codes[name]}": values for name, values in codes.items()}
+        feeds = {name: wanted[port] for port, name in graph.inputs.items()} | given
+        known = {value.name for value in session.get_inputs()}
+        names = [*graph.outputs.values(), *graph.codes.values()]
+        found = dict(zip(names, session.run(names, {k: v for k, v in feeds.items() if k in known}), strict=True))
+        outputs, answered = ({k: found[name] for k, name in keys.items()} for keys in (graph.outputs, graph.codes))
+        return outputs, answered
+
     def footprint(self) -> list[Figure]:
         """Nothing: memory is measured."""
         return []
@@ -193,8 +217,7 @@ class OnnxSession:
         source: str | bytes = str(file)
         if self._exact or score:
             source = edited_graph(file, exact=self._exact, score=score)
-            folder = str(file.parent.resolve())
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+            options.add_session_config_entry(_FOLDER, str(file.parent.resolve()))
         session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         self._check(graph, session)
         self._open[graph.file] = opened = _Open(session, session.io_binding(), score)
@@ -266,7 +289,7 @@ def _total(cache: formats.Cache, positions: NDArray[np.int64]) -> int:
     return past + count
 
 
-def edited_graph(path: Path, *, exact: bool, score: bool) -> bytes:
+def edited_graph(path: Path, *, exact: bool, score: bool, cut: Mapping[str, tuple[int, ...]] | None = None) -> bytes:
     """The graph of ``path`` with the edits that this module describes, serialized; its external data is not read."""
     import onnx
 
@@ -278,7 +301,14 @@ def edited_graph(path: Path, *, exact: bool, score: bool) -> bytes:
                 if node.op_type == "MatMulNBits" and attribute.name == "accuracy_level":
                     attribute.i = 0
         _unround_activations(graph)
+        _bypass_codes(graph)
         _unquantize_caches(graph)
+    for node in graph.node:
+        if cut and node.op_type == "DequantizeLinear" and node.input[0] in cut:
+            node.input[0] = f"{_GIVEN}{node.input[0]}"
+    for name, shape in (cut or {}).items():
+        graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, shape))
+        graph.input.append(onnx.helper.make_tensor_value_info(f"{_GIVEN}{name}", onnx.TensorProto.UINT8, shape))
     if score:
         last = next((node for node in graph.node if node.name == formats.LAST_POSITION), None)
         if last is None:
@@ -312,6 +342,25 @@ def _unround_activations(graph: Any) -> None:
             nodes.append(helper.make_node("Add", [product, rest[1]], [out]))
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def _bypass_codes(graph: Any) -> None:
+    """Every activation as it is: without its QuantizeLinear, and the DequantizeLinear behind it."""
+    from onnx import helper
+
+    rounds = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
+    wide = {
+        node.output[0]: rounds[node.input[0]]
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in rounds
+    }
+    kept = [node for node in graph.node if node.output[0] not in rounds and node.output[0] not in wide]
+    for node in kept:
+        node.input[:] = [wide.get(name, name) for name in node.input]
+    outputs = {output.name for output in graph.output}
+    kept += [helper.make_node("Identity", [wide[name]], [name]) for name in sorted(outputs & wide.keys())]
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def _unquantize_caches(graph: Any) -> None:

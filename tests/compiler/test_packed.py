@@ -7,16 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from artifacts import EdgewrightError
 from compiler.codes import Codes, dequantize, pack, pack_zeros, unpack, unpack_zeros
 from compiler.quantize.methods import rtn
-from compiler.quantize.packed import PackedWriter
+from compiler.quantize.packed import PackedWeights, PackedWriter
 from compiler.slots import HALF, Scheme, Slot
 from tests.compiler.conftest import MINISTRAL3, Quantizer, reference_logits
 
@@ -31,9 +32,10 @@ def codes_of(bits: int, rows: st.SearchStrategy[int], columns: st.SearchStrategy
 @pytest.mark.parametrize("bits", [4, 8])
 @given(data=st.data())
 def test_codes_are_packed_as_compressed_tensors_packs_them(bits: int, data: st.DataObject) -> None:
-    codes = data.draw(codes_of(bits, st.integers(1, 9), st.integers(1, 6).map(lambda n: 8 * n)))
+    codes = data.draw(codes_of(bits, st.integers(1, 9), st.integers(1, 50).map(lambda n: n * 8 // bits)))
     packed = pack(codes, bits)
-    np.testing.assert_array_equal(packed.view(np.int32), pack_to_int32(torch.from_numpy(codes), bits).numpy())
+    filled = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 4)))  # as in a file
+    np.testing.assert_array_equal(filled.view(np.int32), pack_to_int32(torch.from_numpy(codes), bits).numpy())
     np.testing.assert_array_equal(unpack(packed, bits), codes)
 
 
@@ -47,9 +49,25 @@ def test_zero_points_are_packed_along_the_rows(bits: int, data: st.DataObject) -
     np.testing.assert_array_equal(unpack_zeros(words, bits, len(zeros)), zeros)
 
 
-def test_rows_that_do_not_fill_words_are_refused() -> None:
-    with pytest.raises(ValueError, match="do not fill 32-bit words"):
-        pack(np.zeros((2, 12), np.int8), 4)
+def test_rows_that_do_not_fill_bytes_are_refused() -> None:
+    with pytest.raises(ValueError, match="rows of 9 codes of 4 bits do not fill bytes"):
+        pack(np.zeros((2, 9), np.int8), 4)
+
+
+def test_rows_of_nine_come_back_and_their_words_end_with_zeros(tmp_path: Path) -> None:
+    """As compressed-tensors packs and unpacks them."""
+    codes = np.random.default_rng(0).integers(-128, 128, (70000, 9)).astype(np.int8)
+    writer = PackedWriter(tmp_path, [slot := Slot("a", "a", 70000, 9, "convolution", (3, 3))], {"a": Scheme(8, 0)}, {})
+    scales = np.full((70000, 1), 0.5, np.float32)
+    for start, stop in ((0, 40000), (40000, 70000)):
+        writer.write("a", start, Codes(codes[start:stop], scales[start:stop]))
+    writer.close({})
+    found = PackedWeights(tmp_path)
+    np.testing.assert_array_equal(found.packed("a", 39999, 40001), pack(codes[39999:40001], 8))
+    np.testing.assert_array_equal(found.rows("a"), codes * np.float32(0.5))
+    words = load_file(tmp_path / "model.safetensors")["a.weight_packed"]
+    torch.testing.assert_close(unpack_from_int32(words, 8, torch.Size((slot.rows, 9))), torch.from_numpy(codes))
+    np.testing.assert_array_equal(words.numpy(), pack_to_int32(torch.from_numpy(codes), 8).numpy())
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

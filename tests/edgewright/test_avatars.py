@@ -13,7 +13,8 @@ import torch
 from artifacts import EdgewrightError, read_manifest, silent
 from compiler.adopt import adopt
 from compiler.models.base import Model, read_model
-from compiler.quantize.rules import assign
+from compiler.quantize.rules import assign, rounded_slots
+from compiler.slots import Scheme
 from edgewright import api, cli
 from recipes.load import shipped
 from tests.compiler.avatars import flame
@@ -28,8 +29,8 @@ SIZES = {
 }
 
 
-def model_of(name: str) -> tuple[Any, Model]:
-    recipe = api.load_recipe(f"{name}-int8")
+def model_of(name: str, bits: str = "int8") -> tuple[Any, Model]:
+    recipe = api.load_recipe(f"{name}-{bits}")
     return recipe, read_model(json.loads(recipe.resolve(recipe.checkpoint.config).read_text()), None, 2)
 
 
@@ -46,14 +47,48 @@ def test_the_two_large_parts_of_liveportrait_are_115_mb() -> None:
         assert 100e6 < sum(large) <= 115e6
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_depthwise_and_edge_layers_stay_at_16_bits_and_the_rest_does_not(name: str) -> None:
+def test_every_convolution_of_feathertalk_multiplies_8_bit_activations_where_there_are_kernels() -> None:
+    for name, components in (("feathertalk", (3.7, 13.2)), ("feathertalk-mobileone", (3.7, 4.4))):
+        recipe, model = model_of(name)
+        assigned = assign(recipe.quantize.rules, model.slots)
+        matrices = [slot for slot in model.slots if not slot.is_vector]
+        assert {assigned.schemes[slot.name] for slot in matrices} == {Scheme(8, 0)}
+        assert sum(map(len, rounded_slots(model, assigned).values())) == len(matrices)
+        for item in api.plan(f"{name}-int8"):
+            assert [part.weight_bytes / 1e6 < limit for part, limit in zip(item.components, components, strict=True)]
+            alone = [note for note in item.notes if "the weights alone have 8 bits" in note]
+            assert len(alone) == (0 if item.target == "onnx" else 2) and len(item.notes) == 2
+            if item.target == "onnx":
+                count = sum(slot.kind == "convolution" for slot in model.component("renderer").slots)
+                assert item.notes[1].startswith(f"renderer: {count} of {count} convolutions multiply 8-bit activations")
+
+
+def test_the_int4_recipe_keeps_depthwise_and_edge_layers_and_is_small() -> None:
+    recipe, model = model_of("feathertalk", "int4")
+    schemes = assign(recipe.quantize.rules, model.slots).schemes
+    matrices = [slot for slot in model.slots if not slot.is_vector]
+    kept = {slot.name for slot in matrices if schemes[slot.name].bits == 8}
+    depthwise = {slot.name for slot in matrices if slot.columns == math.prod(slot.kernel)}
+    assert depthwise | {"unet.inc.inconv.conv.0", "unet.up4.conv.double_conv.1.conv.6", "unet.outc.conv"} <= kept
+    assert sum(s.rows * s.columns for s in matrices if s.name in kept) < 0.05 * sum(
+        s.rows * s.columns for s in matrices
+    )
+    half = {part.name: 2 * sum(slot.rows * slot.columns for slot in part.slots) for part in model.components}
+    plans = {item.target: item for item in api.plan("feathertalk-int4")}
+    assert set(plans) == {"onnx", "coreml", "mlx", "tvm"} and not any(item.refused for item in plans.values())
+    for item in plans.values():
+        assert item.weight_bytes <= 0.3 * sum(half.values())
+        assert item.components[1].weight_bytes <= 0.3 * half["renderer"]
+
+
+@pytest.mark.parametrize("name", ["audio2expression", "gaussian", "liveportrait"])
+def test_edge_layers_stay_at_16_bits_and_the_rest_does_not(name: str) -> None:
     recipe, model = model_of(name)
     schemes = assign(recipe.quantize.rules, model.slots).schemes
     matrices = [slot for slot in model.slots if not slot.is_vector]
     whole = [slot for slot in matrices if schemes[slot.name].bits == 16]
     depthwise = {s.name for s in matrices if s.kind == "convolution" and s.columns == math.prod(s.kernel)}
-    edges = {"feathertalk": {"unet.inc.inconv.conv.0", "unet.outc.conv"}, "audio2expression": {"backbone.output_proj"}}
+    edges = {"audio2expression": {"backbone.output_proj"}}
     assert depthwise | edges.get(name, set()) <= {slot.name for slot in whole}
     assert {schemes[slot.name].bits for slot in matrices} == {8, 16}
     share = sum(slot.rows * slot.columns for slot in whole) / sum(slot.rows * slot.columns for slot in matrices)

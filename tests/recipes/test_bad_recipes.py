@@ -39,7 +39,10 @@ CASES = {
     ),
     "an option of another method": (
         MINIMAL.replace("bits: 4", "bits: 4, damping: 1.0"),
-        [r"quantize\.rules\[0\]\.damping: unknown key; known: bits, group, match, method, symmetric"],
+        [
+            r"quantize\.rules\[0\]\.damping: unknown key; known: activations, bits, group, match, method, min_snr, "
+            "symmetric"
+        ],
     ),
     "an unknown method": (
         MINIMAL.replace("bits: 4", "bits: 4, method: lerned"),
@@ -104,6 +107,33 @@ CASES = {
     ),
     "a number out of bounds": (MINIMAL.replace("512", "1"), [r"context\.max_tokens: must be at least 2, not 1"]),
     "bits that nothing has": (MINIMAL.replace("bits: 4", "bits: 5"), [r"bits: must be 4, 8 or 16, not 5"]),
+    "activations that a CPU multiplies slower than floats": (
+        MINIMAL.replace("bits: 4", "bits: 8, group: channel, activations: int16"),
+        [
+            r":5:58: quantize\.rules\[0\]\.activations: onnxruntime multiplies 16-bit activations with 8-bit weights "
+            r"slower than floats \(.* 87 ms so, and 39 ms in float32\); write activations: int8, or leave the key out"
+        ],
+    ),
+    "activations that nothing has": (
+        MINIMAL.replace("bits: 4", "bits: 8, group: channel, activations: int4"),
+        [r"activations: must be int8, or be left out, not 'int4'"],
+    ),
+    "activations of 8 bits on weights that their kernels do not take": (
+        MINIMAL.replace("bits: 4", "bits: 8, group: 32, activations: int8"),
+        [r"rules\[0\]: activations: int8 needs bits: 8, group: channel and symmetric: true, which its kernels take"],
+    ),
+    "decibels of nothing": (
+        MINIMAL.replace("bits: 4", "bits: 8, group: channel, min_snr: 30 dB"),
+        [r"rules\[0\]: min_snr belongs to activations: int8; give both or neither"],
+    ),
+    "decibels that nobody reaches": (
+        MINIMAL.replace("bits: 4", "bits: 8, group: channel, activations: int8, min_snr: 300 dB"),
+        [r"min_snr: must be decibels from 0 to 100, such as 36 dB, not '300 dB'"],
+    ),
+    "a budget for weights that have their bits": (
+        MINIMAL.replace("bits: 4}", "bits: 8, group: channel, activations: int8}\n  budget: {size: 1MB}"),
+        [r"quantize: budget chooses bits and group of weights; activations: int8 needs those that its rule gives"],
+    ),
     "a group that nothing has": (
         MINIMAL.replace("bits: 4", "bits: 4, group: 48"),
         [r'group: must be "channel" or a power of two from 16 up .* not 48'],

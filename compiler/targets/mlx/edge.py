@@ -183,8 +183,11 @@ def convolution(
 ) -> mx.array:
     kernel = weights[f"{slot}.weight"]
     if bits != 16:
-        affine = _affine(weights, slot)
-        matrix = mx.dequantize(*affine, group_size=_group(affine, math.prod(shape[1:])), bits=bits)
+        codes, scales, biases = affine = _affine(weights, slot)
+        if codes.dtype == mx.uint8:
+            matrix = (codes.astype(scales.dtype) + biases / scales) * scales  # a whole number, the zero point, first
+        else:
+            matrix = mx.dequantize(*affine, group_size=_group(affine, math.prod(shape[1:])), bits=bits)
         kernel = channels_last(matrix.reshape(shape))  # as in `conv_layout`, whose copy cannot be traced
     return conv(x.joined() if isinstance(x, Parts) else x, kernel, None, stride, padding, dilation, groups)
 

@@ -14,11 +14,16 @@ def stored(scheme: Scheme, columns: int) -> Scheme:
     """How MLX holds a matrix of this scheme, if `refusal` lets it pass.
 
     One scale per row, or a group larger than MLX's, becomes the largest of its groups that divides it, with the scale
-    repeated: the same values in a few bytes more.
+    repeated: the same values in a few bytes more. Rows of a convolution that none of them divides keep their one scale.
     """
     if scheme.bits == 16:
         return scheme
     return replace(scheme, group=max(_dividing(scheme.group or columns), default=scheme.group))
+
+
+def in_bytes(scheme: Scheme, columns: int) -> bool:
+    """Whether a convolution's matrix lies as bytes, [rows, columns], which MLX's groups do not divide."""
+    return (scheme.bits, scheme.group) == (8, 0) and not _dividing(columns)
 
 
 def refusal(slot: Slot, scheme: Scheme) -> str | None:
@@ -31,6 +36,8 @@ def refusal(slot: Slot, scheme: Scheme) -> str | None:
     group = scheme.group or slot.columns
     if slot.columns % group == 0 and _dividing(group):
         return None
+    if slot.kernel and (scheme.bits, scheme.group) == (8, 0):
+        return None  # bytes, see `in_bytes`
     fitting = _dividing(slot.columns)
     if not fitting:
         return f"{slot.columns} columns divide into none of MLX's groups of 32, 64 or 128; keep it at bits: 16"

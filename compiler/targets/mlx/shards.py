@@ -23,12 +23,12 @@ from artifacts import EdgewrightError
 from compiler.codes import Float32, Int8
 from compiler.quantize.packed import PackedWeights
 from compiler.slots import Scheme, Slot
-from compiler.targets.mlx.geometry import stored
+from compiler.targets.mlx.geometry import in_bytes, stored
 from compiler.targets.tensors import Blocks, SlotReader, Tensor
 from compiler.tensors import from_float32, row_blocks, to_float32
 
 MAX_SHARD_BYTES = 5 << 30
-_DTYPES = {"uint32": "U32", "float16": "F16"}
+_DTYPES = {"uint8": "U8", "uint32": "U32", "float16": "F16"}
 _ALIGN = 64
 
 Half = NDArray[np.float16]
@@ -54,7 +54,8 @@ def _slot_tensors(slot: Slot, reader: SlotReader, named: Callable[[str], str]) -
         return [Tensor(named(slot.key), "float16", shape, values)]
     count = stored(scheme, slot.columns).groups(slot.columns)
     groups, repeated = (slot.rows, count), count // scheme.groups(slot.columns)
-    words = (slot.rows, slot.columns * scheme.bits // 32)
+    plain = in_bytes(scheme, slot.columns)
+    words = (slot.rows, slot.columns if plain else slot.columns * scheme.bits // 32)
 
     def scales() -> Iterator[NDArray[Any]]:
         return (np.repeat(block, repeated, 1) for block in half(reader.scales([slot]))())
@@ -68,7 +69,7 @@ def _slot_tensors(slot: Slot, reader: SlotReader, named: Callable[[str], str]) -
     edges = not scheme.symmetric and is_edge_anchored(slot, weights)
     name = named(slot.name)
     return [
-        Tensor(f"{name}.weight", "uint32", words, reader.codes([slot])),
+        Tensor(f"{name}.weight", "uint8" if plain else "uint32", words, reader.codes([slot])),
         Tensor(f"{name}.scales", "float16", groups, scales),
         Tensor(f"{name}.biases", "float16", groups, biases),
     ]

@@ -26,6 +26,7 @@ _PACKAGE = "compiler.targets.mlx"
 class MlxTarget:
     """Lowers a model to the layout of mlx-community, or to traced functions, from the packed bytes."""
 
+    rounds = False
     tools: tuple[str, ...] = ("mlx", "mlx-lm")
     tolerances: Mapping[str, float] = {
         "exact_max_abs_logit": 2e-3,

@@ -10,9 +10,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass
 
 from artifacts.formats import onnx as formats
+from compiler import activations
 from compiler.graph import capture
 from compiler.models.base import Component, Entry, Port
-from compiler.targets.base import Job
+from compiler.targets.base import BuildJob, Job
 from compiler.targets.onnx.attention import Attention
 from compiler.targets.onnx.importer import import_program
 from compiler.targets.onnx.lower import Lowering
@@ -57,10 +58,14 @@ def lower(job: Job, plan: Plan) -> Lowered:
     """Capture, import and rewrite. Raises EdgewrightError naming what has no lowering; no weight is read."""
     component, entry = plan.component, plan.entry
     where = f"{component.name}.{entry.name}"
-    model = import_program(capture(component, entry, job.schemes), plan.attention.table, where)
+    program = capture(component, entry, job.schemes)
+    rounding = job.roundings.get(component.name) if isinstance(job, BuildJob) else None
+    if rounding is not None:
+        activations.insert(program, rounding)
+    model = import_program(program, plan.attention.table, where)
     model.graph.name = job.name
     inputs = _by_port((*entry.inputs, *component.states), list(model.graph.inputs))
-    low = Lowering(model, component, job.options, where)
+    low = Lowering(model, component, job.options, where, rounding, job.rounded.get(component.name, ()))
     low.run(plan.attention.table)
     outputs = _by_port((*entry.outputs, *component.states), list(model.graph.outputs))
     cache = plan.attention.asked({value: name for name, value in inputs.items()})
@@ -73,6 +78,7 @@ def lower(job: Job, plan: Plan) -> Lowered:
     if plan.finish is not None:
         plan.finish(model.graph)
     NameFixPass()(model)  # a port may be called like a value inside
+    codes = {name: value.name or "" for name, value in low.codes.items()}
     for value in low.unused:
         value.name = ""
     if not plan.serves:
@@ -96,6 +102,7 @@ def lower(job: Job, plan: Plan) -> Lowered:
         cache=cache,
         tokens=tokens,
         images=plan.images,
+        codes=codes,
     )
     return Lowered(model, low.weights, record)
 

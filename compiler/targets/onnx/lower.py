@@ -5,6 +5,7 @@
 | linear | com.microsoft::MatMulNBits, or DynamicQuantizeMatMul (`geometry.by_row`); FusedMatMul at 16 bits |
 | embedding | com.microsoft::GatherBlockQuantized over the bytes of a tied head; Gather at 16 bits |
 | convolution | DequantizeLinear of the packed bytes, Conv; at 16 bits Conv |
+| rounded | QuantizeLinear and DequantizeLinear, taken by ONNX Runtime into QLinearConv, QLinearAdd, QLinearConcat … |
 | bias | the kernel's own bias behind a Conv, MatMulNBits or LayerNormalization, else Add |
 | scale | Mul |
 | rms_norm, add_rms_norm | SimplifiedLayerNormalization, com.microsoft::SkipSimplifiedLayerNormalization |
@@ -19,7 +20,7 @@ a graph's inputs and outputs are called is its layout's.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from artifacts import EdgewrightError
+from compiler.activations import Rounding
 from compiler.models.base import Component
 from compiler.slots import Scheme, Slot
 from compiler.targets.onnx.geometry import block_size, by_row
@@ -42,14 +44,27 @@ Values = tuple[ir.Value, ...]
 class Lowering:
     """Rewrites one imported graph in place.
 
+    rounding: of its activations, if any; asked: the convolutions that were to multiply codes, of which some may not.
+    codes: those of rounded values, by their names.
     weights: what its initializers are to be. unused: outputs that no kernel is to compute. before: the node that is
     being replaced; new ones go before it.
     """
 
-    def __init__(self, model: ir.Model, component: Component, options: OnnxOptions, where: str) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        component: Component,
+        options: OnnxOptions,
+        where: str,
+        rounding: Rounding | None = None,
+        asked: Collection[str] = (),
+    ) -> None:
         self.model, self.graph = model, model.graph
         self.component, self.options = component, options
         self.where = where
+        self.rounded = frozenset() if rounding is None else rounding.slots
+        self.spared = frozenset(asked) - self.rounded if rounding is not None else frozenset()
+        self.codes: dict[str, ir.Value] = {}
         self.weights: dict[ir.Value, Weight] = {}
         self.unused: list[ir.Value] = []
         self.before: ir.Node | None = None
@@ -223,7 +238,13 @@ def _convolution(low: Lowering, node: ir.Node) -> Values:
     name, shape, bits = a["slot"], a["shape"], a["bits"]
     settings = {"strides": a["stride"], "dilations": a["dilation"], "group": a["groups"]}
     settings |= {"pads": [*a["padding"], *a["padding"]], "kernel_shape": shape[2:]}
-    if bits == 16:
+    if name in low.rounded:
+        # signed codes: kernels for unsigned weights take three times as long (ONNX Runtime 1.31, x86 with VNNI)
+        codes = low.weight(f"{name}.s8", ir.DataType.INT8, shape, "signed", low.slots([name]))
+        scales = low.weight(f"{name}.scales", ir.DataType.FLOAT, shape[:1], "scales", low.slots([name]))
+        zeros = low.constant(f"zeros.{shape[0]}", np.zeros(shape[0], np.int8))
+        return low.op("Conv", [_x(node), *low.op("DequantizeLinear", [codes, scales, zeros], axis=0)], **settings)
+    if bits == 16 or name in low.spared:  # beside integer kernels, a weight that is decoded in every call takes long
         return low.op("Conv", [_x(node), low.values([name], shape)], **settings)
     slots, group = low.slots([name]), a["group"] or math.prod(shape[1:])
     groups = math.prod(shape) // group
@@ -234,6 +255,17 @@ def _convolution(low: Lowering, node: ir.Node) -> Values:
     (values,) = low.op("DequantizeLinear", [codes, scales, zeros], axis=0)
     sizes = low.constant("x".join(map(str, shape)), np.asarray(shape, np.int64))
     return low.op("Conv", [_x(node), *low.op("Reshape", [values, sizes])], **settings)
+
+
+def _rounded(low: Lowering, node: ir.Node) -> Values:
+    """Unsigned codes: ONNX Runtime resizes signed ones wrongly, and adds them slower on x86."""
+    a = arguments(node)
+    name = f"codes.{a['value']}"
+    scale = low.constant(f"{name}.scale", np.asarray(a["scale"], np.float32))
+    zero = low.constant(f"{name}.zero", np.asarray(a["zero"], np.uint8))
+    (codes,) = low.op("QuantizeLinear", [_x(node), scale, zero])
+    low.codes[a["value"]] = codes
+    return low.op("DequantizeLinear", [codes, scale, zero])
 
 
 # kernels with a bias of their own: which input it is, and along which axis of the output
@@ -294,6 +326,7 @@ TABLE: dict[str, Callable[[Lowering, ir.Node], Values]] = {
     "linear": _linear,
     "embedding": _embedding,
     "convolution": _convolution,
+    "rounded": _rounded,
     "bias": _bias,
     "scale": _scale,
     "rms_norm": _rms_norm,

@@ -25,6 +25,7 @@ _PLATFORMS = ("android", "ios")
 class OnnxTarget:
     """Lowers every entry to ONNX Runtime's fused kernels over memory-mapped weights."""
 
+    rounds = True
     tools: tuple[str, ...] = ("onnx", "onnxscript", "onnxruntime", "onnxruntime-genai")
     tolerances: Mapping[str, float] = {
         "exact_max_abs_logit": 2e-4,
@@ -60,7 +61,8 @@ class OnnxTarget:
 
     def _estimate(self, job: Job, component: Component) -> Estimate:
         weights = sum(_weight_bytes(job, component, slot) for slot in component.slots)
-        matrices = (slot for slot in component.slots if slot.kind == "linear" or slot.name == component.head)
+        rounded = job.rounded.get(component.name, frozenset())
+        matrices = (s for s in component.slots if s.kind == "linear" or s.name in {component.head, *rounded})
         copied = sum(_copied_bytes(job, component, slot) for slot in matrices)
         states, tables = component.state_values * 4, 0
         if component.attention is not None:
@@ -78,7 +80,7 @@ class OnnxTarget:
         from compiler.targets.onnx.layout import lower
 
         found = [lower(job, plan) for plan in _packaging(job).plans(job, None)]
-        return found if job.options.kv_bits != 8 else None
+        return None if job.options.kv_bits == 8 or job.rounded else found
 
     def build(self, job: BuildJob, folder: Path, progress: Progress) -> Built:
         """Write graphs, their external data, the tokenizer's files and what the model's ecosystem wants."""
@@ -160,6 +162,8 @@ def _weight_bytes(job: Job, component: Component, slot: Slot) -> int:
     scheme = job.schemes.get(slot.name, HALF)
     if scheme.bits == 16:
         return slot.rows * slot.columns * 4
+    if slot.name in job.rounded.get(component.name, ()):
+        return scheme.packed_bytes(slot.rows, slot.columns)
     if slot.kind == "convolution":  # DequantizeLinear wants zero points of symmetric codes too
         zeros = -(-slot.rows * scheme.groups(slot.columns) * scheme.bits // 8)
         return replace(scheme, symmetric=True).packed_bytes(slot.rows, slot.columns) + zeros

@@ -23,10 +23,10 @@ from compiler.slots import Slot
 from compiler.targets.onnx.external import ExternalData
 from compiler.targets.tensors import Blocks, SlotReader
 
-Part = Literal["codes", "columns", "scales", "values", "row_zeros", "zeros"]
-"""Of slots, one's rows after another's: packed codes; signed codes of 8 bits, column by column; scales; float values;
-zero points packed row by row, as MatMulNBits and GatherBlockQuantized have them; zero points packed through, as a
-tensor of 4-bit integers is."""
+Part = Literal["codes", "columns", "signed", "scales", "values", "row_zeros", "zeros"]
+"""Of slots, one's rows after another's: packed codes; signed codes of 8 bits, column by column; the same, row by row;
+scales; float values; zero points packed row by row, as MatMulNBits and GatherBlockQuantized have them; zero points
+packed through, as a tensor of 4-bit integers is."""
 
 # a tensor of at most this is part of the graph: shape inference reads constants, and a mapping costs a page
 _INLINE_BYTES = 65536
@@ -84,6 +84,9 @@ def _blocks(weight: Weight, count: int, reader: SlotReader) -> Blocks:
     if weight.part == "columns":
         codes = reader.codes(weight.slots)
         return lambda: iter((np.concatenate([block ^ np.uint8(128) for block in codes()]).T,))
+    if weight.part == "signed":
+        offset = reader.codes(weight.slots)
+        return lambda: (block ^ np.uint8(128) for block in offset())
     if weight.part == "scales":
         scales = reader.scales(weight.slots)
         return lambda: (np.repeat(block, weight.repeated, 1) for block in scales())

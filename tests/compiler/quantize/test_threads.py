@@ -11,7 +11,7 @@ def test_the_number_of_threads_is_fixed_while_calibrating_and_given_back() -> No
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        with runner._fixed_threads():
+        with runner.fixed_threads():
             assert torch.get_num_threads() == runner._THREADS == 2
         assert torch.get_num_threads() == 1
     finally:

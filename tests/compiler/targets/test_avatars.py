@@ -29,10 +29,14 @@ OPTIONS: dict[str, Any] = {
     "mlx": MlxOptions(),
     "tvm": TvmOptions(triples=()),
 }
-# as recipes have it, depthwise convolutions and the first and last keep 16 bits
+# of a mixed recipe, one of each kind
 SMALLER = {
     "unet.down4.maxpool_conv.double_conv.1.pointwise.reparam_conv": Scheme(4, 32),
     "feather_hubert.proj": Scheme(8, 32),
+    "feather_hubert.frontend.layers.0.conv": Scheme(8, 0),  # rows of ten, of five, of nine and of six
+    "feather_hubert.encoder.0.dw_conv": Scheme(8, 0),
+    "unet.inc.inconv.depthwise.reparam_conv": Scheme(8, 0),
+    "unet.inc.inconv.pointwise.reparam_conv": Scheme(8, 0),
 }
 
 

@@ -1,0 +1,219 @@
+"""Activations of 8 bits in ONNX Runtime: integer kernels from end to end, each step by value as in the reference."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import numpy_helper
+from safetensors.numpy import save_file
+
+from artifacts import Manifest, silent
+from artifacts.formats import tensor_file, vectors
+from artifacts.formats.interface import Component
+from compiler.drivers import plain
+from compiler.models.base import read_model
+from compiler.models.interface import described
+from compiler.quantize import runner
+from compiler.quantize.activations.run import run
+from compiler.quantize.evidence import ActivationEvidence
+from compiler.slots import Scheme
+from compiler.targets.base import BuildJob
+from compiler.targets.onnx.options import OnnxOptions
+from compiler.targets.onnx.target import OnnxTarget
+from compiler.vectors import entry_outputs, rounded
+from runtime_tests.sessions import make_session
+from runtime_tests.vectors import Error, measured
+from tests.compiler.conftest import original, packed, quantized_job
+
+CONFIG = {
+    "model_type": "feathertalk",
+    "channels": [8, 12, 16, 24, 32],
+    "feather_hubert": {"channels": 32, "num_blocks": 2, "output_dim": 256},
+}
+EXACT = OnnxTarget.entry_tolerances[0]
+
+
+def write(folder: Path) -> Path:
+    """A checkpoint whose activations neither die out nor grow."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    random, tensors = np.random.default_rng(0), {}
+    for slot in read_model(CONFIG, None, 2).slots:
+        made = random.standard_normal(slot.shape, np.float32)
+        scale = 0.1 if slot.is_vector else (1.2 / slot.columns) ** 0.5
+        tensors[slot.tensor] = np.float32(slot.kind == "norm") + np.float32(scale) * made
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def calibrated(job: BuildJob, least: dict[str, float], seeds: int = 8) -> tuple[BuildJob, list[ActivationEvidence]]:
+    model, table = original(job.source)
+    samples = plain.samples(model, table, np.arange(seeds))
+    asked = {c.name: frozenset(s.name for s in c.slots if s.kind == "convolution") for c in job.model.components}
+    with runner.fixed_threads(1):
+        roundings, costs = run(samples, asked, least, job.schemes, job.weights, silent)
+    return replace(job, rounded=asked, roundings=roundings), costs
+
+
+class Package:
+    """A job's package with its vectors, read back from their file."""
+
+    def __init__(self, job: BuildJob, folder: Path) -> None:
+        self.job, self.folder = job, folder
+        self.manifest: Manifest = packed(job, "onnx", folder)
+        self.parts: tuple[Component, ...] = tuple(described(job.model, {}))
+        given = job.model, job.schemes, job.weights
+        plan = vectors.planned(self.parts, 1 << 31, *OnnxTarget.entry_tolerances, rounds=1)
+        plan, steps = rounded(*given, plan, self.parts, job.roundings)
+        file = folder / vectors.VECTORS
+        content = vectors.content(plan, entry_outputs(*given, plan, self.parts), steps)
+        tensor_file.write_tensors(file, *content, vectors.MAX_BYTES)
+        self.expected = vectors.read(file, self.parts)
+
+    def errors(self, *, exact: bool = False) -> dict[str, Error]:
+        session = make_session(self.folder, self.manifest)
+        session.load(exact=exact, threads=1)
+        found = measured(session, self.expected, self.parts, silent, exact=exact)
+        return {component: error for (component, _), error in found.items()}
+
+    def file(self, component: str) -> Path:
+        return next(self.folder.glob(f"{component}.*.onnx"))
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> BuildJob:
+    folder = tmp_path_factory.mktemp("w8a8")
+    return quantized_job(folder / "quantized", write(folder / "source"), OnnxOptions(), Scheme(8, 0))
+
+
+@pytest.fixture(scope="module")
+def package(job: BuildJob, tmp_path_factory: pytest.TempPathFactory) -> Package:
+    """Every convolution multiplies codes."""
+    return Package(calibrated(job, {})[0], tmp_path_factory.mktemp("package") / "onnx")
+
+
+def kernels(file: Path, scratch: Path) -> Counter[str]:
+    """What ONNX Runtime makes of a graph."""
+    options = ort.SessionOptions()
+    options.log_severity_level, options.optimized_model_filepath = 3, str(scratch / "optimized.onnx")
+    ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(scratch / "optimized.onnx", load_external_data=False).graph.node)
+
+
+def test_integer_kernels_run_from_end_to_end(package: Package, tmp_path: Path) -> None:
+    convolutions = {
+        part.name: sum(slot.kind == "convolution" for slot in part.slots) for part in package.job.model.components
+    }
+    found = kernels(package.file("renderer"), tmp_path)
+    assert found["QLinearConv"] == convolutions["renderer"] == 81
+    assert found["QLinearConcat"] == 5 and found["QLinearAdd"] == 13
+    assert not found.keys() & {"Conv", "FusedConv", "Relu", "Add", "Concat"}
+    # picture and sound come in, a picture goes out; four times what is made larger is floats, see `_RESIZES`
+    assert found["QuantizeLinear"] == 2 + 4 and found["DequantizeLinear"] == 4 + 1 and found["Resize"] == 4
+    audio = kernels(package.file("audio"), tmp_path)
+    assert audio["QLinearConv"] == convolutions["audio"] and not audio.keys() & {"Conv", "FusedConv"}
+
+
+def test_each_step_is_the_references_and_so_is_the_way_with_activations_in_float(package: Package) -> None:
+    assert package.expected.plan.rounded is not None
+    limits = package.expected.plan.rounded
+    for component, error in package.errors().items():
+        assert len(error.codes) == len(package.job.roundings[component].values) > 25
+        assert max(error.codes.values()) <= limits.codes and error.steps <= EXACT
+        assert error.rms <= limits.shipped[component] < 0.3
+    assert max(error.largest for error in package.errors(exact=True).values()) <= EXACT
+
+
+@pytest.fixture
+def spoiled(package: Package) -> Iterator[Any]:
+    """spoiled(component, initializer's ending, change): the package with one constant of one graph changed."""
+    kept: dict[Path, bytes] = {}
+
+    def spoil(component: str, name: str, change: Any) -> None:
+        file = package.file(component)
+        kept.setdefault(file, file.read_bytes())
+        model = onnx.load(file, load_external_data=False)
+        (tensor,) = (found for found in model.graph.initializer if found.name == name)
+        changed = change(numpy_helper.to_array(tensor))
+        assert changed.dtype == numpy_helper.to_array(tensor).dtype
+        tensor.CopyFrom(numpy_helper.from_array(changed, name))
+        file.write_bytes(model.SerializeToString())
+
+    yield spoil
+    for file, content in kept.items():
+        file.write_bytes(content)
+
+
+# a picture that comes in, convolutions at the beginning and the end of the long way, behind relu and not, a branch that
+# breaks little, what is added, put together and made larger
+VALUES = ("image", "relu", "bias_2", "add", "relu_21", "cat", "upsample_bilinear2d_3", "cat_4", "bias_80")
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("what", ["scale", "zero"])
+def test_a_wrong_scale_or_zero_point_anywhere_is_seen(package: Package, spoiled: Any, value: str, what: str) -> None:
+    names = list(package.job.roundings["renderer"].values)
+    name = names[0] if value == "image" else value
+    assert name in names
+    change = {"scale": lambda scale: scale * np.float32(1.02), "zero": lambda zero: zero + np.uint8(1)}[what]
+    spoiled("renderer", f"codes.{name}.{what}", change)
+    error, limits = package.errors()["renderer"], package.expected.plan.rounded
+    assert limits is not None
+    assert max(error.codes.values()) > limits.codes or error.steps > EXACT
+
+
+def test_a_wrong_bias_is_seen(package: Package, spoiled: Any) -> None:
+    spoiled("renderer", "unet.audio_model.conv7.conv.6.bias", lambda bias: bias * np.float32(1.2))
+    error, limits = package.errors()["renderer"], package.expected.plan.rounded
+    assert limits is not None and max(error.codes.values()) > limits.codes
+
+
+def test_weights_are_the_very_codes_of_the_quantized_checkpoint(package: Package) -> None:
+    model = onnx.load(package.file("renderer"))
+    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for slot in package.job.model.component("renderer").slots:
+        if slot.kind == "convolution":
+            codes, weights = found[f"{slot.name}.s8"], package.job.weights
+            np.testing.assert_array_equal(codes.reshape(slot.rows, -1), weights.packed(slot.name).view(np.int8) ^ -128)
+            np.testing.assert_array_equal(found[f"{slot.name}.scales"], weights.scales(slot.name)[:, 0])
+
+
+def test_as_few_convolutions_keep_floats_as_the_outputs_need(job: BuildJob, package: Package, tmp_path: Path) -> None:
+    before = calibrated(job, {})[1]
+    asked = {cost.component: cost.snr_db + 3 for cost in before}
+    found, costs = calibrated(job, asked)
+    for cost, earlier in zip(costs, before, strict=True):
+        assert cost.all_snr_db == earlier.snr_db and earlier.kept == () and earlier.products == 1
+        assert cost.snr_db >= asked[cost.component] and 0 < len(cost.kept) < cost.of
+        assert list(cost.alone.values()) == sorted(cost.alone.values()) and len(cost.alone) == cost.of
+        assert cost.kept == tuple(cost.alone)[: len(cost.kept)] and cost.products < 1
+        assert found.roundings[cost.component].slots == found.rounded[cost.component] - set(cost.kept)
+    some = Package(found, tmp_path / "onnx")
+    for component, error in some.errors().items():
+        assert some.expected.plan.rounded is not None
+        assert max(error.codes.values()) <= some.expected.plan.rounded.codes and error.steps <= EXACT
+        assert some.expected.plan.rounded.shipped[component] < package.expected.plan.rounded.shipped[component]  # type: ignore[union-attr]
+    counted = kernels(some.file("renderer"), tmp_path)
+    kept = next(len(cost.kept) for cost in costs if cost.component == "renderer")
+    assert counted["Conv"] + counted["FusedConv"] == kept  # and none decodes its weight in every call
+
+
+def test_what_was_found_does_not_depend_on_the_number_of_threads(job: BuildJob) -> None:
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(calibrated(job, {"renderer": 50.0}, seeds=3)[0].roundings)
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1]
