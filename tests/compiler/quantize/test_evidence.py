@@ -173,7 +173,7 @@ def test_a_golden_file_of_any_bytes_is_one_message(package: Path, content: bytes
 def test_no_evidence_and_damaged_evidence(package: Path, tmp_path: Path) -> None:
     with pytest.raises(EdgewrightError, match="not an Edgewright artifact"):
         evidence.report(tmp_path / "..")
-    for content, message in (("{}", "calibration: Field required"), ("[" * 100_000, "the file: Invalid JSON")):
+    for content, message in (("{}", "calibration: Field required"), ("[" * 100_000, "Invalid JSON")):
         (package / "quantization.json").write_text(content)
         write_manifest(package, DRAFT)
         with pytest.raises(EdgewrightError, match=rf"quantization\.json: {message}.*build the artifact again"):
