@@ -94,11 +94,18 @@ def places(program: ExportedProgram, slots: Collection[str]) -> Places:
             wanted |= set(sources)
     found |= dict.fromkeys(node for node in wanted if node.op == "placeholder")
     order = [node for node in program.graph.nodes if node in found]
-    values: dict[Node, Node] = {}
+    like = {node: node.args[0] for node in order if op_name(node) in _MOVES and node.args[0] in found}
     for node in order:
-        source = node.args[0] if op_name(node) in _MOVES else node
-        values[node] = values.get(source, node)
-    return Places(values, convolutions)
+        # what is put together is only copied where all of it has the same codes; a relu's have their zero at the least
+        parts = node.args[0] if op_name(node) == "aten::cat" else ()
+        like |= {part: node for part in parts if part in found and part not in like and op_name(part) != "aten::relu"}
+    return Places({node: _last(like, node) for node in order}, convolutions)
+
+
+def _last(like: Mapping[Node, Node], node: Node) -> Node:
+    while node in like:
+        node = like[node]
+    return node
 
 
 def _behind(node: Node) -> Node:

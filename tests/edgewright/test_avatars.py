@@ -70,9 +70,7 @@ def test_the_int4_recipe_keeps_depthwise_and_edge_layers_and_is_small() -> None:
     kept = {slot.name for slot in matrices if schemes[slot.name].bits == 8}
     depthwise = {slot.name for slot in matrices if slot.columns == math.prod(slot.kernel)}
     assert depthwise | {"unet.inc.inconv.conv.0", "unet.up4.conv.double_conv.1.conv.6", "unet.outc.conv"} <= kept
-    assert sum(s.rows * s.columns for s in matrices if s.name in kept) < 0.05 * sum(
-        s.rows * s.columns for s in matrices
-    )
+    assert sum(s.rows * s.columns for s in matrices if s.name in kept) < 0.1 * sum(s.rows * s.columns for s in matrices)
     half = {part.name: 2 * sum(slot.rows * slot.columns for slot in part.slots) for part in model.components}
     plans = {item.target: item for item in api.plan("feathertalk-int4")}
     assert set(plans) == {"onnx", "coreml", "mlx", "tvm"} and not any(item.refused for item in plans.values())

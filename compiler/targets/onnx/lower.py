@@ -7,7 +7,7 @@
 | convolution | DequantizeLinear of the packed bytes, Conv; at 16 bits Conv |
 | rounded | QuantizeLinear and DequantizeLinear, taken by ONNX Runtime into QLinearConv, QLinearAdd, QLinearConcat … |
 | bias | the kernel's own bias behind a Conv, MatMulNBits or LayerNormalization, else Add |
-| scale | Mul |
+| scale | Mul; with a bias behind it BatchNormalization of mean 0 and variance 1 |
 | rms_norm, add_rms_norm | SimplifiedLayerNormalization, com.microsoft::SkipSimplifiedLayerNormalization |
 | layer_norm | LayerNormalization |
 | rotary, attention | com.microsoft::GroupQueryAttention (`attention.py`) |
@@ -45,7 +45,7 @@ class Lowering:
     """Rewrites one imported graph in place.
 
     rounding: of its activations, if any; asked: the convolutions that were to multiply codes, of which some may not.
-    codes: those of rounded values, by their names.
+    codes: those of rounded values, by their names. scaled: products with a slot along the channels.
     weights: what its initializers are to be. unused: outputs that no kernel is to compute. before: the node that is
     being replaced; new ones go before it.
     """
@@ -65,6 +65,7 @@ class Lowering:
         self.rounded = frozenset() if rounding is None else rounding.slots
         self.spared = frozenset(asked) - self.rounded if rounding is not None else frozenset()
         self.codes: dict[str, ir.Value] = {}
+        self.scaled: dict[ir.Value, str] = {}
         self.weights: dict[ir.Value, Weight] = {}
         self.unused: list[ir.Value] = []
         self.before: ir.Node | None = None
@@ -269,6 +270,7 @@ def _rounded(low: Lowering, node: ir.Node) -> Values:
 
 
 # kernels with a bias of their own: which input it is, and along which axis of the output
+_STILL = {"mean": 0.0, "variance": 1.0}
 _BIASED = {"Conv": (2, 1), "MatMulNBits": (5, -1), "DynamicQuantizeMatMul": (4, -1), "LayerNormalization": (2, -1)}
 
 
@@ -279,6 +281,15 @@ def _bias(low: Lowering, node: ir.Node) -> Values:
     count, axis = sum(a["rows"]), a["axis"] % len(x.shape)
     kernel = x.producer()
     if kernel is not None and len(x.uses()) == 1 and not x.is_graph_output():
+        if (factor := low.scaled.get(x)) is not None and axis == 1:  # one pass for factor and bias
+            assert kernel.inputs[0] is not None
+            still = [
+                low.constant(f"{name}.{count}", np.full(count, value, np.float32)) for name, value in _STILL.items()
+            ]
+            inputs = [kernel.inputs[0], low.values([factor], [count]), low.values(a["slots"], [count]), *still]
+            found = low.op("BatchNormalization", inputs, epsilon=0.0)
+            low.graph.remove(kernel)
+            return found
         place, wanted = _BIASED.get(kernel.op_type, (0, 0))
         wanted %= len(x.shape)
         if place and axis == wanted and len(kernel.inputs) <= place:
@@ -299,7 +310,10 @@ def _scale(low: Lowering, node: ir.Node) -> Values:
     x = _x(node)
     assert x.shape is not None
     rank = len(x.shape)
-    return low.op("Mul", [x, _along(low, [a["slot"]], a["columns"], rank - 1 - a["axis"] % rank)])
+    (found,) = low.op("Mul", [x, _along(low, [a["slot"]], a["columns"], rank - 1 - a["axis"] % rank)])
+    if a["axis"] % rank == 1:
+        low.scaled[found] = a["slot"]
+    return (found,)
 
 
 def _rms_norm(low: Lowering, node: ir.Node) -> Values:
