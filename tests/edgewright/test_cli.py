@@ -147,7 +147,7 @@ def test_the_recipe_schema_is_json_schema(edgewright):
     _, out, _ = edgewright("recipes", "schema")
     schema = json.loads(out)
     assert schema["$schema"].startswith("https://json-schema.org/")
-    sections = {"checkpoint", "quantize", "context", "vision", "targets", "validate", "publish"}
+    sections = {"checkpoint", "quantize", "context", "vision", "targets", "validate", "baseline", "publish"}
     assert {"name", *sections} == set(schema["properties"])
 
 

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 def test_a_run_leaves_an_intact_artifact_and_its_report(finished):
     folder = finished.folder
     assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {
+        "memory-onnx-1.svg",
         "onnx",
         "quantized",
         "report.json",
@@ -48,7 +49,7 @@ def test_the_report_holds_every_gate_and_phone(finished):
     for check in (check for phone in target.phones for check in phone.checks):
         assert (check.verdict, check.obtained) == ("fits", "emulated")
         assert check.stand_in == "this machine without a limit, memory by kind"
-    assert {phase.phase for phase in android.run.phases} == {"load", "prefill", "steady"}
+    assert {phase.phase for phase in android.run.phases} == {"load", "prefill", "steady", "long conversation"}
     assert target.folder_bytes == read_manifest(finished.folder / "onnx").total_bytes
 
 
@@ -66,7 +67,7 @@ def test_memory_is_at_the_context_of_the_recipe_and_says_so_everywhere(finished)
     for phone in data["targets"][0]["phones"]:
         assert phone["checks"][0]["at"] == "64 tokens" and phone["run"]["context_tokens"] == 64
         tokens = {phase["phase"]: phase["payload"].get("tokens") for phase in phone["run"]["phases"]}
-        assert tokens == {"load": None, "prefill": 32, "steady": 32}
+        assert tokens == {"load": None, "prefill": 32, "steady": 32, "long conversation": 64}
         assert {figure["at"] for figure in phone["figures"]} == {"64 tokens"}
     page = (finished.folder / "report.md").read_text()
     assert page.count("| peak memory at 64 tokens |") == 2
