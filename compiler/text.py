@@ -21,7 +21,8 @@ from artifacts.documents import DocumentError, parse_json, read_bytes
 from compiler.models.base import Model
 from compiler.tokenizer import FILE, Encoder
 from recipes.corpus import Split, stdlib_texts
-from recipes.schema import BUILT_IN_TEXT, Calibration
+from recipes.schema import Calibration
+from recipes.words import BUILT_IN_TEXT
 
 CALIBRATION = "quantize.calibration"
 _MAX_BYTES = 256 << 20

@@ -126,7 +126,9 @@ def run(
         ledger.enter_built(final, manifests[target])
 
     for target, final in finals.items() if validate else ():
-        validation = _validated(recipe, final, phones, _prefixed(progress, target, finals))
+        film = folder / f"{target}.mp4"
+        film.unlink(missing_ok=True)
+        validation = _validated(recipe, final, phones, film, _prefixed(progress, target, finals))
         validation = _explained(recipe, validation, quantized.folder)
         found = reports.target_report(final, manifests[target], validation)
         ledger.enter(standing.record(final, manifests[target], found, manifests[target].recipe))
@@ -238,7 +240,7 @@ def _phones(recipe: Recipe, names: Sequence[str]) -> list[tuple[Profile, Limits]
 
 
 def _validated(
-    recipe: Recipe, artifact: Path, phones: Sequence[tuple[Profile, Limits]], progress: Progress
+    recipe: Recipe, artifact: Path, phones: Sequence[tuple[Profile, Limits]], film: Path, progress: Progress
 ) -> Validation:
     from runtime_tests.quality import QualityLimits
     from runtime_tests.task import TaskLimits
@@ -248,10 +250,11 @@ def _validated(
     return validate_artifact(
         artifact,
         phones,
-        QualityLimits(**wanted.quality.model_dump(exclude={"text"})) if wanted.quality else None,
+        QualityLimits(**wanted.quality.model_dump(exclude={"text", "clips"})) if wanted.quality else None,
         TaskLimits(**wanted.task.model_dump(include={"max_accuracy_drop", "min_agreement"})) if wanted.task else None,
         strict=wanted.strict,
         allow_unassessed=wanted.allow_unassessed,
+        film=film,
         progress=progress,
     )
 

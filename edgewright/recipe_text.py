@@ -12,7 +12,8 @@ from pathlib import Path
 import yaml
 
 from edgewright.streams import plain
-from recipes.schema import BUILT_IN_TEXT, Recipe
+from recipes.schema import Recipe
+from recipes.words import BUILT_IN_TEXT
 
 _PATHS = (
     ("checkpoint", "path"),

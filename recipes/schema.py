@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -33,77 +32,19 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from recipes.quantities import Bytes, Fraction, Seconds, Share, TokensPerSecond
+from recipes.words import (
+    BUILT_IN_TEXT,
+    check_commit,
+    check_glob,
+    check_group,
+    check_hub_id,
+    check_name,
+    check_path,
+    check_questions,
+    check_text,
+)
 
 DEFAULT_METHOD = "rtn"
-BUILT_IN_TEXT = "stdlib-python"
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}")
-_HUB_ID = re.compile(r"[\w][\w.-]{0,95}/[\w][\w.-]{0,95}", re.ASCII)
-_MAX_PATH = 4096
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-def _check_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"must be lower-case letters, digits, '.', '_' and '-' (it names a folder), not {name!r}")
-    return name
-
-
-def check_hub_id(repo: str) -> str:
-    """A repository on the Hub, `owner/name`; ValueError for anything else."""
-    if not _HUB_ID.fullmatch(repo) or ".." in repo or "--" in repo:
-        raise ValueError(f"must be owner/name as on the Hub, not {repo!r}")
-    return repo
-
-
-def _check_commit(revision: Any) -> Any:
-    if revision is not None and not (isinstance(revision, str) and _COMMIT.fullmatch(revision)):
-        quote = "; put it in quotes" if isinstance(revision, int) else ""
-        raise ValueError(f"must be a full commit (40 hexadecimal digits) or null, not {revision!r}{quote}")
-    return revision
-
-
-def check_path(path: str) -> str:
-    """A path as a recipe may name one; whether anything is there is seen when it is read. Raises ValueError."""
-    if any(ord(character) < 32 or ord(character) == 127 or "\ud800" <= character <= "\udfff" for character in path):
-        raise ValueError("must be a path without control characters and halves of surrogate pairs")
-    if len(path.encode()) > _MAX_PATH:
-        raise ValueError(f"must be a path of at most {_MAX_PATH} bytes, not of {len(path.encode())}")
-    if path.startswith("~") and os.path.expanduser(path) == path:
-        raise ValueError(f"begins with the home of a user whom this machine does not know: {path.split('/')[0]!r}")
-    return path
-
-
-def _check_glob(glob: str) -> str:
-    if not glob or any(c.isspace() for c in glob):
-        raise ValueError(f"must be a glob over slot names, such as model.layers.*.mlp.*, not {glob!r}")
-    rest = re.sub(r"\[!?\]?[^\]]*\]", "", glob)
-    if "[" in rest:
-        raise ValueError(f"the glob {glob!r} has an opening bracket without its closing one")
-    if glob.endswith(".weight"):
-        raise ValueError(f"slot names carry no '.weight'; write {glob.removesuffix('.weight')!r}")
-    return glob
-
-
-def _check_text(text: str) -> str:
-    if text != BUILT_IN_TEXT and not text.endswith((".txt", ".jsonl")):
-        raise ValueError(f"must be {BUILT_IN_TEXT} or a .txt or .jsonl file, not {text!r}")
-    return text
-
-
-def _check_questions(file: str) -> str:
-    if not file.endswith(".jsonl"):
-        raise ValueError(f"must be a .jsonl file, one question a line, not {file!r}")
-    return file
-
-
-def _check_group(group: Any) -> Any:
-    if group == "channel":
-        return group
-    if isinstance(group, int) and not isinstance(group, bool) and group >= 16 and group & (group - 1) == 0:
-        return group
-    raise ValueError(f'must be "channel" or a power of two from 16 up (32, 64, 128…), not {group!r}')
-
 
 RecipePath = Annotated[str, AfterValidator(check_path)]
 
@@ -115,7 +56,7 @@ def _empty_mapping(value: Any) -> Any:
 
 Text = Annotated[
     RecipePath,
-    AfterValidator(_check_text),
+    AfterValidator(check_text),
     Field(min_length=1, description=f"{BUILT_IN_TEXT}, or a .txt or .jsonl file relative to the recipe"),
 ]
 
@@ -131,7 +72,7 @@ class Checkpoint(Strict):
 
     path: RecipePath | None = Field(None, min_length=1, description="folder of the checkpoint, relative to the recipe")
     hub: Annotated[str, AfterValidator(check_hub_id)] | None = Field(None, description="owner/name on the Hub")
-    revision: Annotated[str | None, BeforeValidator(_check_commit)] = Field(
+    revision: Annotated[str | None, BeforeValidator(check_commit)] = Field(
         None, description="full commit; null takes the newest at the first download and writes it to a lock file"
     )
     config: RecipePath | None = Field(
@@ -154,9 +95,9 @@ class Rule(Strict):
     The method's own options stand beside these keys.
     """
 
-    match: Annotated[str, AfterValidator(_check_glob)] = Field(description="glob over slot names")
+    match: Annotated[str, AfterValidator(check_glob)] = Field(description="glob over slot names")
     bits: Literal[4, 8, 16] = Field(description="16 leaves the tensor in half precision")
-    group: Annotated[Literal["channel"] | int, BeforeValidator(_check_group)] = Field(
+    group: Annotated[Literal["channel"] | int, BeforeValidator(check_group)] = Field(
         32, description="weights per scale along the input, or channel"
     )
     symmetric: bool = True
@@ -246,18 +187,44 @@ class Vision(Strict):
 
 
 class Quality(Strict):
-    """Limits against the unquantized checkpoint, on text that nothing was calibrated on."""
+    """Limits against the unquantized checkpoint, on text or on clips of speech that nothing was calibrated on."""
 
     text: Text = BUILT_IN_TEXT
     max_perplexity_increase: Fraction | None = None
     min_top1_agreement: Share | None = None
     max_mean_kl: float | None = Field(None, gt=0)
+    clips: RecipePath | None = Field(
+        None,
+        min_length=1,
+        description="talking heads: a file of clips, relative to the recipe",
+    )
+    max_psnr_drop: float | None = Field(
+        None, gt=0, description="talking heads: dB that pictures may be farther from the truth than unquantized"
+    )
+    max_blendshape_change: float | None = Field(
+        None, gt=0, description="talking heads: RMS by which weights may differ from the unquantized ones"
+    )
+    min_lip_closure: Share | None = Field(
+        None, description="talking heads: of frames in which the mouth must be shut or open"
+    )
+
+    def of_text(self) -> str | None:
+        """The first limit that is set and is of text."""
+        named = ("max_perplexity_increase", "min_top1_agreement", "max_mean_kl")
+        return next((key for key in named if getattr(self, key) is not None), None)
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        named = ("max_psnr_drop", "max_blendshape_change", "min_lip_closure")
+        if self.clips is None and (key := next((key for key in named if getattr(self, key) is not None), None)):
+            raise ValueError(f"{key} is judged on clips: name a file of them")
+        return self
 
 
 class Task(Strict):
     """Questions with their right answers, asked of the artifact as it ships and of the unquantized checkpoint."""
 
-    file: Annotated[RecipePath, AfterValidator(_check_questions)] = Field(
+    file: Annotated[RecipePath, AfterValidator(check_questions)] = Field(
         min_length=1, description="a .jsonl file relative to the recipe, one question a line"
     )
     max_answer_tokens: int = Field(64, ge=1, le=4096, description="where an answer is cut off")
@@ -294,7 +261,7 @@ class Publish(Strict):
 class Recipe(Strict):
     """One recipe: which checkpoint, how to quantize it, for which runtimes, and what must hold on which phones."""
 
-    name: Annotated[str, AfterValidator(_check_name)]
+    name: Annotated[str, AfterValidator(check_name)]
     checkpoint: Checkpoint
     quantize: Quantize
     context: Context

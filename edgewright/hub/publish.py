@@ -21,7 +21,7 @@ from edgewright.hub.index import INDEX, MAX_INDEX_BYTES, Index, read_index
 from edgewright.hub.lock import LockedFile
 from edgewright.hub.receive import Words, content, explained
 from edgewright.hub.wire import Hub
-from recipes.schema import check_hub_id
+from recipes.words import check_hub_id
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile

@@ -41,7 +41,7 @@ from edgewright.hub.lock import LockedFile
 from edgewright.hub.receive import Meter, Words, content, explained, receive
 from edgewright.hub.wire import Hub, Nonsense
 from edgewright.text import size
-from recipes.schema import check_hub_id
+from recipes.words import check_hub_id
 
 _ROOT_FILES = (CARD, CONFIG, INDEX)
 _MAX_MANIFEST_BYTES = 16 << 20
