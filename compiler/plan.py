@@ -109,7 +109,12 @@ def check_files(recipe: Recipe) -> None:
     """Raise EdgewrightError where a file that the recipe names is missing."""
     calibration_file(recipe.quantize.calibration or Calibration(), recipe.resolve)
     wanted = recipe.validation
-    named = {"quality.text": wanted.quality and wanted.quality.text, "task.file": wanted.task and wanted.task.file}
+    quality = wanted.quality
+    named = {
+        "quality.text": quality and quality.text,
+        "quality.clips": quality and quality.clips,
+        "task.file": wanted.task and wanted.task.file,
+    }
     for key, name in named.items():
         if name:
             text_file(f"validate.{key}", name, recipe.resolve(name))

@@ -121,6 +121,7 @@ class Asked:
             calibration and calibration.text,
             calibration and calibration.images,
             quality and quality.text,
+            quality and quality.clips,
             task and task.file,
         ]
         for name in named:

@@ -165,8 +165,8 @@ def _run(
         ledger.enter_built(final, manifests[target], reused[target])
 
     for target, final in finals.items() if validate else ():
-        said = _prefixed(progress, target, finals)
-        judged = judge(recipe, final, manifests[target], phones, quantized.folder, store, said)
+        said, film = _prefixed(progress, target, finals), folder / f"{target}.mp4"
+        judged = judge(recipe, final, manifests[target], phones, quantized.folder, film, store, said)
         ledger.enter(judged.model_copy(update={"reused": (*reused[target], *judged.reused)}))
     return ledger.report
 

@@ -37,24 +37,26 @@ def judge(
     manifest: Manifest,
     phones: Sequence[tuple[Profile, Limits]],
     quantized: Path,
+    film: Path,
     store: Store,
     progress: Progress,
 ) -> TargetReport:
-    """A package's verdict by a recipe's limits, which is written into its manifest.
+    """A package's verdict by a recipe's limits, which is written into its manifest. film: see `validate`.
 
     manifest: of the package, with the digest of the recipe. A verdict to which a step belongs that did not end by
     itself is no result that another run could use. Raises EdgewrightError and MissingTool as `validate` does.
     """
     key = _key(recipe, manifest, phones)
     found = _known(store, key)
-    if found is not None:
+    if found is not None and (found.film is None or film.is_file()):
         found = found.model_copy(
             update={"artifact": str(artifact), "manifest": manifest.identity, "reused": ("validation",)}
         )
         if any(item.limits == manifest.recipe and item.created == found.created for item in manifest.validations):
             return found
     else:
-        validation = _explained(recipe, _validated(recipe, artifact, phones, progress), quantized)
+        film.unlink(missing_ok=True)
+        validation = _explained(recipe, _validated(recipe, artifact, phones, film, progress), quantized)
         found = target_report(artifact, manifest, validation)
         if not found.failed_steps:
             words = {"recipe": recipe.name, "target": manifest.target, "verdict": found.verdict}
@@ -68,7 +70,10 @@ def _key(recipe: Recipe, manifest: Manifest, phones: Sequence[tuple[Profile, Lim
         "validation",
         core(manifest),
         limits_of(phones),
-        [part and part.model_dump(mode="json", exclude={"text", "file"}) for part in (wanted.quality, wanted.task)],
+        [
+            part and part.model_dump(mode="json", exclude={"text", "clips", "file"})
+            for part in (wanted.quality, wanted.task)
+        ],
         [wanted.strict, wanted.allow_unassessed, wanted.allow_throttled],
         sources_digest(ROOT / name for name in _CODE),
         pipeline.tool_versions([manifest.target]),
@@ -85,17 +90,18 @@ def _known(store: Store, key: str) -> TargetReport | None:
 
 
 def _validated(
-    recipe: Recipe, artifact: Path, phones: Sequence[tuple[Profile, Limits]], progress: Progress
+    recipe: Recipe, artifact: Path, phones: Sequence[tuple[Profile, Limits]], film: Path, progress: Progress
 ) -> Validation:
     wanted = recipe.validation
     return validate(
         artifact,
         phones,
-        QualityLimits(**wanted.quality.model_dump(exclude={"text"})) if wanted.quality else None,
+        QualityLimits(**wanted.quality.model_dump(exclude={"text", "clips"})) if wanted.quality else None,
         TaskLimits(**wanted.task.model_dump(include={"max_accuracy_drop", "min_agreement"})) if wanted.task else None,
         strict=wanted.strict,
         allow_unassessed=wanted.allow_unassessed,
         allow_throttled=wanted.allow_throttled,
+        film=film,
         progress=progress,
     )
 

@@ -61,6 +61,12 @@ def _target(target: TargetReport) -> list[str]:
         lines += ["", *(f"- {row.group}: {row.reason}" for row in rows if row.reason), ""]
         for line in filter(None, (text.quality(target), text.speed(target))):
             lines += [line, ""]
+    if target.film:
+        lines += [
+            f"[{target.film}]({target.film}) shows a clip by the original weights, by the quantized ones and as it "
+            "runs here, and how far it is from the original.",
+            "",
+        ]
     lines += [line for warning in target.warnings for line in (f"**Warning**: {warning}", "")]
     for step in target.failed_steps:
         lines += [f"**{step.step} failed**: {step.detail}", "", "```", step.stderr_tail.strip(), "```", ""]

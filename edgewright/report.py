@@ -107,7 +107,8 @@ class TargetReport(_Model):
     `created`: when this was found. `kept`: by an earlier run, from the same recipe and the same quantized weights.
     `reused`: what this run took as an earlier one had left it, since nothing changed that it depends on; the figures of
     a `validation` are then of `created`.
-    `manifest`: the identity of what was built, by which a result is told from one of an earlier build.
+    `manifest`: the identity of what was built, by which a result is told from one of an earlier build. `film`: a file
+    beside the report, in which a talking head is seen as its weights were, as they are quantized, and as it runs.
     """
 
     target: str
@@ -125,6 +126,7 @@ class TargetReport(_Model):
     phones: tuple[PhoneReport, ...] = ()
     failed_steps: tuple[FailedStep, ...] = ()
     warnings: tuple[str, ...] = ()
+    film: str | None = None
     verdict: RunVerdict = "not validated"
 
     def value(self, name: str) -> float | None:
@@ -231,6 +233,7 @@ def target_report(artifact: Path, manifest: Manifest, validation: Validation | N
                 FailedStep(step=f.step, detail=f.detail, stderr_tail=f.stderr_tail) for f in validation.failures
             ),
             "warnings": validation.warnings,
+            "film": validation.film and validation.film.name,
             "verdict": validation.verdict,
         }
     )

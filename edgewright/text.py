@@ -100,7 +100,7 @@ def quantity(value: float | None, unit: str) -> str:
         return f"{100 * value:.2f} %"
     if unit == "change":
         return f"{100 * value:+.2f} %"
-    if unit in ("logit", "nat", "relative"):
+    if unit in ("logit", "nat", "relative", "RMS"):
         return f"{value:.1e}"
     if unit == "s":
         return f"{1000 * value:.{0 if value >= 0.01 else 1}f} ms" if value < 1 else f"{value:.1f} s"

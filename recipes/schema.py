@@ -204,12 +204,38 @@ class Vision(Strict):
 
 
 class Quality(Strict):
-    """Limits against the unquantized checkpoint, on text that nothing was calibrated on."""
+    """Limits against the unquantized checkpoint, on text or on clips of speech that nothing was calibrated on."""
 
     text: Text = BUILT_IN_TEXT
     max_perplexity_increase: Fraction | None = None
     min_top1_agreement: Share | None = None
     max_mean_kl: float | None = Field(None, gt=0)
+    clips: RecipePath | None = Field(
+        None,
+        min_length=1,
+        description="talking heads: a file of clips, relative to the recipe",
+    )
+    max_psnr_drop: float | None = Field(
+        None, gt=0, description="talking heads: dB that pictures may be farther from the truth than unquantized"
+    )
+    max_blendshape_change: float | None = Field(
+        None, gt=0, description="talking heads: RMS by which weights may differ from the unquantized ones"
+    )
+    min_lip_closure: Share | None = Field(
+        None, description="talking heads: of frames in which the mouth must be shut or open"
+    )
+
+    def of_text(self) -> str | None:
+        """The first limit that is set and is of text."""
+        named = ("max_perplexity_increase", "min_top1_agreement", "max_mean_kl")
+        return next((key for key in named if getattr(self, key) is not None), None)
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        named = ("max_psnr_drop", "max_blendshape_change", "min_lip_closure")
+        if self.clips is None and (key := next((key for key in named if getattr(self, key) is not None), None)):
+            raise ValueError(f"{key} is judged on clips: name a file of them")
+        return self
 
 
 class Task(Strict):

@@ -31,7 +31,8 @@ Emit = Callable[[dict[str, Any]], None]
 
 
 def run_quality(job: Job, manifest: Manifest, emit: Emit) -> None:
-    """Result: figures, checks, warnings, what the held-out text is, and what the driver's `conclude` goes on with."""
+    """Result: figures, checks, warnings, what the held-out text is, what the driver's `conclude` goes on with, and
+    whether there is a film."""
     from runtime_tests import vectors
     from runtime_tests.drivers import driver_of
     from runtime_tests.sessions import make_session
@@ -48,6 +49,7 @@ def run_quality(job: Job, manifest: Manifest, emit: Emit) -> None:
         "held_out_text": judged.held_out_text,
         "warnings": judged.warnings,
         "more": judged.more,
+        "film": judged.film,
     }
     emit({"result": result})
 

@@ -16,7 +16,7 @@ class Job(BaseModel):
     steps: how often the driver goes on after its first call: tokens to decode, rounds. prompt_tokens: of text in a
     "memory" job; None: as many as leave room for the steps in the context. tiles: of an image there; None: the most.
     limits: of a "quality" job. prompt (tokens) and text, which they were encoded from if there is a tokenizer, and
-    image, a file in base64: of a "genai" job.
+    image, a file in base64: of a "genai" job. film: where a "quality" job may leave something to look at.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -31,3 +31,4 @@ class Job(BaseModel):
     prompt: tuple[int, ...] = ()
     text: str | None = None
     image: str | None = None
+    film: Path | None = None

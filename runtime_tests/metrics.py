@@ -83,6 +83,24 @@ def agreement(ids: NDArray[np.integer], expected: NDArray[np.integer]) -> float:
     return float((ids == expected).mean())
 
 
+def wilson(right: float, count: int) -> tuple[float, float]:
+    """The 95 % confidence interval of a share (Wilson's score interval)."""
+    share, z2 = right / count, _Z * _Z / count
+    middle, half = share + z2 / 2, _Z * ((share * (1 - share) + z2 / 4) / count) ** 0.5
+    return (middle - half) / (1 + z2), (middle + half) / (1 + z2)
+
+
+def rms(errors: Array) -> float:
+    """The root of the mean square."""
+    return float(np.sqrt(np.square(errors.astype(np.float64)).mean()))
+
+
+def psnr(picture: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
+    """The peak signal-to-noise ratio in dB of 8-bit pictures, over all of them; 99 where they are the same."""
+    error = rms(picture.astype(np.float64) - truth)
+    return 99.0 if error == 0 else min(99.0, float(20 * np.log10(255 / error)))
+
+
 # float32 logits leave an error of about 1e-7 in a probability: a rest below that is none, its logarithm noise
 _TINY = 1e-7
 _LEAST = 1e-300  # its logarithm is finite, and comes times zero

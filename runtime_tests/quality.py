@@ -21,11 +21,15 @@ QUALITY = "quality"
 
 @dataclass(frozen=True)
 class QualityLimits:
-    """A recipe's limits; None: reported only. Increase and agreement are fractions (0.03 is 3 %), KL is in nats."""
+    """A recipe's limits; None: reported only. Increase, agreement and closure are fractions (0.03 is 3 %), KL is in
+    nats, the drop in dB, the change of blendshapes the root of the mean square."""
 
     max_perplexity_increase: float | None = None
     min_top1_agreement: float | None = None
     max_mean_kl: float | None = None
+    max_psnr_drop: float | None = None
+    max_blendshape_change: float | None = None
+    min_lip_closure: float | None = None
 
 
 def quality(

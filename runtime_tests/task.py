@@ -23,6 +23,7 @@ from artifacts.formats.task import MAX_BYTES, STAND_IN_QUESTIONS, TASK, Medium, 
 from artifacts.manifest import payload_file
 from artifacts.media.images import decode_image
 from artifacts.media.video import read_clip
+from runtime_tests.metrics import wilson
 
 if TYPE_CHECKING:
     from runtime_tests.drivers import Asker
@@ -102,10 +103,10 @@ def judge(
         interval=(middle - half, middle + half),
     )
     accuracy = ran_here(
-        "task_accuracy", float(right.mean()), "fraction", stand_in, at=at, interval=_wilson(float(right.sum()), count)
+        "task_accuracy", float(right.mean()), "fraction", stand_in, at=at, interval=wilson(float(right.sum()), count)
     )
     agreement = ran_here(
-        "task_agreement", float(same.mean()), "fraction", stand_in, at=at, interval=_wilson(float(same.sum()), count)
+        "task_agreement", float(same.mean()), "fraction", stand_in, at=at, interval=wilson(float(same.sum()), count)
     )
     original = Figure(
         name="task_accuracy_original", value=float(before.mean()), unit="fraction", obtained="declared", at=at
@@ -120,13 +121,6 @@ def judge(
 def carries_task(manifest: Manifest) -> bool:
     """Whether an artifact has questions."""
     return any(entry.path == TASK for entry in manifest.files)
-
-
-def _wilson(right: float, count: int) -> tuple[float, float]:
-    """The 95 % confidence interval of a share (Wilson's score interval)."""
-    share, z2 = right / count, _Z * _Z / count
-    middle, half = share + z2 / 2, _Z * ((share * (1 - share) + z2 / 4) / count) ** 0.5
-    return (middle - half) / (1 + z2), (middle + half) / (1 + z2)
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class Validation:
 
     ``verdict``: passed when every check and phone passed and nothing failed; "not assessed" when phones were asked for
     and the platform of none can run the artifact. ``held_out_text``: what the golden tokens are. ``warnings``: what the
-    runtime lacks on this machine, and what could not be tested for it.
+    runtime lacks on this machine, and what could not be tested for it. ``film``: something to look at.
     """
 
     artifact: Path
@@ -47,6 +47,7 @@ class Validation:
     verdict: Literal["passed", "failed", "not assessed"]
     held_out_text: str = ""
     warnings: tuple[str, ...] = ()
+    film: Path | None = None
 
     @property
     def passed(self) -> bool:
@@ -68,6 +69,7 @@ class _Found:
     failures: list[Failure]
     warnings: list[str]
     held_out_text: str = ""
+    film: Path | None = None
 
 
 def validate(
@@ -82,6 +84,7 @@ def validate(
     threads: int = 2,
     prompt_tokens: int = 512,
     decode_tokens: int = 32,
+    film: Path | None = None,
     progress: Progress = silent,
 ) -> Validation:
     """Test an artifact in its real runtime, in child processes, and judge it.
@@ -89,7 +92,8 @@ def validate(
     The digests are verified first: an artifact that differs from its manifest is never executed. ``strict`` fails
     verdicts of "tight", ``allow_unassessed`` passes what nothing can assess, ``allow_throttled`` what Android 17 slows
     down. ``prompt_tokens`` is the prompt of the speed figures; memory is measured at the artifact's whole context,
-    whose last ``decode_tokens`` are decoded, and in several turns that fill it.
+    whose last ``decode_tokens`` are decoded, and in several turns that fill it. ``film``: where an artifact that has
+    something to look at leaves it.
 
     Raises EdgewrightError for a damaged artifact, MissingTool where the runtime is not installed or the memory
     sandbox cannot run. A runtime that crashes is no exception: it becomes a Failure.
@@ -106,6 +110,7 @@ def validate(
         prompt_tokens=prompt_tokens,
         steps=decode_tokens,
         limits=quality or QualityLimits(),
+        film=film and film.resolve(),
     )
     found = _Found([], [], [], [])
     _check_quality(driver, manifest, job, found, progress)
@@ -135,6 +140,7 @@ def validate(
         _verdict(found, results, rules),
         found.held_out_text,
         tuple(found.warnings),
+        found.film,
     )
 
 
@@ -160,6 +166,7 @@ def _check_quality(driver: Driver, manifest: Manifest, job: Job, found: _Found, 
         result["warnings"],
         result["held_out_text"],
         result["more"],
+        result["film"],
     )
 
     def ask(stage: str, **changes: Any) -> Ended:
@@ -170,6 +177,7 @@ def _check_quality(driver: Driver, manifest: Manifest, job: Job, found: _Found, 
 
     found.failures += driver.conclude(manifest, judged, ask)
     found.held_out_text = judged.held_out_text
+    found.film = job.film if judged.film else None
     found.warnings += judged.warnings
     found.figures += judged.figures
     found.checks += judged.checks

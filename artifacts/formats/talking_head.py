@@ -87,13 +87,14 @@ class Picture(_Numbers):
 class Constants(_Numbers):
     """All of it. picture: None where a frame's tokens are themselves what comes out, as blendshapes are.
 
-    identities: how many speakers the encoder knows, 0 where it takes none.
+    identities: how many speakers the encoder knows, 0 where it takes none. blendshapes: their names, in order.
     """
 
     audio: Audio
     frames: Frames
     picture: Picture | None = None
     identities: Whole = 0
+    blendshapes: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

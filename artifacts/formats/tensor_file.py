@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_DTYPES = {"float32": "F32", "int32": "I32", "int64": "I64", "uint8": "U8"}
+_DTYPES = {"float32": "F32", "int16": "I16", "int32": "I32", "int64": "I64", "uint8": "U8"}
 
 
 def write_tensors(

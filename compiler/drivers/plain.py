@@ -54,14 +54,24 @@ def refuse_text(recipe: Recipe, why: str) -> None:
     """Refuse what is measured on text. why: ends the sentence. Raises EdgewrightError."""
     if recipe.validation.quality is not None:
         raise EdgewrightError(f"validate.quality: measures text, which {why}; leave it out")
+    refuse_budget(recipe, why)
+
+
+def refuse_budget(recipe: Recipe, why: str) -> None:
+    """Refuse a budget, which is measured on text. why: ends the sentence. Raises EdgewrightError."""
     if recipe.quantize.budget is not None:
         raise EdgewrightError(f"quantize.budget: is measured on text, which {why}; leave it out")
 
 
-def looked_at(calibration: Calibration, text: Path | None, model: Model, checkpoint: Path) -> NDArray[Any]:
-    """The seeds of the calls."""
+def refuse_calibration(calibration: Calibration) -> None:
+    """Refuse text and images. Raises EdgewrightError."""
     if (given := calibration.images) is not None or (given := calibration.text) != BUILT_IN_TEXT:
         raise EdgewrightError(f"quantize.calibration: {given}: this model does not read text or images; leave it out")
+
+
+def looked_at(calibration: Calibration, text: Path | None, model: Model, checkpoint: Path) -> NDArray[Any]:
+    """The seeds of the calls."""
+    refuse_calibration(calibration)
     return np.arange(calibration.seed, calibration.seed + _CALLS, dtype=np.int64)
 
 

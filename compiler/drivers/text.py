@@ -57,6 +57,8 @@ def check(recipe: Recipe, model: Model, checkpoint: Path) -> None:
     """See `Driver`: the tokenizer is one of this model."""
     vocabulary: Any = model.constants["vocab_size"]
     check_tokenizer(checkpoint, vocabulary)
+    if recipe.validation.quality is not None and recipe.validation.quality.clips is not None:
+        raise EdgewrightError("validate.quality.clips: is for a talking head, and this model writes; leave it out")
 
 
 def write_companions(model: Model, checkpoint: Path, folder: Path) -> None:

@@ -28,13 +28,14 @@ Phase = Callable[..., None]
 
 @dataclass
 class Judged:
-    """What was found about answers. more: of the driver's own, for `conclude`."""
+    """What was found about answers. more: of the driver's own, for `conclude`. film: whether the job's was written."""
 
     figures: list[Figure] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     held_out_text: str = ""
     more: dict[str, Any] = field(default_factory=dict)
+    film: bool = False
 
 
 class Asker(Protocol):

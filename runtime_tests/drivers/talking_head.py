@@ -18,13 +18,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts import MANIFEST, EdgewrightError, Figure, Manifest, Progress, checked, ran_here
+from artifacts import MANIFEST, EdgewrightError, Figure, Manifest, MissingTool, Progress, checked, ran_here
 from artifacts.formats.talking_head import Constants, read
-from artifacts.media.faces import covered
+from artifacts.manifest import payload_file
+from artifacts.media.clips import CLIPS, SIDES, Clip, read_clips
+from artifacts.media.faces import covered, pasted
 from artifacts.media.images import Pixels
 from artifacts.media.speech import Sound, Windows
+from runtime_tests.clips import STAND_IN_FRAMES, limited, worth_showing
+from runtime_tests.clips import judge as judge_clips
 from runtime_tests.drivers import Judged, Phase, plain
 from runtime_tests.drivers.text import component_of
+from runtime_tests.film import write_film
 from runtime_tests.sessions import Session
 from runtime_tests.vectors import PARITY
 
@@ -70,7 +75,59 @@ def judge(session: Session, manifest: Manifest, job: Job, progress: Progress) ->
     judged.checks.append(checked(figure, PARITY, "stream in chunks: other frames than of the whole", 0, "at most"))
     for name, value in (("lookahead", constants.frames.lookahead_ms), ("hop", constants.hop_ms)):
         judged.figures.append(Figure(name=name, value=value, unit="ms", obtained="declared"))
+    if any(entry.path == CLIPS for entry in manifest.files):
+        _judge_clips(session, manifest, job, judged, progress)
     return judged
+
+
+def _judge_clips(session: Session, manifest: Manifest, job: Job, judged: Judged, progress: Progress) -> None:
+    """What the artifact makes of its clips, and a film of one of them where there are pictures."""
+    exactly = session.exact_stand_in
+    if exactly is not None:
+        session.load(exact=True, threads=job.threads)
+    stand_in = exactly or session.stand_in
+    constants = _constants(job.artifact, manifest)
+    clips = read_clips(payload_file(job.artifact, CLIPS), constants)
+    if any(side not in clip.made for clip in clips.clips for side in SIDES):
+        raise EdgewrightError(f"{job.artifact / CLIPS}: holds no frames of PyTorch; build the artifact again")
+    slow = exactly is None and session.stand_in is not None
+    most = min(len(clips.clips[0].mouth), STAND_IN_FRAMES) if slow else None
+    made = []
+    for at, clip in enumerate(clips.clips[: 1 if slow else None]):
+        progress("frames of clips", at, len(clips.clips))
+        made.append(limited(_said(session, job.artifact, manifest, clip), most))
+    progress("frames of clips", 1, 1)
+    figures, checks = judge_clips(clips, made, constants, job.limits, stand_in)
+    judged.figures += figures
+    judged.checks += checks
+    judged.held_out_text = clips.text
+    if job.film is None or constants.picture is None:
+        return
+    shown = 0 if slow else worth_showing(clips)
+    clip, frames = clips.clips[shown], made[shown]
+    sides = {"original": "original, PyTorch", "reference": "quantized, PyTorch"}
+    panels = {title: clip.made[side][: len(frames)] for side, title in sides.items()}
+    compiled = f"compiled, {stand_in or manifest.target}"
+    audio, rate = constants.audio, constants.frames.rate
+    sound = clip.sound[: len(frames) * audio.sample_rate // rate]
+    try:
+        write_film(
+            job.film, {**panels, compiled: frames}, (compiled, sides["original"]), sound, audio.sample_rate, rate
+        )
+    except MissingTool as missing:
+        judged.warnings.append(f"no film was made: {missing}")
+        return
+    judged.film = True
+
+
+def _said(session: Session, artifact: Path, manifest: Manifest, clip: Clip) -> Iterator[NDArray[Any]]:
+    """A clip's frames as the artifact makes them: blendshapes, or crops with what was drawn within them."""
+    constants, video = _constants(artifact, manifest), clip.video
+    pictures = None if video is None else (lambda at: (video[at], video[at]))
+    head = TalkingHead(session, artifact, manifest, pictures, clip.identity)
+    frames = itertools.chain(head.push(clip.sound, constants.audio.sample_rate), head.finish())
+    for at, frame in enumerate(frames):
+        yield frame if constants.picture is None or video is None else pasted(video[at], frame, constants.picture)
 
 
 def run(session: Session, manifest: Manifest, job: Job, phase: Phase) -> None:

@@ -190,7 +190,8 @@ def test_bad_sound_is_refused_and_the_stream_goes_on(avatar: Avatar) -> None:
     sound = noise(avatar.constants, 6)
     head = avatar.head()
     found = list(head.push(sound[:500], 16000))
-    for bad, rate in ((sound[:9], 48000), (np.stack([sound, sound]), 16000), (sound * np.float32(np.nan), 16000)):
+    some, stereo = sound[:9], np.stack([sound, sound])
+    for bad, rate in ((some, 48000), (some, 8000), (stereo, 16000), (sound * np.float32(np.nan), 16000)):
         with pytest.raises(MediaError, match=r"^sound: "):
             head.push(bad, rate)
     found += [*head.push(sound[500:], 16000), *head.finish()]
