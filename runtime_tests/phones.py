@@ -231,7 +231,7 @@ def _measured(
     if check.verdict in ("tight", "throttled", "does not fit") and largest:
         check = check.model_copy(update={"reason": f"{check.reason} Largest without a limit: {in_words(largest)}."})
     if free.outcome == "ok" and budget.play_p90_bytes is not None:
-        figure, warnings = play(free, budget.play_p90_bytes, phone.name)
+        figure, warnings = play(free, budget.play_p90_bytes, phone.name, runs.load(limits.max_tiles))
         figures = (*figures, figure)
     passed = rules.accept([check]) and run.outcome in ("ok", "over_budget")
     return ProfileResult(
@@ -247,7 +247,7 @@ def _measured(
     )
 
 
-def play(run: SandboxResult, limit_bytes: int, phone: str) -> tuple[Figure, tuple[str, ...]]:
+def play(run: SandboxResult, limit_bytes: int, phone: str, at: str) -> tuple[Figure, tuple[str, ...]]:
     """Google Play's figure, and a warning where it is beyond what Play asks for from February 2027 on.
 
     It is the 90th percentile over sessions and users of anonymous and swapped memory in the foreground; here it is over
@@ -256,7 +256,7 @@ def play(run: SandboxResult, limit_bytes: int, phone: str) -> tuple[Figure, tupl
     loaded = run.phases[0].end_s if run.phases else 0.0
     held = sorted(sample.unreclaimable_bytes for sample in run.time_line if sample.time_s >= loaded)
     value = held[(9 * len(held) - 1) // 10] if held else 0
-    figure = ran_here("p90_anonymous_swap", value, "bytes", stand_in(run))
+    figure = ran_here("p90_anonymous_swap", value, "bytes", stand_in(run), at=at)
     if value <= limit_bytes:
         return figure, ()
     return figure, (

@@ -169,8 +169,8 @@ def test_a_peak_is_divided_as_far_as_the_manifest_tells() -> None:
 
 
 def test_google_plays_figure_is_a_warning_of_its_own() -> None:
-    figure, warnings = play(FREE, 2_000_000_000, "android-4gb")
+    figure, warnings = play(FREE, 2_000_000_000, "android-4gb", "64 tokens")
     assert (figure.name, warnings) == ("p90_anonymous_swap", ())
     assert figure.value == 850 * MB, "of 100 to 900 MB after the load"
-    (warning,) = play(FREE, 800 * MB, "android-4gb")[1]
+    (warning,) = play(FREE, 800 * MB, "android-4gb", "64 tokens")[1]
     assert warning.startswith("android-4gb: from February 2027 Google Play asks for 0.80 GB")
