@@ -217,3 +217,12 @@ def test_what_was_found_does_not_depend_on_the_number_of_threads(job: BuildJob) 
     finally:
         torch.set_num_threads(before)
     assert found[0] == found[1]
+
+
+def test_a_processor_whose_sums_saturate_is_named(package: Package, tmp_path: Path, monkeypatch: Any) -> None:
+    for flags, expected in (("sse4_2 avx2", 1), ("avx2 avx_vnni", 0), ("avx512_vnni", 0)):
+        (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+        monkeypatch.setattr("runtime_tests.sessions.onnx._CPU", tmp_path / "cpuinfo")
+        monkeypatch.setattr("platform.machine", lambda: "x86_64")
+        warnings = make_session(package.folder, package.manifest).warnings
+        assert len(warnings) == expected and all("may saturate in 16 bits" in warning for warning in warnings)
