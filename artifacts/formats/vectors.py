@@ -92,7 +92,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Vectors:
-    """A file's calls with the sampled outputs of each by port name, flattened, and its steps, where any call has some."""
+    """A file's calls with the sampled outputs of each by port name, flattened, and steps, where any call has some."""
 
     plan: Calls
     outputs: tuple[Mapping[str, Array], ...]
