@@ -92,11 +92,11 @@ class Steps:
 
 @dataclass(frozen=True)
 class Vectors:
-    """A file's calls with the sampled outputs of each by port name, flattened, and its steps."""
+    """A file's calls with the sampled outputs of each by port name, flattened, and steps, where any call has some."""
 
     plan: Calls
     outputs: tuple[Mapping[str, Array], ...]
-    steps: tuple[Steps, ...]
+    steps: tuple[Steps, ...] = ()
 
 
 def planned(components: tuple[Component, ...], seed: int, exact: float, shipped: float, rounds: int = 2) -> Calls:
@@ -225,7 +225,7 @@ def read(path: Path, components: tuple[Component, ...]) -> Vectors:
         raise EdgewrightError(f"{path}: no tensor {error}; {again}") from error
     except (ValueError, ValidationError, RecursionError) as error:
         raise EdgewrightError(f"{path}: {error}; {again}") from error
-    return Vectors(plan, tuple(outputs), tuple(steps))
+    return Vectors(plan, tuple(outputs), tuple(steps) if known else ())
 
 
 def _outputs(tensors: dict[str, Array], stem: str, entry: Entry, call: Call) -> dict[str, Array]:

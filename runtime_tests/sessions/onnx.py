@@ -16,6 +16,8 @@ An edited graph is given as bytes; ``session.model_external_initializers_file_fo
 
 from __future__ import annotations
 
+import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +35,11 @@ from artifacts.manifest import payload_file
 from . import Arrays, call_sizes, runtime_section
 
 _GIVEN = "given/"
+_CPU = Path("/proc/cpuinfo")
+_SATURATES = (
+    "this processor has no VNNI, and onnxruntime's products of 8-bit activations may saturate in 16 bits on it; phones "
+    "and newer processors sum in 32, so judge such a package there"
+)
 _FOLDER = "session.model_external_initializers_file_folder_path"
 _TYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
@@ -78,6 +85,8 @@ class OnnxSession:
         for graph in self._graphs:
             if (known := self._components.get(graph.component)) is None or not _fits(graph, known):
                 raise EdgewrightError(f"{self._where}: runtime: {graph.file} is not of the components that it states")
+        if any(graph.codes for graph in self._graphs) and _saturates():
+            self.warnings = (_SATURATES,)
         self._open: dict[str, _Open] = {}
         self._states: dict[tuple[str, str], _Buffer] = {}
         self._spare: dict[tuple[str, str], _Buffer] = {}
@@ -254,6 +263,16 @@ class OnnxSession:
             for buffers in (self._states, self._spare) if swapped else (self._states,):
                 if key not in buffers:
                     buffers[key] = _Buffer(shape, _TYPES[found[0].type])
+
+
+def _saturates() -> bool:
+    """Whether this processor sums products of bytes in 16 bits."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    try:
+        return not re.search(r"\b(avx512_vnni|avx_vnni)\b", _CPU.read_text())
+    except OSError:
+        return False  # where nothing tells, a validation's figures do
 
 
 def _fits(graph: formats.Graph, component: interface.Component) -> bool:

@@ -102,8 +102,11 @@ def _component(
 
     touched = {slot: places(program, {slot}).values for slot in slots}
     measured = choose(touched, partial(alone, walk, affines, judging[0], full[0], advance), least, measure)
-    chosen = frozenset(slots) - set(measured.kept)
-    part = _part(program, affines, chosen)
+    part = _part(program, affines, set(slots) - set(measured.kept))
+    # between values that are rounded for others, nothing is gained by floats
+    between = {slots_of(n)[0] for n, end in whole.convolutions.items() if n.args[0] in part and end in part}
+    kept = tuple(slot for slot in measured.kept if slot not in between)
+    chosen = frozenset(slots) - set(kept)
     products = {slots_of(node)[0]: _products(node) for node in whole.convolutions}
     progress(f"calibrating activations of {name}", total, total)
     evidence = ActivationEvidence(
@@ -117,7 +120,7 @@ def _component(
         all_snr_db=round(measured.before, 2),
         min_snr_db=least,
         alone={slot: round(decibels, 2) for slot, decibels in measured.alone.items()},
-        kept=measured.kept,
+        kept=kept,
     )
     return Rounding(slots=chosen, values={node.name: affine for node, affine in part.items()}), evidence
 

@@ -20,6 +20,16 @@ LIBRARY = "onnxruntime"
 TOKENIZER_OPTIONS: dict[str, str] = {}
 
 
+_CODES = (
+    "Convolutions multiply 8-bit activations: QuantizeLinear and DequantizeLinear around them become one kernel when "
+    "the graph is loaded, unless `session.disable_quant_qdq` is `1`, which makes everything floats."
+)
+_DECODED = (
+    "Convolutions keep their packed weights in memory and decode them in every call. The session option "
+    "`session.disable_quant_qdq` = `1` decodes them once, when the graph is loaded: faster calls, 4 bytes a weight."
+)
+
+
 def refusals(job: Job) -> list[str]:
     """See `packaging.Packaging`; nobody knows what to feed an unknown model with, to measure its caches."""
     if job.options.kv_bits == 32:
@@ -78,6 +88,5 @@ def sections(job: BuildJob, graphs: Sequence[formats.Graph]) -> list[str]:
         "at first; after a call its output is the input of the next one. The weights of a component are in its "
         "`.onnx.data`, which ONNX Runtime maps from beside the graph.\n\n```python\nimport onnxruntime\n\n"
         f'session = onnxruntime.InferenceSession("{graphs[0].file}")\noutputs = session.run(None, inputs)\n```\n\n'
-        "Convolutions keep their packed weights in memory and decode them in every call. The session option "
-        "`session.disable_quant_qdq` = `1` decodes them once, when the graph is loaded: faster calls, 4 bytes a weight."
+        + (_CODES if any(graph.codes for graph in graphs) else _DECODED)
     ]

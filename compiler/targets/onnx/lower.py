@@ -31,7 +31,7 @@ from artifacts import EdgewrightError
 from compiler.activations import Rounding
 from compiler.models.base import Component
 from compiler.slots import Scheme, Slot
-from compiler.targets.onnx.geometry import block_size, by_row
+from compiler.targets.onnx.geometry import block_size, by_row, multiplies_codes
 from compiler.targets.onnx.importer import EDGE, OPSET
 from compiler.targets.onnx.options import OnnxOptions
 from compiler.targets.onnx.weights import Part, Weight
@@ -239,7 +239,7 @@ def _convolution(low: Lowering, node: ir.Node) -> Values:
     name, shape, bits = a["slot"], a["shape"], a["bits"]
     settings = {"strides": a["stride"], "dilations": a["dilation"], "group": a["groups"]}
     settings |= {"pads": [*a["padding"], *a["padding"]], "kernel_shape": shape[2:]}
-    if name in low.rounded:
+    if name in low.rounded and multiplies_codes(a["groups"], shape[0]):
         # signed codes: kernels for unsigned weights take three times as long (ONNX Runtime 1.31, x86 with VNNI)
         codes = low.weight(f"{name}.s8", ir.DataType.INT8, shape, "signed", low.slots([name]))
         scales = low.weight(f"{name}.scales", ir.DataType.FLOAT, shape[:1], "scales", low.slots([name]))

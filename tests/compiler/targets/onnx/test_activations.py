@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,6 +29,7 @@ from compiler.quantize.activations.run import run
 from compiler.quantize.evidence import ActivationEvidence
 from compiler.slots import Scheme
 from compiler.targets.base import BuildJob
+from compiler.targets.onnx.geometry import multiplies_codes
 from compiler.targets.onnx.options import OnnxOptions
 from compiler.targets.onnx.target import OnnxTarget
 from compiler.vectors import entry_outputs, rounded
@@ -110,18 +112,24 @@ def kernels(file: Path, scratch: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(scratch / "optimized.onnx", load_external_data=False).graph.node)
 
 
+def initializers(file: Path) -> set[str]:
+    return {tensor.name for tensor in onnx.load(file, load_external_data=False).graph.initializer}
+
+
 def test_integer_kernels_run_from_end_to_end(package: Package, tmp_path: Path) -> None:
     convolutions = {
-        part.name: sum(slot.kind == "convolution" for slot in part.slots) for part in package.job.model.components
+        part.name: [s for s in part.slots if s.kind == "convolution"] for part in package.job.model.components
     }
     found = kernels(package.file("renderer"), tmp_path)
-    assert found["QLinearConv"] == convolutions["renderer"] == 81
-    assert found["QLinearConcat"] == 5 and found["QLinearAdd"] == 13
-    assert not found.keys() & {"Conv", "FusedConv", "Relu", "Add", "Concat"}
+    slow = sum(s.columns == math.prod(s.kernel) and s.rows % 16 != 0 for s in convolutions["renderer"])
+    assert 0 < slow < 20  # depthwise, of 12 and 24 channels: floats between codes, weights decoded
+    assert found["QLinearConv"] + slow == len(convolutions["renderer"]) == 81
+    assert found["Conv"] + found["FusedConv"] == slow
+    assert found["QLinearConcat"] == 5 and found["QLinearAdd"] == 13 and not found.keys() & {"Relu", "Add", "Concat"}
     # picture and sound come in, a picture goes out; four times what is made larger is floats, see `_RESIZES`
-    assert found["QuantizeLinear"] == 2 + 4 and found["DequantizeLinear"] == 4 + 1 and found["Resize"] == 4
+    assert found["QuantizeLinear"] == 2 + 4 + slow and found["DequantizeLinear"] == 4 + 1 + 2 * slow
     audio = kernels(package.file("audio"), tmp_path)
-    assert audio["QLinearConv"] == convolutions["audio"] and not audio.keys() & {"Conv", "FusedConv"}
+    assert audio["QLinearConv"] == len(convolutions["audio"]) and not audio.keys() & {"Conv", "FusedConv"}
 
 
 def test_each_step_is_the_references_and_so_is_the_way_with_activations_in_float(package: Package) -> None:
@@ -182,7 +190,7 @@ def test_weights_are_the_very_codes_of_the_quantized_checkpoint(package: Package
     model = onnx.load(package.file("renderer"))
     found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for slot in package.job.model.component("renderer").slots:
-        if slot.kind == "convolution":
+        if slot.kind == "convolution" and multiplies_codes(1 if slot.shape[1] > 1 else slot.rows, slot.rows):
             codes, weights = found[f"{slot.name}.s8"], package.job.weights
             np.testing.assert_array_equal(codes.reshape(slot.rows, -1), weights.packed(slot.name).view(np.int8) ^ -128)
             np.testing.assert_array_equal(found[f"{slot.name}.scales"], weights.scales(slot.name)[:, 0])
@@ -196,7 +204,7 @@ def test_as_few_convolutions_keep_floats_as_the_outputs_need(job: BuildJob, pack
         assert cost.all_snr_db == earlier.snr_db and earlier.kept == () and earlier.products == 1
         assert cost.snr_db >= asked[cost.component] and 0 < len(cost.kept) < cost.of
         assert list(cost.alone.values()) == sorted(cost.alone.values()) and len(cost.alone) == cost.of
-        assert cost.kept == tuple(cost.alone)[: len(cost.kept)] and cost.products < 1
+        assert set(cost.kept) <= set(list(cost.alone)[: len(cost.alone) // 2]) and cost.products < 1
         assert found.roundings[cost.component].slots == found.rounded[cost.component] - set(cost.kept)
     some = Package(found, tmp_path / "onnx")
     for component, error in some.errors().items():
@@ -205,7 +213,9 @@ def test_as_few_convolutions_keep_floats_as_the_outputs_need(job: BuildJob, pack
         assert some.expected.plan.rounded.shipped[component] < package.expected.plan.rounded.shipped[component]  # type: ignore[union-attr]
     counted = kernels(some.file("renderer"), tmp_path)
     kept = next(len(cost.kept) for cost in costs if cost.component == "renderer")
-    assert counted["Conv"] + counted["FusedConv"] == kept  # and none decodes its weight in every call
+    assert counted["Conv"] + counted["FusedConv"] >= kept
+    decoded = {name.removesuffix(".q8") for name in initializers(some.file("renderer")) if name.endswith(".q8")}
+    assert not decoded & {slot for cost in costs for slot in cost.kept}
 
 
 def test_what_was_found_does_not_depend_on_the_number_of_threads(job: BuildJob) -> None:
@@ -217,3 +227,12 @@ def test_what_was_found_does_not_depend_on_the_number_of_threads(job: BuildJob) 
     finally:
         torch.set_num_threads(before)
     assert found[0] == found[1]
+
+
+def test_a_processor_whose_sums_saturate_is_named(package: Package, tmp_path: Path, monkeypatch: Any) -> None:
+    for flags, expected in (("sse4_2 avx2", 1), ("avx2 avx_vnni", 0), ("avx512_vnni", 0)):
+        (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+        monkeypatch.setattr("runtime_tests.sessions.onnx._CPU", tmp_path / "cpuinfo")
+        monkeypatch.setattr("platform.machine", lambda: "x86_64")
+        warnings = make_session(package.folder, package.manifest).warnings
+        assert len(warnings) == expected and all("may saturate in 16 bits" in warning for warning in warnings)
