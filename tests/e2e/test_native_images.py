@@ -90,7 +90,13 @@ def test_a_checkpoint_compiles_whole_and_is_judged_with_its_largest_image(
         if target.target in ("onnx", "mlx"):
             assert phone.checks[0].verdict == "fits"
             assert phone.run is not None
-            assert [phase.phase for phase in phone.run.phases] == ["load", "vision", "prefill", "steady"]
+            assert [phase.phase for phase in phone.run.phases] == [
+                "load",
+                "vision",
+                "prefill",
+                "steady",
+                "long conversation",
+            ]
 
 
 def genai_is_shown_a_picture(package: Path, copy: Path) -> None:
