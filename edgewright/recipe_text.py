@@ -21,6 +21,7 @@ _PATHS = (
     ("quantize", "calibration", "text"),
     ("quantize", "calibration", "images"),
     ("validate", "quality", "text"),
+    ("validate", "quality", "clips"),
     ("validate", "task", "file"),
 )
 
