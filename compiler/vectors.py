@@ -20,6 +20,7 @@ from compiler.slots import Schemes, Weights
 
 _CODES = 0.25  # a sum that ends on the other side of a half is one code off; seen 0.1, from biases in whole products
 _LEAST = 1e-3
+_SUMS = 4  # how many times as far off as PyTorch's own float32 a runtime's may be: it adds in another order
 
 
 def entry_outputs(
@@ -79,9 +80,10 @@ def rounded(
         for name, w in walks.items()
     }
     values = {name: {n.name: tuple(n.meta["val"].shape) for n in found} for name, found in affines.items()}
-    plan = plan.model_copy(update={"rounded": vectors.Rounded(values=values, shipped={}, codes=_CODES)})
+    plan = plan.model_copy(update={"rounded": vectors.Rounded(values=values, shipped={}, steps={}, codes=_CODES)})
     found: list[vectors.Steps] = []
     squares: dict[str, NDArray[np.float64]] = {name: np.zeros(2) for name in walks}
+    singly: dict[str, float] = dict.fromkeys(walks, 0.0)
     with torch.no_grad(), dialect.weights(weights, torch.float64):
         for at, (call, arrays) in enumerate(vectors.inputs(plan, components)):
             if call.component not in walks:
@@ -97,8 +99,9 @@ def rounded(
                 if node not in known:
                     return value
                 affine = known[node]
-                codes[node.name] = dialect.codes_of(value, affine.scale, affine.zero).to(torch.uint8).numpy()
-                return (torch.from_numpy(given[node.name]).double() - affine.zero) * affine.scale
+                if value.dtype == torch.float64:
+                    codes[node.name] = dialect.codes_of(value, affine.scale, affine.zero).to(torch.uint8).numpy()
+                return (torch.from_numpy(given[node.name]).to(value.dtype) - affine.zero) * affine.scale
 
             tensors = [torch.from_numpy(arrays[port.name]).double() for port in entry.inputs]
             sides = [walk.answer(tensors, change) for change in (step, rounding(known))]
@@ -109,9 +112,17 @@ def rounded(
             for wide, out in zip(walk.answer(tensors), sides[1], strict=True):
                 squares[call.component] += float((out - wide).square().sum()), float(wide.square().sum())
             found.append(vectors.Steps(whole, stepped, codes))
+            with dialect.weights(weights):
+                single = walk.answer([torch.from_numpy(arrays[port.name]) for port in entry.inputs], step)
+            for out, wide in zip(single, stepped.values(), strict=True):
+                off = np.abs(out.numpy() - wide).max(initial=0.0) / max(np.abs(wide).max(initial=0.0), 1e-30)
+                singly[call.component] = max(singly[call.component], float(off))
     shipped = {name: _limit(*pair) for name, pair in squares.items()}
     assert plan.rounded is not None
-    return plan.model_copy(update={"rounded": plan.rounded.model_copy(update={"shipped": shipped})}), found
+    steps = {name: max(plan.exact, _SUMS * off) for name, off in singly.items()}
+    return plan.model_copy(
+        update={"rounded": plan.rounded.model_copy(update={"shipped": shipped, "steps": steps})}
+    ), found
 
 
 def _limit(wrong: float, total: float) -> float:

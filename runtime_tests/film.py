@@ -5,6 +5,7 @@ What lives here: laying out and encoding. What must not: making frames, and sayi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -23,26 +24,29 @@ def write_film(
 ) -> None:
     """Write frames uint8 [frames, height, width, 3], blue first, by their title, and beside them the differences of
     two titles. sound: float32, `rate` samples a second. Raises MissingTool without PyAV."""
+    encode(path, _pages(panels, error), sound, rate, fps)
+
+
+def encode(path: Path, pages: Iterator[Pixels], sound: NDArray[np.float32], rate: int, fps: int) -> None:
+    """Write pages uint8 [height, width, 3], red first, at least one, of even sizes, as an MP4 with their sound. Raises
+    MissingTool without PyAV."""
     try:
         import av
     except ModuleNotFoundError as missing:
         raise MissingTool("a film of the frames needs PyAV; pip install 'edgewright[video]'") from missing
-    aside = path.with_name(f".{path.name}")
-    with av.open(str(aside), "w", format="mp4") as file:
+    with av.open(str(path), "w", format="mp4") as file:
         video = file.add_stream("libx264", rate=fps, options={"crf": "16", "preset": "veryfast"})
         audio = file.add_stream("aac", rate=rate, layout="mono")
-        pages = _pages(panels, error)
         first = next(pages)
         video.height, video.width = first.shape[:2]
         video.pix_fmt = "yuv420p"
-        for page in (first, *pages):
-            file.mux(video.encode(av.VideoFrame.from_ndarray(page, format="rgb24")))
+        for page in itertools.chain([first], pages):
+            file.mux(video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(page), format="rgb24")))
         file.mux(video.encode())
         heard = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
         heard.sample_rate = rate
         file.mux(audio.encode(heard))
         file.mux(audio.encode())
-    aside.replace(path)
 
 
 def _pages(panels: Mapping[str, Pixels], error: tuple[str, str]) -> Iterator[Pixels]:
@@ -55,7 +59,7 @@ def _pages(panels: Mapping[str, Pixels], error: tuple[str, str]) -> Iterator[Pix
         row = np.concatenate([frames[at] for frames in shown.values()], 1)[..., ::-1]
         large = row.repeat(_SCALE, 0).repeat(_SCALE, 1)
         page = np.concatenate([head, large])
-        yield np.ascontiguousarray(page[: page.shape[0] // 2 * 2, : page.shape[1] // 2 * 2])
+        yield page[: page.shape[0] // 2 * 2, : page.shape[1] // 2 * 2]
 
 
 def _titles(names: list[str], width: int) -> Pixels:

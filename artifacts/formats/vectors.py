@@ -55,13 +55,15 @@ class Call(BaseModel):
 
 class Rounded(BaseModel):
     """Activations of 8 bits. values: shapes of the rounded ones of each component, by name. shipped: limit of the root
-    of the mean square of a component's errors as shipped, relative to that of its outputs. codes: limit of the root of
-    the mean square by which one value's codes are off. Outputs of steps have the limit `exact`."""
+    of the mean square of a component's errors as shipped, relative to that of its outputs. steps: of the largest error
+    of an output that goes on from given codes, which are not those of a picture: `exact`, or what float32 itself costs
+    there. codes: limit of the root of the mean square by which one value's codes are off."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     values: dict[Name, dict[Name, tuple[Count, ...]]]
     shipped: dict[Name, Annotated[float, Field(gt=0, le=1)]]
+    steps: dict[Name, Annotated[float, Field(gt=0, le=1e-3)]]
     codes: float = Field(gt=0, le=16)
 
 

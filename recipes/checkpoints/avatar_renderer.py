@@ -82,20 +82,34 @@ def _tells(encoder: nn.Module, branch: nn.Module, speech: list[Speech], steps: i
         clock.step(step, loss.item())
 
 
-def _draws(unet: nn.Module, encoder: nn.Module, speech: list[Speech], steps: int, rows: int) -> None:
-    random = np.random.default_rng(2)
+def draws(
+    unet: nn.Module,
+    encoder: nn.Module,
+    speech: list[Speech],
+    steps: int,
+    rows: int,
+    seed: int,
+    peak: float,
+    state: Path | None = None,
+) -> None:
+    """Train the U-Net to draw. peak: of the learning rate. state: kept every hundred steps, and gone on from."""
+    random = np.random.default_rng(seed)
     hear = [around(heard(encoder, clip.sound), OUTPUTS) for clip in speech]
     mouths = [clip.weights(FPS) for clip in speech]
     poses: list[list[Pose]] = [idle(at, len(found), FPS) for at, found in enumerate(mouths)]
     unet.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
     left, top, right, bottom = (edge - BORDER for edge in MOUTH)
     weight = torch.ones(SIZE, SIZE)
     weight[top:bottom, left:right] = 6
-    clock = Clock("unet", steps)
-    for step in range(steps):
+    clock, start = Clock("unet", steps), 0
+    if state is not None and state.exists():
+        start, network, moments, random.bit_generator.state = torch.load(state, weights_only=False)
+        unet.load_state_dict(network)
+        optimizer.load_state_dict(moments)
+    for step in range(start, steps):
         for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * schedule(step, steps)
+            group["lr"] = peak * schedule(step, steps)
         images, sounds, truths = [], [], []
         for _ in range(rows):
             which, other = (int(random.integers(len(speech))) for _ in range(2))
@@ -114,17 +128,25 @@ def _draws(unet: nn.Module, encoder: nn.Module, speech: list[Speech], steps: int
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         clock.step(step, loss.item())
+        if state is not None and (step + 1) % 100 == 0:
+            aside = state.with_suffix(".new")
+            torch.save((step + 1, unet.state_dict(), optimizer.state_dict(), random.bit_generator.state), aside)
+            aside.replace(state)
 
 
-def train(clips: int, first: int, steps: int, rows: int) -> tuple[nn.Module, nn.Module, float]:
-    """The trained encoder and U-Net, and the minutes that it took. first: steps of the encoder."""
+def train(
+    clips: int, first: int, rounds: list[tuple[int, float]], rows: int, state: Path | None = None
+) -> tuple[nn.Module, nn.Module, float]:
+    """The trained encoder and U-Net, and the minutes that it took. first: steps of the encoder; rounds: of the U-Net,
+    steps and the rate that each goes up to and comes down from, and of which `state` lets a killed run go on."""
     torch.manual_seed(0)
-    clock = Clock("feathertalk", steps)
+    clock = Clock("feathertalk", sum(steps for steps, _ in rounds))
     encoder, unet = networks()
     speech = pool(clips, 4.0)
     _tells(encoder, unet.audio_model, speech, first, rows)  # type: ignore[arg-type]
     encoder.eval()
-    _draws(unet, encoder, speech, steps, rows)
+    for turn, (steps, peak) in enumerate(rounds):
+        draws(unet, encoder, speech, steps, rows, 2 + turn, peak, state and state.with_suffix(f".{turn}"))
     return encoder, unet, clock.minutes
 
 

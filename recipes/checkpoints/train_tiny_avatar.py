@@ -22,7 +22,12 @@ from recipes.checkpoints import avatar_clips, avatar_expression, avatar_gaussian
 from recipes.checkpoints.avatar_training import LICENCE, OUT, fold
 
 SIZES = {
-    "feathertalk": {"clips": 240, "first": 500, "steps": 800, "rows": 8},
+    "feathertalk": {
+        "clips": 240,
+        "first": 500,
+        "rounds": [(800, 3e-3), (900, 3e-3), (1400, 3e-3), (800, 1e-3)],
+        "rows": 8,
+    },
     "audio2expression": {"clips": 500, "steps": 1600, "rows": 16},
     "gaussian": {"steps": 1500, "rows": 8},
 }
@@ -35,10 +40,10 @@ Small talking heads, trained on made speech and a drawn face by `train_tiny_avat
 """
 
 
-def trained(name: str, folder: Path) -> float:
+def trained(name: str, folder: Path, state: Path | None) -> float:
     """Train a network into a folder; the minutes that it took."""
     if name == "feathertalk":
-        encoder, unet, minutes = avatar_renderer.train(**SIZES[name])
+        encoder, unet, minutes = avatar_renderer.train(**SIZES[name], state=state)
         avatar_renderer.write(folder, encoder, fold(unet.to(memory_format=torch.contiguous_format)))  # type: ignore[call-overload]
     elif name == "audio2expression":
         model, minutes = avatar_expression.train(**SIZES[name])
@@ -62,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", choices=[*SIZES, []], default=list(SIZES))
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--state", type=Path, help="of feathertalk: where to keep what a killed run goes on from")
     parser.add_argument("--measure", action="store_true", help="train nothing: measure what is there")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -69,7 +75,7 @@ def main() -> None:
     report = json.loads(file.read_text()) if file.exists() else {}
     for name in args.networks:
         folder = args.out / name
-        minutes = report.get(name, {}).get("minutes") if args.measure else trained(name, folder)
+        minutes = report.get(name, {}).get("minutes") if args.measure else trained(name, folder, args.state)
         (folder / "README.md").write_text(README.replace("tiny-avatar", f"tiny-avatar: {name}", 1))
         avatar_clips.write(name, folder)
         report[name] = {**SIZES[name], "minutes": minutes, "stored": "float16", **measured(name, folder)}

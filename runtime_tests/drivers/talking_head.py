@@ -48,14 +48,14 @@ asker, conclude = plain.asker, plain.conclude
 
 def load(artifact: Path, manifest: Manifest, tiles: int | None = None) -> str:
     """See `Driver`."""
-    audio = _constants(artifact, manifest).audio
+    audio = constants_of(artifact, manifest).audio
     return f"windows of {1000 * audio.samples // audio.sample_rate:,} ms"
 
 
 def judge(session: Session, manifest: Manifest, job: Job, progress: Progress) -> Judged:
     """See `Driver`: entry vectors judge every entry, and here the stream: sound in chunks against the whole of it."""
     session.load(threads=job.threads)
-    constants = _constants(job.artifact, manifest)
+    constants = constants_of(job.artifact, manifest)
     # two windows are whole before the end
     sound = noise(constants, (2 * constants.audio.hop + constants.audio.ahead) // constants.frames.tokens + 1)
     progress("streaming", 0, 2)
@@ -86,7 +86,7 @@ def _judge_clips(session: Session, manifest: Manifest, job: Job, judged: Judged,
     if exactly is not None:
         session.load(exact=True, threads=job.threads)
     stand_in = exactly or session.stand_in
-    constants = _constants(job.artifact, manifest)
+    constants = constants_of(job.artifact, manifest)
     clips = read_clips(payload_file(job.artifact, CLIPS), constants)
     if any(side not in clip.made for clip in clips.clips for side in SIDES):
         raise EdgewrightError(f"{job.artifact / CLIPS}: holds no frames of PyTorch; build the artifact again")
@@ -122,7 +122,7 @@ def _judge_clips(session: Session, manifest: Manifest, job: Job, judged: Judged,
 
 def _said(session: Session, artifact: Path, manifest: Manifest, clip: Clip) -> Iterator[NDArray[Any]]:
     """A clip's frames as the artifact makes them: blendshapes, or crops with what was drawn within them."""
-    constants, video = _constants(artifact, manifest), clip.video
+    constants, video = constants_of(artifact, manifest), clip.video
     pictures = None if video is None else (lambda at: (video[at], video[at]))
     head = TalkingHead(session, artifact, manifest, pictures, clip.identity)
     frames = itertools.chain(head.push(clip.sound, constants.audio.sample_rate), head.finish())
@@ -133,7 +133,7 @@ def _said(session: Session, artifact: Path, manifest: Manifest, clip: Clip) -> I
 def run(session: Session, manifest: Manifest, job: Job, phase: Phase) -> None:
     """The phases "audio" (one window), "first" (the first frame once its sound is there) and "steady" (hops of sound
     for the job's `steps` more frames)."""
-    constants = _constants(job.artifact, manifest)
+    constants = constants_of(job.artifact, manifest)
     each = constants.audio.hop // constants.frames.tokens
     hops, audio = -(-job.steps // each), constants.audio
     sound = noise(constants, each)
@@ -184,7 +184,7 @@ class TalkingHead:
         identity: int = 0,
     ) -> None:
         self._session = session
-        self._constants = constants = _constants(artifact, manifest)
+        self._constants = constants = constants_of(artifact, manifest)
         if not 0 <= identity < max(1, constants.identities):
             raise EdgewrightError(f"identity {identity}: the model knows 0 to {constants.identities - 1}")
         self._identity = identity
@@ -286,9 +286,10 @@ def chunks(sound: Sound) -> Iterator[Sound]:
 def _streamed(session: Session, artifact: Path, manifest: Manifest, sound: Iterable[Sound]) -> Iterator[Floats]:
     head = TalkingHead(session, artifact, manifest)
     for part in sound:
-        yield from head.push(part, _constants(artifact, manifest).audio.sample_rate)
+        yield from head.push(part, constants_of(artifact, manifest).audio.sample_rate)
     yield from head.finish()
 
 
-def _constants(artifact: Path, manifest: Manifest) -> Constants:
+def constants_of(artifact: Path, manifest: Manifest) -> Constants:
+    """The driver's constants. Raises EdgewrightError."""
     return read(manifest.driver.constants if manifest.driver else {}, str(artifact / MANIFEST))
