@@ -9,18 +9,20 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from artifacts import ManifestDraft, Progress
-from artifacts.formats import tensor_file, vectors
+from artifacts.formats import golden, tensor_file, vectors
 from artifacts.formats.task import TASK
+from artifacts.locks import locked
 from artifacts.manifest import sha256_file
+from artifacts.media import clips
 from compiler import keys, targets, task
 from compiler.checkpoint import Checkpoint
 from compiler.drivers import Driver, driver_of
 from compiler.processor import IMAGES, PROCESSOR, VIDEOS
 from compiler.quantize import runner
 from compiler.quantized import Quantized
-from compiler.slots import Weights
 from compiler.targets.base import TOKENIZER_FILES
 from compiler.task import Asked
 from compiler.text import Held
@@ -65,18 +67,40 @@ def _write_own(
     tolerances: Mapping[str, float],
     progress: Progress,
 ) -> None:
-    """They depend on no target but for the tolerances: computed once, then copied."""
-    model, schemes = quantized.model, quantized.assignment.schemes
-    key = keys.vectors(quantized.checkpoint.files, checkpoint, model, schemes, quantized.digest, held.tokens, held.text)
+    """They depend on no target but for the tolerances: computed once, then copied. What the unquantized model answers
+    depends on no rule either: other recipes of the same checkpoint and text have it too."""
+    model, schemes, files = quantized.model, quantized.assignment.schemes, quantized.checkpoint.files
+    key = keys.vectors(files, checkpoint, model, schemes, quantized.digest, held.tokens, held.text)
+    original = keys.vectors(files, checkpoint, model, {}, "", held.tokens, held.text)
+
+    def unquantized(made: Path) -> None:
+        sides = {"original": runner.OriginalWeights(checkpoint, model.slots)}
+        driver.write_vectors(made, model, {}, held, sides, _part(progress, 0))
 
     def make(made: Path) -> None:
-        sides: dict[str, Weights] = {
-            "reference": quantized.weights,
-            "original": runner.OriginalWeights(checkpoint, model.slots),
-        }
-        driver.write_vectors(made, model, schemes, held, sides, progress)
+        side = _found(quantized, "original", original, "original", path.parent, unquantized)
+        driver.write_vectors(made, model, schemes, held, {"reference": quantized.weights}, _part(progress, 1))
+        _join(made, side)
 
     driver.copy_vectors(_kept(quantized, "vectors", key, "golden", path.parent, make), path, tolerances)
+
+
+def _part(progress: Progress, at: int) -> Progress:
+    """The progress of one side of two."""
+    return lambda stage, done, total: progress(stage, at * total + done, 2 * total)
+
+
+def _join(path: Path, other: Path) -> None:
+    """Add the tensors of another file of the same metadata."""
+    from safetensors import safe_open
+
+    arrays: dict[str, Any] = {}
+    metadata: dict[str, str] = {}
+    for source in (other, path):
+        with safe_open(source, "numpy") as file:
+            arrays |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+            metadata = file.metadata()
+    tensor_file.write_tensors(path, arrays, metadata, max(golden.MAX_BYTES, clips.MAX_BYTES))
 
 
 def _write_task(quantized: Quantized, asked: Asked, checkpoint: Checkpoint, path: Path, progress: Progress) -> None:
@@ -99,6 +123,14 @@ def _kept(
 
     unfinished: the folder of a package that is being built, where a killed run leaves nothing behind.
     """
+    with locked(quantized.folder):  # packages that are built side by side wait for the first one's
+        return _found(quantized, stage, key, word, unfinished, make)
+
+
+def _found(
+    quantized: Quantized, stage: str, key: str, word: str, unfinished: Path, make: Callable[[Path], None]
+) -> Path:
+    """What `_kept` gives; the caller holds its lock."""
     place, store = quantized.folder.parent, quantized.store
     cached = place / f".{word}-{key[:16]}.safetensors"
     found = store.find(stage, key, place)

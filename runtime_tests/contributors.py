@@ -15,6 +15,7 @@ from device_farm import PhaseMemory, SandboxResult
 
 _BYTES = {"float32": 4, "int64": 8, "int32": 4, "uint8": 1}
 _LOAD = "load"
+_WRITTEN_AT_LOAD = ("onnx", "tvm")  # sessions whose `load` fills every state with zeros
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ def contributors(run: SandboxResult, manifest: Manifest) -> tuple[Contributor, .
 
     File-backed: the artifact's own files, and those of the runtime. Anonymous: what the load left (copies of weights,
     such as prepacked ones, and the runtime), the states that the manifest declares at their full size, and the rest,
-    which is activations and whatever else came after the load.
+    which is activations and whatever else came after the load. States that a session writes to their ends as it loads
+    are part of what the load left, and are taken out of that.
     """
     phase = max(run.phases, key=_most, default=None)
     if phase is None:
@@ -42,6 +44,8 @@ def contributors(run: SandboxResult, manifest: Manifest) -> tuple[Contributor, .
     loaded = next((item.anonymous_bytes for item in run.phases if item.phase == _LOAD), 0)
     loaded = min(loaded, phase.peak_unreclaimable_bytes)
     weights = min(run.mapped.all_bytes, phase.peak_file_bytes)
+    if manifest.target in _WRITTEN_AT_LOAD:
+        loaded -= min(state_bytes(manifest), loaded)
     states = min(state_bytes(manifest), phase.peak_unreclaimable_bytes - loaded)
     rest = phase.peak_unreclaimable_bytes - loaded - states
     found = [

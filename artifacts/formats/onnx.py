@@ -6,6 +6,9 @@ ports, so that a session need not know whose layout the package has.
 
 from __future__ import annotations
 
+import platform
+import re
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,6 +23,10 @@ ORT = "ort"
 ORT_OPERATORS = f"{ORT}/required_operators_and_types.config"
 # the named dimension that counts what of it is the last
 TOKENS = "tokens"
+
+
+# of vectors and matrices, which kernels are chosen by
+_VECTORS = re.compile(r"avx|amx|fma|asimd|i8mm|bf16|sve|sme(\d|$)")
 
 
 class _Strict(BaseModel):
@@ -61,7 +68,8 @@ class Graph(_Strict):
     the file; inputs that it does not read are left out.
 
     tokens: whether its outputs are the last token's or of all; None where entries have no `SCORE` beside them.
-    images: None where every input is as its port. ort: the same in the ORT format, with its weights; None without.
+    images: None where every input is as its port. prepacked: the same with weights as a processor's kernels pack them,
+    over the same data; None without. ort: the same in the ORT format, with its weights; None without.
     codes: tensors of the file with codes of rounded activations, by the names that `vectors.safetensors` has for them.
     """
 
@@ -75,7 +83,17 @@ class Graph(_Strict):
     tokens: Literal["last", "all"] | None
     images: Images | None = None
     ort: str | None = None
+    prepacked: str | None = None
     codes: dict[Name, str] = {}
+
+
+class Packing(_Strict):
+    """What weights are packed for: the recipe's word for it, and what decides how kernels pack."""
+
+    wanted: str
+    machine: str
+    instructions: tuple[str, ...]
+    onnxruntime: str
 
 
 class CacheError(_Strict):
@@ -90,10 +108,24 @@ class OnnxRuntime(_Strict):
     """The `runtime` section of an ONNX package's manifest.
 
     payload: what an app ships, by platform. genai_tokenizer_options: what an app asks onnxruntime-genai's tokenizer
-    for, so that texts begin as they have to.
+    for, so that texts begin as they have to. packing: of the graphs' `prepacked`.
     """
 
     graphs: tuple[Graph, ...]
     payload: dict[str, tuple[str, ...]] | None = None
     genai_tokenizer_options: dict[str, str] = {}
     kv_error: CacheError | None = None
+    packing: Packing | None = None
+
+
+def packing_here(wanted: str, onnxruntime: str) -> Packing:
+    """For this processor: instruction sets as Linux names them, none where nothing tells them."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    listed = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    names = {name for name in (listed.group(1).split() if listed else ()) if _VECTORS.match(name)}
+    return Packing(
+        wanted=wanted, machine=platform.machine(), instructions=tuple(sorted(names)), onnxruntime=onnxruntime
+    )

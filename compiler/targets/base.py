@@ -73,8 +73,9 @@ class Estimate:
 
     app_bytes: what an app ships of the files, on each platform that runs them. state_bytes: what a session keeps
     between calls. copied_bytes: of the weights, what the runtime holds in anonymous memory; the others stay mapped from
-    their file. activation_bytes: values alive at once in the widest place of the largest call that this target makes
-    (`Component.live`), in the width it computes in.
+    their file. packed_bytes: of those copies, what a package can hold instead, for files that are so much larger; where
+    it does (`prepacked`), they are no more of `copied_bytes`. activation_bytes: values alive at once in the widest
+    place of the largest call that this target makes (`Component.live`), in the width it computes in.
     """
 
     component: str
@@ -84,6 +85,8 @@ class Estimate:
     activation_bytes: int
     app_bytes: Mapping[str, int]
     copied_bytes: int = 0
+    packed_bytes: int = 0
+    prepacked: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,14 @@
 """ONNX packages in plain onnxruntime: IO binding, and states that stay in their buffers from call to call.
 
-What lives here: sessions, bindings, and the edits of a graph that a test needs, made in memory. What must not:
-anything that writes into the artifact, and what a model is for.
-
-The edits, on a graph alone (the weights stay in their file, which onnxruntime maps):
-
-- exact: ``accuracy_level`` 0 on every MatMulNBits, and a float32 product in place of every DynamicQuantizeMatMul, so
-  that activations are not rounded to int8; float32 caches where they are quantized;
-- exact, where activations are codes: QuantizeLinear and DequantizeLinear of an activation are bypassed;
-- cut: codes of every rounded activation are outputs, and what is behind them goes on from inputs in their place;
-- score: the node that keeps the last token before the head is bypassed, which gives the outputs of all tokens.
-
-An edited graph is given as bytes; ``session.model_external_initializers_file_folder_path`` tells where its weights are.
+What lives here: sessions and bindings. What must not: anything that writes into the artifact, the edits of a graph that
+a test needs (``onnx_edits.py``), and what a model is for.
 """
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,15 +21,24 @@ from artifacts import MANIFEST, EdgewrightError, Figure, GateFailed, Manifest
 from artifacts.formats import interface
 from artifacts.formats import onnx as formats
 from artifacts.manifest import payload_file
+from runtime_tests.onnx_edits import GIVEN, edited_graph
 
 from . import Arrays, call_sizes, runtime_section
 
-_GIVEN = "given/"
 _CPU = Path("/proc/cpuinfo")
 _SATURATES = (
     "this processor has no VNNI, and onnxruntime's products of 8-bit activations may saturate in 16 bits on it; phones "
     "and newer processors sum in 32, so judge such a package there"
 )
+_ELSEWHERE = (
+    "the packed weights are for {} and onnxruntime {}, so the plain graphs are run here, which copy their weights into "
+    "memory: what a phone with such a processor holds is less by about these copies"
+)
+_NOT_A_PHONES = (
+    "the packed weights are for this machine's {}: a phone holds as little memory only with copies for its own "
+    "processor, made with prepacked: dotprod (or neon, i8mm) or by the app at its first start"
+)
+_REPEATED = 8  # calls after a load that are asked again of the plain graphs
 _FOLDER = "session.model_external_initializers_file_folder_path"
 _TYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
@@ -78,25 +77,43 @@ class OnnxSession:
 
     def __init__(self, artifact: Path, manifest: Manifest) -> None:
         self._where = artifact / MANIFEST
-        self._graphs = runtime_section(formats.OnnxRuntime, artifact, manifest).graphs
+        runtime = runtime_section(formats.OnnxRuntime, artifact, manifest)
+        self._graphs = runtime.graphs
         self._files = {graph.file: payload_file(artifact, graph.file) for graph in self._graphs}
         self._ort = {graph.file: payload_file(artifact, graph.ort) for graph in self._graphs if graph.ort is not None}
+        self._packed = {g.file: payload_file(artifact, g.prepacked) for g in self._graphs if g.prepacked is not None}
         self._components = {component.name: component for component in manifest.components}
         for graph in self._graphs:
             if (known := self._components.get(graph.component)) is None or not _fits(graph, known):
                 raise EdgewrightError(f"{self._where}: runtime: {graph.file} is not of the components that it states")
         if any(graph.codes for graph in self._graphs) and _saturates():
             self.warnings = (_SATURATES,)
+        packing = runtime.packing
+        here = packing and formats.packing_here(packing.wanted, ort.__version__)
+        if packing is not None and here != packing:
+            self._packed = {}
+            self.warnings += (_ELSEWHERE.format(packing.machine, packing.onnxruntime),)
+        elif here and here.machine.lower() not in ("aarch64", "arm64"):
+            self.warnings += (_NOT_A_PHONES.format(here.machine),)
+        self._asked: list[tuple[str, str, Arrays, str]] = []
+        self._noted = False
         self._open: dict[str, _Open] = {}
         self._states: dict[tuple[str, str], _Buffer] = {}
         self._spare: dict[tuple[str, str], _Buffer] = {}
-        self._exact, self._threads, self._spinning = False, 2, False
+        self._exact, self._plain, self._threads, self._spinning = False, False, 2, False
 
-    def load(self, *, exact: bool = False, threads: int = 2, spinning: bool = False) -> None:
-        """Open the package. ``spinning``: idle threads keep their core, which pays only where nothing else runs."""
+    @property
+    def packed(self) -> bool:
+        """Whether there are packed weights for this processor."""
+        return bool(self._packed)
+
+    def load(self, *, exact: bool = False, threads: int = 2, spinning: bool = False, plain: bool = False) -> None:
+        """Open the package. ``spinning``: idle threads keep their core, which pays only where nothing else runs.
+        ``plain``: the graphs without packed weights, though those for this processor are there."""
         if exact != self._exact:
             self._states, self._spare = {}, {}  # they may be of another type
-        self._open = {}
+        self._open, self._asked = {}, []
+        self._plain = plain or exact  # exact kernels pack otherwise
         self._exact, self._threads, self._spinning = exact, threads, spinning
         for graph in self._graphs:
             self._opened(graph, score=False)
@@ -104,11 +121,28 @@ class OnnxSession:
 
     def reset(self) -> None:
         """States to zeros, to their ends: memory then holds a full context, not what a short test touches."""
+        self._noted = not self._asked  # what is asked again begins with states of zeros
         for buffer in self._states.values():
             buffer.array.fill(0)
 
     def call(self, component: str, entry: str, **arrays: NDArray[Any]) -> Arrays:
         """See `Session`."""
+        found = self._called(component, entry, arrays)
+        if self._packed and not self._plain and self._noted and len(self._asked) < _REPEATED:
+            given = {name: array.copy() for name, array in arrays.items()}
+            self._asked.append((component, entry, given, _digest(found)))
+        return found
+
+    def repeated(self) -> int | None:
+        """How many of the first calls since the last load the plain graphs answer otherwise, in any bit; they are
+        loaded for it. None where no packed weights were run."""
+        asked = self._asked
+        if not asked:
+            return None
+        self.load(threads=self._threads, spinning=self._spinning, plain=True)
+        return sum(_digest(self._called(part, entry, given)) != digest for part, entry, given, digest in asked)
+
+    def _called(self, component: str, entry: str, arrays: Arrays) -> Arrays:
         graph = self._graph(component, entry)
         score = entry == formats.SCORE and entry not in graph.entries
         known = self._components[component].entry(graph.entries[0] if score else entry)
@@ -168,7 +202,7 @@ class OnnxSession:
         source = edited_graph(self._files[graph.file], exact=False, score=False, cut=shapes)
         session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         wanted = {port: np.ascontiguousarray(arrays[port]) for port in graph.inputs}
-        given = {f"{_GIVEN}{graph.codes[name]}": values for name, values in codes.items()}
+        given = {f"{GIVEN}{graph.codes[name]}": values for name, values in codes.items()}
         feeds = {name: wanted[port] for port, name in graph.inputs.items()} | given
         known = {value.name for value in session.get_inputs()}
         names = [*graph.outputs.values(), *graph.codes.values()]
@@ -221,7 +255,7 @@ class OnnxSession:
             if self._open[graph.file].score == score:
                 return self._open[graph.file]
             del self._open[graph.file]
-        file = self._files[graph.file]
+        file = self._files[graph.file] if self._plain else self._packed.get(graph.file, self._files[graph.file])
         options = self._options()
         source: str | bytes = str(file)
         if self._exact or score:
@@ -265,6 +299,13 @@ class OnnxSession:
                     buffers[key] = _Buffer(shape, _TYPES[found[0].type])
 
 
+def _digest(outputs: Arrays) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(outputs):
+        digest.update(np.ascontiguousarray(outputs[name]).data)
+    return digest.hexdigest()
+
+
 def _saturates() -> bool:
     """Whether this processor sums products of bytes in 16 bits."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
@@ -306,94 +347,6 @@ def _total(cache: formats.Cache, positions: NDArray[np.int64]) -> int:
     if past < 0 or past + count > cache.most:
         raise EdgewrightError(f"{count} tokens after {past} do not fit the context of {cache.most}")
     return past + count
-
-
-def edited_graph(path: Path, *, exact: bool, score: bool, cut: Mapping[str, tuple[int, ...]] | None = None) -> bytes:
-    """The graph of ``path`` with the edits that this module describes, serialized; its external data is not read."""
-    import onnx
-
-    model = onnx.load(str(path), load_external_data=False)
-    graph = model.graph
-    if exact:
-        for node in graph.node:
-            for attribute in node.attribute:
-                if node.op_type == "MatMulNBits" and attribute.name == "accuracy_level":
-                    attribute.i = 0
-        _unround_activations(graph)
-        _bypass_codes(graph)
-        _unquantize_caches(graph)
-    for node in graph.node:
-        if cut and node.op_type == "DequantizeLinear" and node.input[0] in cut:
-            node.input[0] = f"{_GIVEN}{node.input[0]}"
-    for name, shape in (cut or {}).items():
-        graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, shape))
-        graph.input.append(onnx.helper.make_tensor_value_info(f"{_GIVEN}{name}", onnx.TensorProto.UINT8, shape))
-    if score:
-        last = next((node for node in graph.node if node.name == formats.LAST_POSITION), None)
-        if last is None:
-            raise EdgewrightError(f"{path}: no node {formats.LAST_POSITION!r}, though the manifest says so")
-        for node in graph.node:
-            node.input[:] = [last.input[0] if name == last.output[0] else name for name in node.input]
-        graph.node.remove(last)
-        for output in graph.output:
-            sizes = output.type.tensor_type.shape.dim
-            if len(sizes) > 1 and sizes[1].dim_value == 1:
-                sizes[1].dim_param = formats.TOKENS
-    return bytes(model.SerializeToString())
-
-
-def _unround_activations(graph: Any) -> None:
-    """Cast, Mul, MatMul and Add for every DynamicQuantizeMatMul: the same weights, activations as they are."""
-    from onnx import helper
-
-    nodes = []
-    for node in graph.node:
-        if node.op_type != "DynamicQuantizeMatMul":
-            nodes.append(node)
-            continue
-        (x, codes, scales, *rest), (out,) = node.input, node.output
-        wide, product = f"{out}/wide", f"{out}/product" if len(rest) > 1 else out
-        # a DequantizeLinear would be taken back into a kernel that rounds activations
-        nodes.append(helper.make_node("Cast", [codes], [f"{wide}/codes"], to=1))
-        nodes.append(helper.make_node("Mul", [f"{wide}/codes", scales], [wide]))
-        nodes.append(helper.make_node("MatMul", [x, wide], [product]))
-        if len(rest) > 1:
-            nodes.append(helper.make_node("Add", [product, rest[1]], [out]))
-    del graph.node[:]
-    graph.node.extend(nodes)
-
-
-def _bypass_codes(graph: Any) -> None:
-    """Every activation as it is: without its QuantizeLinear, and the DequantizeLinear behind it."""
-    from onnx import helper
-
-    rounds = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
-    wide = {
-        node.output[0]: rounds[node.input[0]]
-        for node in graph.node
-        if node.op_type == "DequantizeLinear" and node.input[0] in rounds
-    }
-    kept = [node for node in graph.node if node.output[0] not in rounds and node.output[0] not in wide]
-    for node in kept:
-        node.input[:] = [wide.get(name, name) for name in node.input]
-    outputs = {output.name for output in graph.output}
-    kept += [helper.make_node("Identity", [wide[name]], [name]) for name in sorted(outputs & wide.keys())]
-    del graph.node[:]
-    graph.node.extend(kept)
-
-
-def _unquantize_caches(graph: Any) -> None:
-    """Float32 keys and values in every GroupQueryAttention: no scales (its inputs from 12 on), no cache types."""
-    names = set()
-    for node in graph.node:
-        kept = [a for a in node.attribute if a.name not in ("k_quant_type", "v_quant_type", "kv_cache_bit_width")]
-        if node.op_type == "GroupQueryAttention" and len(kept) < len(node.attribute):
-            del node.attribute[:], node.input[9:]
-            node.attribute.extend(kept)
-            names |= {*node.input[3:5], *node.output[1:3]}
-    for tensor in [*graph.input, *graph.output]:
-        if tensor.name in names:
-            tensor.type.tensor_type.elem_type = 1  # TensorProto.FLOAT
 
 
 SESSION = OnnxSession

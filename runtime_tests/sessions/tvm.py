@@ -170,7 +170,8 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
 
 def best_library(libraries: tuple[Library, ...], features: frozenset[str]) -> Library:
     """The first library for this machine whose features are all there: the manifest lists the best first."""
-    here = [library for library in libraries if library.triple == HOST]
+    arm = platform.machine() == "aarch64"  # where libraries for phones load beside those of the machine that built
+    here = [lib for lib in libraries if lib.triple == HOST or (arm and lib.triple.startswith("aarch64-linux"))]
     for library in here:
         if features.issuperset(library.features):
             return library

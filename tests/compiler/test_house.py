@@ -32,6 +32,7 @@ KNOW = {
     "compiler/targets/text_card.py": "what an app must know of tokens",
     "compiler/targets/onnx/attention.py": "attributes of onnxruntime's GroupQueryAttention have these names",
     "runtime_tests/drivers/image_text.py": "tokens to measure with",
+    "runtime_tests/foreign.py": "folders of other tools, whose configs have these names",
 }
 
 

@@ -44,5 +44,9 @@ class ExternalData:
                 raise ValueError(f"{name}: {length} bytes for {list(shape)} of {dtype.bitwidth}-bit items")
         return ir.ExternalTensor(self._path.name, self._places[key], size, dtype, shape=ir.Shape(shape), name=name)
 
+    def flush(self) -> None:
+        """For who reads the file before it is closed."""
+        self._file.flush()
+
     def close(self) -> None:
         self._file.close()

@@ -29,6 +29,13 @@ class OnnxOptions(BaseModel):
         description="components of at most 32 MiB also in the ORT format of mobile builds, and the operators they need",
     )
 
+    prepacked: Literal["host", "neon", "dotprod", "i8mm"] | None = Field(
+        None,
+        description="weights also as kernels pack them, by this machine's onnxruntime (host) or the one for ARM64 on "
+        "an emulated processor with such instructions: about twice the file, and no copies of weights in memory where "
+        "it runs on such a processor",
+    )
+
     @property
     def calibrated(self) -> bool:
         """Whether scales are measured on calibration text."""

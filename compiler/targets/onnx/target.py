@@ -13,7 +13,7 @@ from compiler.models.base import Component
 from compiler.slots import HALF, Scheme, Slot
 from compiler.targets.base import BuildJob, Built, Estimate, Job, copy_tokenizer, shipped_files
 from compiler.targets.card import write_card
-from compiler.targets.onnx import generic, ort
+from compiler.targets.onnx import generic, ort, prepack
 from compiler.targets.onnx.geometry import BLOCKS, block_size, by_row, padded_head
 from compiler.targets.onnx.packaging import Packaging
 from compiler.targets.packaging import packaging_of
@@ -53,6 +53,8 @@ class OnnxTarget:
         if job.options.ort:
             packaged = packaging_of(_PACKAGE, job.model) is not None
             found += ort.refusals(job, self.estimate(job), packaged)
+        if job.options.prepacked:
+            found += prepack.refusals(job, self.estimate(job))
         return found + _packaging(job).refusals(job)
 
     def estimate(self, job: Job) -> list[Estimate]:
@@ -63,14 +65,20 @@ class OnnxTarget:
         weights = sum(_weight_bytes(job, component, slot) for slot in component.slots)
         rounded = job.rounded.get(component.name, frozenset())
         matrices = (s for s in component.slots if s.kind == "linear" or s.name in {component.head, *rounded})
-        copied = sum(_copied_bytes(job, component, slot) for slot in matrices)
+        copied = {slot.name: _copied_bytes(job, component, slot) for slot in matrices}
+        packed = sum(copied[slot.name] for slot in _in_kernels(job, component) if slot.name in copied)
         states, tables = component.state_values * 4, 0
         if component.attention is not None:
             have, head = component.attention.head_dim, padded_head(component.attention.head_dim)
             states = states // have * head * job.options.kv_bits // 32
             tables = max(state.sized({})[2] for state in component.states) * head * 4
-        total = weights + tables
-        estimate = Estimate(component.name, total, weights, states, 0, dict.fromkeys(_PLATFORMS, total), copied)
+        total, kept = weights + tables, sum(copied.values())
+        if job.options.prepacked:
+            total, kept = total + packed, kept - packed
+        app = dict.fromkeys(_PLATFORMS, total)
+        estimate = Estimate(
+            component.name, total, weights, states, 0, app, kept, packed, job.options.prepacked is not None
+        )
         twice = weights if job.options.ort and ort.fits(component, estimate) else 0
         live = max(component.live(entry, entry.largest()) for entry in _packaging(job).entries(job, component))
         return replace(estimate, file_bytes=total + twice, activation_bytes=live * 4)
@@ -115,6 +123,9 @@ class OnnxTarget:
             write_model(lowered.model, folder / plan.file)
             if lowered.record is not None:
                 graphs.append(lowered.record)
+        packing = None
+        if job.options.prepacked:
+            graphs, packing = prepack.prepack(folder, graphs, data, prepack.SAVERS[job.options.prepacked], progress)
         for file in data.values():
             file.close()
         if job.options.ort:
@@ -130,6 +141,7 @@ class OnnxTarget:
                 worst_value_snr_db=round(min(c.value_snr_db for c in cache), 2),
             )
         sections = [*packaging.sections(job, graphs), *ort.section(graphs)]
+        sections += prepack.section(graphs, packing, _smallest(job))
         write_card(
             job,
             folder,
@@ -144,6 +156,7 @@ class OnnxTarget:
             payload=dict.fromkeys(_PLATFORMS, tuple(shipped_files(folder, formats.ORT))),
             genai_tokenizer_options=packaging.TOKENIZER_OPTIONS,
             kv_error=error,
+            packing=packing,
         )
         return Built(runtime.model_dump(mode="json"))
 
@@ -179,6 +192,22 @@ def _copied_bytes(job: Job, component: Component, slot: Slot) -> int:
     return slot.rows * (
         slot.columns * scheme.bits // 8 + 8 * _in_blocks(job, component, slot, scheme).groups(slot.columns)
     )
+
+
+def _smallest(job: Job) -> int | None:
+    """Bytes of the smallest matrix as a kernel packs it; None where none of MatMulNBits is there."""
+    if not any(_in_kernels(job, component) for component in job.model.components):
+        return None
+    return min(_copied_bytes(job, c, slot) for c in job.model.components for slot in c.slots if not slot.is_vector)
+
+
+def _in_kernels(job: Job, component: Component) -> list[Slot]:
+    """The matrices that MatMulNBits and DynamicQuantizeMatMul multiply by."""
+    return [
+        slot
+        for slot in component.slots
+        if (slot.kind == "linear" or slot.name == component.head) and job.schemes.get(slot.name, HALF).bits != 16
+    ]
 
 
 def _in_blocks(job: Job, component: Component, slot: Slot, scheme: Scheme) -> Scheme:

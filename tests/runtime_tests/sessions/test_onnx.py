@@ -16,8 +16,9 @@ from artifacts import EdgewrightError, Manifest, read_manifest, verify
 from compiler.models.base import Model, read_model
 from compiler.slots import Scheme
 from runtime_tests.drivers.text import Decoder
+from runtime_tests.onnx_edits import edited_graph
 from runtime_tests.sessions import make_session
-from runtime_tests.sessions.onnx import OnnxSession, edited_graph
+from runtime_tests.sessions.onnx import OnnxSession
 from tests.compiler.conftest import MINISTRAL3, packed
 from tests.compiler.targets.onnx.packages import make_job, opened
 

@@ -69,8 +69,8 @@ def _plain(job: BuildJob, graph: formats.Graph) -> str:
         f"| name | type and shape | what |\n|---|---|---|\n{table}\n\n"
         f"n is the size of the cache that you allocate, at most {limit}. While loading, onnxruntime copies "
         "the packed weights into anonymous memory in the layout of its kernels: about as much again as the file, "
-        "beside the cache and what it computes in. What it held in all when it was validated stands "
-        "in `edgewright.json`."
+        "unless copies lie in it (below), beside the cache and what it computes in. What it held in all when it was "
+        "validated stands in `edgewright.json`."
     )
 
 
