@@ -25,12 +25,32 @@ CPUS: Mapping[str, str] = {
 }
 _EMULATORS = ("qemu-aarch64-static", "qemu-aarch64")
 _ROOT = Path("/usr/aarch64-linux-gnu")
-_PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
+_PLATFORMS = tuple(f"manylinux{glibc}_aarch64" for glibc in ("_2_28", "_2_27", "_2_24", "_2_17", "2014"))
+# Source: Arm Architecture Reference Manual, C7.2: mask and value of an instruction, whatever its registers
+_INTEGER: Mapping[str, tuple[int, int]] = {
+    "sdot": (0xBFE0FC00, 0x0E809400),
+    "sdot element": (0xBFC0F400, 0x0F80E000),
+    "udot": (0xBFE0FC00, 0x2E809400),
+    "udot element": (0xBFC0F400, 0x2F80E000),
+    "smmla": (0xFFE0FC00, 0x4E80A400),
+    "ummla": (0xFFE0FC00, 0x6E80A400),
+    "usmmla": (0xFFE0FC00, 0x4E80AC00),
+}
+
+
+def cpu_of(isa: Sequence[str]) -> str:
+    """The key of CPUS that has what every core of a phone has, and no more."""
+    return next((name for name in ("i8mm", "dotprod") if name in isa), "neon")
+
+
+def emulator() -> str | None:
+    """The user-mode emulator of this machine."""
+    return next((found for name in _EMULATORS if (found := shutil.which(name))), None)
 
 
 def missing() -> str | None:
     """What has to be installed before ARM64 programs run here, or None. For `edgewright doctor`."""
-    if not any(shutil.which(name) for name in _EMULATORS):
+    if emulator() is None:
         return f"no qemu-aarch64: {INSTALL}"
     if not (_ROOT / "lib" / "ld-linux-aarch64.so.1").exists() or not (_ROOT / "lib" / "libstdc++.so.6").exists():
         return f"no ARM64 C and C++ libraries in {_ROOT}: {INSTALL}"
@@ -47,9 +67,9 @@ def run(
     """
     if (problem := missing()) is not None:
         raise MissingTool(problem)
-    emulator = next(found for name in _EMULATORS if (found := shutil.which(name)))
     path = ":".join(str(folder) for folder in libraries)
-    emulated = [emulator, "-cpu", CPUS[cpu], "-L", str(_ROOT), "-E", f"LD_LIBRARY_PATH={path}", *map(str, command)]
+    options = ["-cpu", CPUS[cpu], "-L", str(_ROOT), "-E", f"LD_LIBRARY_PATH={path}"]
+    emulated = [str(emulator()), *options, *map(str, command)]
     try:
         return subprocess.run(emulated, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired as error:
@@ -62,12 +82,35 @@ def wheel_files(requirement: str, inside: str, folder: Path) -> Path:
     Raises MissingTool when pip finds no such wheel.
     """
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    with zipfile.ZipFile(wheel_archive(requirement, folder, python)) as archive:
+        archive.extractall(folder, [name for name in archive.namelist() if name.startswith(inside)])
+    return folder
+
+
+def wheel_archive(requirement: str, folder: Path, python: str) -> Path:
+    """Download the ARM64 wheel of `name==version` for a Python; pip compares its digest with the index's.
+
+    Raises MissingTool when pip finds no such wheel.
+    """
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(folder)]
     command += ["--python-version", python, *(f"--platform={name}" for name in _PLATFORMS), requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(folder.glob(f"{requirement.split('==')[0].replace('-', '_')}-*.whl"))
+    name = requirement.split("==")[0].replace("-", "_").lower()
+    wheels = [path for path in folder.glob("*.whl") if path.name.split("-")[0].lower() == name]
     if done.returncode or not wheels:
         raise MissingTool(f"the ARM64 wheel of {requirement} could not be downloaded: {done.stderr.strip()[-300:]}")
-    with zipfile.ZipFile(wheels[0]) as archive:
-        archive.extractall(folder, [name for name in archive.namelist() if name.startswith(inside)])
-    return folder
+    return wheels[0]
+
+
+def integer_instructions(log: Path) -> tuple[str, ...]:
+    """Which of the instructions that quantized kernels are chosen by stand in code that an emulated run reached.
+
+    log: of qemu's `-d in_asm`, every block once as it is first run: address, code, and words that old versions lack.
+    """
+    found = set()
+    with log.open(encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            if line.startswith("0x"):
+                code = int(line.split(maxsplit=2)[1], 16)
+                found |= {name for name, (mask, value) in _INTEGER.items() if code & mask == value}
+    return tuple(sorted({name.partition(" ")[0] for name in found}))

@@ -44,5 +44,5 @@ def run(args: argparse.Namespace) -> int:
         f"  licence    {found.licence or 'not stated: give --license, or cards will say that nobody did'}",
         *(f"  from       {name}  sha256 {digest}" for name, digest in found.files.items()),
     ]
-    streams.write(streams.plain("\n".join(lines)) + "\n")
+    streams.write_lines("\n".join(lines))
     return 0

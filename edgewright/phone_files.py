@@ -1,6 +1,6 @@
-"""Files of a validation on phones: `phones.md`, `phones.json`, and memory over time as SVG.
+"""Files of a validation on phones: `phones.md`, `phones.json`, memory over time as SVG, and `report.html`.
 
-What must not live here: what a cell of the matrix says (`matrix.py`), and how a picture is drawn (`timeline_svg.py`).
+What must not live here: what a cell of the matrix says (`matrix.py`), and how a picture is drawn (`charts.py`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from artifacts import EdgewrightError
-from edgewright import matrix
+from edgewright import html_report, matrix
 from edgewright.markdown import table
 from edgewright.report import TargetReport, write
 from edgewright.streams import plain
@@ -19,7 +19,7 @@ PHONES_MD, PHONES_JSON = "phones.md", "phones.json"
 
 
 def write_files(folder: Path, target: TargetReport) -> None:
-    """phones.md, phones.json and the time lines, into a folder that is made. Raises EdgewrightError."""
+    """phones.md, phones.json, the time lines and the page, into a folder that is made. Raises EdgewrightError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -31,6 +31,7 @@ def write_files(folder: Path, target: TargetReport) -> None:
         PHONES_JSON,
         json.dumps({"phones": matrix.to_json(matrix.cells([target]))}, indent=2, allow_nan=False) + "\n",
     )
+    html_report.write_artifact(folder, target)
     write(folder, PHONES_MD, plain("\n".join(_markdown([target])).rstrip() + "\n"))
 
 

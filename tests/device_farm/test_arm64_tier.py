@@ -1,0 +1,94 @@
+"""The ARM64 tier: what is missing is said, what was damaged is repaired, and what an emulated run reached is read."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from artifacts import MissingTool
+from device_farm import arm64, arm64_tier, list_profiles, load_profile
+from edgewright import cli
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the user's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "edgewright"
+
+
+def scripted(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, script: str) -> None:
+    """A program that is found before this machine's."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_reached_instructions_are_told_by_their_code(tmp_path: Path) -> None:
+    # encoded by hand from the manual: sdot v0.4s, v1.16b, v2.16b; udot v3.4s, v4.16b, v5.4b[1];
+    # smmla v6.4s, v7.16b, v8.16b; fmla v0.4s, v1.4s, v2.4s; and a line of an address alone
+    known = {"4e829420": ("sdot",), "6fa5e083": ("udot",), "4e88a4e6": ("smmla",), "4e22cc20": ()}
+    for code, found in known.items():
+        (tmp_path / "log").write_text(f"----------------\nIN: \n0x5500000000:  {code}  .byte 0\n")
+        assert arm64.integer_instructions(tmp_path / "log") == found, code
+    lines = "".join(f"0x55:  {code}\n" for code in known)
+    (tmp_path / "log").write_text(lines * 2)
+    assert arm64.integer_instructions(tmp_path / "log") == ("sdot", "smmla", "udot")
+
+
+def test_every_phone_has_a_cpu_to_be_emulated_by() -> None:
+    cpus = {name: arm64.cpu_of(load_profile(name).cpu.isa.value) for name in list_profiles()}
+    assert cpus["android-4gb-helio-g85"] == "dotprod"
+    assert arm64.cpu_of(()) == "neon" and arm64.cpu_of(("dotprod", "i8mm")) == "i8mm"
+    assert set(cpus.values()) <= set(arm64.CPUS)
+
+
+def test_without_the_tier_it_is_said_how_to_get_it(
+    cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(MissingTool, match=r"ARM64 tier cannot run \(not installed\); run: edgewright farm setup"):
+        arm64_tier.python(["-c", "1"], cpu="neon")
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["doctor"])
+    assert "ARM64 tier             not installed  → edgewright farm setup" in capsys.readouterr().out
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(SystemExit, match="3"):
+        cli.main(["farm", "setup"])
+    assert "needs apt-get, which is not on this machine" in capsys.readouterr().err
+
+
+def test_a_failed_download_leaves_nothing(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(tmp_path / "bin", monkeypatch, "apt-get", "echo 'E: Could not connect to deb.debian.org' >&2; exit 100")
+    with pytest.raises(SystemExit, match="3"):
+        cli.main(["farm", "setup"])
+    said = capsys.readouterr().err
+    assert "the ARM64 tier was not installed" in said and "Could not connect to deb.debian.org" in said
+    assert list(cache.iterdir()) == [] and arm64_tier.missing() == "not installed: edgewright farm setup"
+
+
+@pytest.mark.nightly
+def test_setup_brings_it_once_and_repairs_it(cache: Path) -> None:
+    assert arm64_tier.install() and arm64_tier.missing() is None
+    assert not arm64_tier.install()
+    # by which libraries for Android load
+    assert (arm64_tier.place() / "root/usr/lib/aarch64-linux-gnu/libc.so").exists()
+    said = {}
+    for cpu in arm64.CPUS:
+        command = arm64_tier.python(["-c", "import onnxruntime, platform; print(platform.machine())"], cpu=cpu)
+        done = subprocess.run(
+            command, env=arm64_tier.environment(dict(os.environ)), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        said[cpu] = done.stdout
+    assert set(said.values()) == {"aarch64\n"}
+    damaged = next((arm64_tier.place() / "site" / "onnxruntime" / "capi").glob("*.so"))
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert arm64_tier.install() and damaged.read_bytes() == content
+    assert {path.name for path in cache.iterdir()} == {"arm64"}
