@@ -17,7 +17,7 @@ from .manifest import (
     write_manifest,
 )
 from .paths import user_path
-from .progress import Progress, silent
+from .progress import Progress, prefixed, silent
 from .scratch import scratch_folder, temporary_place
 from .store import keep_validations, record_validation, refuse_foreign, staged, tentative_folder
 
@@ -36,6 +36,7 @@ __all__ = [
     "checked",
     "keep_validations",
     "passes",
+    "prefixed",
     "ran_here",
     "read_manifest",
     "record_validation",

@@ -61,13 +61,15 @@ class Listed:
 class Store:
     """The store below one output folder. Nothing is made there before the first entry.
 
-    fresh: nothing that was there before is found.
+    fresh: nothing that was there before is found. since: nothing older than that, in seconds since the epoch; for a
+    process that goes on with a fresh run of another one.
     """
 
-    def __init__(self, out: Path, *, fresh: bool = False) -> None:
+    def __init__(self, out: Path, *, fresh: bool = False, since: float = 0) -> None:
         self.out = Path(os.path.abspath(out))
         self.path = self.out / FOLDER
         self.fresh = fresh
+        self._since = since
         self._entries, self._kept, self._limit = self.path / "entries", self.path / "kept", self.path / "limit"
         self._made: set[tuple[str, str]] = set()
 
@@ -101,7 +103,7 @@ class Store:
         if not self._knows(stage, key):
             return None
         wanted = self.place(place)
-        found = [item for item in self.listed(stage, key) if item.entry.place is not None]
+        found = [item for item in self.listed(stage, key) if item.entry.place is not None and item.used >= self._since]
         for item in sorted(found, key=lambda item: item.entry.place != wanted):
             current = compared(item.entry, self._folder(item.entry), "changed")
             if isinstance(current, str):
@@ -147,6 +149,8 @@ class Store:
     def content(self, stage: str, key: str) -> dict[str, JsonValue] | None:
         """What `note` kept under a key."""
         for item in self.listed(stage, key) if self._knows(stage, key) else ():
+            if item.used < self._since:
+                continue
             _touch(item.file)
             return item.entry.content
         return None
@@ -227,7 +231,7 @@ class Store:
             results.append(compared(item.entry, self._folder(item.entry), "all"))
         whole = {item.entry.place for item, result in zip(found, results, strict=True) if isinstance(result, Entry)}
         for item, result in zip(found, results, strict=True):
-            there = self._folder(item.entry).exists() and item.entry.place not in whole  # else it was replaced
+            there = self._there(item.entry) and item.entry.place not in whole  # else it was replaced
             if isinstance(result, str) and self._idle(item.entry):
                 self._drop(item)
                 problems += [f"{self._folder(item.entry)} ({item.entry.stage}): {result}"] if there else []
@@ -238,6 +242,11 @@ class Store:
 
     def _folder(self, entry: Entry) -> Path:
         return self.out / (entry.place or "")
+
+    def _there(self, entry: Entry) -> bool:
+        """Whether there is anything of a result: files that share a folder with others may never have come there."""
+        folder = self._folder(entry)
+        return folder.exists() and (entry.manifest is not None or any((folder / f.path).exists() for f in entry.files))
 
     def _file(self, entry: Entry) -> Path:
         return self._entries / f"{entry.stage}-{entry.key}@{_slug(entry.place or '')}.json"

@@ -78,7 +78,7 @@ def _update(args: argparse.Namespace) -> int:
     made = baseline_of(_read(args.folder))
     _write(user_path(args.file, "--file"), made.text(), "w")
     count = sum(len(target.figures) for target in made.targets.values())
-    streams.write(f"{args.file}: {count} figures of {made.recipe} ({', '.join(made.targets)})\n")
+    streams.write_lines(f"{args.file}: {count} figures of {made.recipe} ({', '.join(made.targets)})")
     return 0
 
 
@@ -94,9 +94,9 @@ def _check(args: argparse.Namespace) -> int:
 def _show(found: Comparison) -> None:
     for item in found.differences:
         sign = "✗" if item.worse else "·"
-        streams.write(streams.plain(f"{sign} {item.target}  {item.label}: {item.change}\n"))
+        streams.write_lines(f"{sign} {item.target}  {item.label}: {item.change}")
     for reason in found.reasons:
-        streams.write(streams.plain(f"  {reason}\n"))
+        streams.write_lines(f"  {reason}")
     verdict = "worse than the baseline" if found.regressed else "within the baseline"
     if not found.differences:
         verdict = "every figure is what it was"

@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from artifacts import Check, EdgewrightError, read_manifest
+from artifacts import Check, EdgewrightError, Manifest, read_manifest
 from artifacts.documents import first_error, read_bytes
 from compiler.quantize import evidence
 from edgewright import text
@@ -128,6 +128,11 @@ def baseline_of(report: Report) -> Baseline:
             f"{report.folder}: {', '.join(unknown) or 'nothing'} was not validated, so there are no figures to hold "
             "on to; run the recipe without --no-validate"
         )
+    return described(report, {target.target: _target(target) for target in report.targets})
+
+
+def described(report: Report, targets: Mapping[str, Target]) -> Baseline:
+    """What a report says of the whole run, with these targets."""
     return Baseline(
         recipe=report.recipe.name,
         digest=report.recipe.digest,
@@ -135,7 +140,7 @@ def baseline_of(report: Report) -> Baseline:
         created=report.created,
         host=f"{report.host.cpu}, {report.host.system}",
         tools=dict(sorted(report.tools.items())),
-        targets={target.target: _target(target) for target in report.targets},
+        targets=dict(targets),
     )
 
 
@@ -161,7 +166,7 @@ def compare(then: Baseline, now: Baseline, tolerances: Tolerances) -> Comparison
     return Comparison(
         regressed=regressed,
         differences=tuple(found),
-        reasons=tuple(_reasons(then, now)) if found else (),
+        reasons=tuple(reasons(then, now)) if found else (),
     )
 
 
@@ -180,11 +185,16 @@ def _target(target: TargetReport) -> Target:
         for platform, count in (target.app_bytes or {}).items()
     }
     measured = {f"{check.group}/{check.name}": _known(check) for check in checks if check.value is not None}
-    tensors = {
-        item.slot: Tensor(**item.model_dump(include=set(Tensor.model_fields)))
-        for item in evidence.read(folder, read_manifest(folder)).tensors
-    }
+    tensors = tensors_of(folder, read_manifest(folder))
     return Target(verdict=target.verdict, figures=shipped | measured, tensors=tensors)
+
+
+def tensors_of(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
+    """How an artifact's matrices are stored, by slot. Raises EdgewrightError."""
+    return {
+        item.slot: Tensor(**item.model_dump(include=set(Tensor.model_fields)))
+        for item in evidence.read(folder, manifest).tensors
+    }
 
 
 def _known(check: Check) -> Known:
@@ -224,7 +234,8 @@ def _worse(before: Known, after: Known, tolerance: float) -> bool:
     return by > (tolerance if after.unit in _DIFFERENCES else tolerance * abs(before.value))
 
 
-def _reasons(then: Baseline, now: Baseline) -> Iterator[str]:
+def reasons(then: Baseline, now: Baseline) -> Iterator[str]:
+    """What else is different and may explain figures that are: tools, the machine, the checkpoint, rules, tensors."""
     for tool in sorted({*then.tools, *now.tools}):
         old, new = then.tools.get(tool, "none"), now.tools.get(tool, "none")
         if old != new:

@@ -185,6 +185,27 @@ def test_verify_names_what_is_damaged_and_drops_it(store: Store) -> None:
     assert store.verify() == [] and key_in(final) == B
 
 
+def test_a_file_that_a_killed_run_only_announced_is_no_damage(store: Store, tmp_path: Path) -> None:
+    """It is entered before it gets its name, in a folder that other files share."""
+    unfinished, place = tmp_path / "unfinished", store.out / "one"
+    unfinished.mkdir(parents=True)
+    place.mkdir(parents=True)
+    (unfinished / "golden").write_bytes(b"vectors")
+    store.put("vectors", A, unfinished, place, WORDS, ["golden"])
+    assert store.verify() == [] and store.listed() == []
+
+
+def test_what_is_older_than_a_fresh_run_is_not_found_by_its_processes(store: Store) -> None:
+    final = made(store, A)
+    store.note("run", A, WORDS, {"report": "fine"})
+    began = time.time() + 1
+    late = Store(store.out, since=began)
+    assert late.find("package", A, final) is None and late.content("run", A) is None
+    for item in store.listed():
+        os.utime(item.file, (began + 1, began + 1))
+    assert late.find("package", A, final) is not None and late.content("run", A) is not None
+
+
 def test_an_edited_entry_is_none(store: Store) -> None:
     store.note("run", A, WORDS, {"report": "fine"})
     (file,) = (store.path / "entries").iterdir()
