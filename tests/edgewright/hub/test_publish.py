@@ -154,9 +154,8 @@ def test_what_did_not_pass_is_published_only_as_such(writable, edgewright, tmp_p
     assert writable.log == []
 
     done = edgewright("publish", failed, "--repo", REPO, "--allow-failed")
-    assert (
-        done.code == 0 and "warning: " in done.out and ": failed; the repository's card" in " ".join(done.out.split())
-    )
+    words = " ".join(done.out.split())  # where lines fold depends on the folder's name
+    assert done.code == 0 and "warning: " in words and ": failed; the repository's card" in words
     files = writable.repos[REPO].files()
     index = json.loads(files["edgewright.index.json"])["variants"][0]
     assert index["verdict"] == "failed" and index["profiles"]["iphone-12"]["verdict"] == "failed"

@@ -8,7 +8,8 @@ import signal
 import pytest
 
 from .packages import FILES, contents, package
-from .writable import Blob, Fault
+from .repositories import Blob
+from .writable import Fault
 
 REPO = "acme/small-edge"
 VARIANT = "onnx-int4-32.3kB"

@@ -11,7 +11,8 @@ import pytest
 from artifacts import read_manifest, verify
 
 from .packages import FILES, PAYLOAD, contents, memory, package, parity, validated
-from .writable import Blob, Fault
+from .repositories import Blob
+from .writable import Fault
 
 REPO = "acme/small-edge"
 ONNX, MLX = "onnx-int4-32.3kB", "mlx-int4-300B"

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from artifacts.manifest import SIGNATURE
 
 from .packages import FILES, contents, package
-from .writable import Blob
+from .repositories import Blob
 
 REPO = "acme/small-edge"
 
