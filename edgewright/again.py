@@ -38,7 +38,7 @@ from runtime_tests.phones import Limits
 STAGE = "run"
 _SMALL_BYTES = 1 << 20
 _MEDIA = ("image", "images", "video", "videos")
-_NUMERICS = re.compile(r"(?:OMP|GOMP|KMP|MKL|OPENBLAS|ONEDNN|DNNL|ATEN|TORCH|PYTORCH|ORT|TVM|MLX|QEMU)_\w+")
+NUMERICS = re.compile(r"(?:OMP|GOMP|KMP|MKL|OPENBLAS|ONEDNN|DNNL|ATEN|TORCH|PYTORCH|ORT|TVM|MLX|QEMU)_\w+")
 
 State = dict[str, Any]
 
@@ -144,7 +144,7 @@ def limits_of(phones: Sequence[tuple[Profile, Limits]]) -> list[Any]:
 
 def surroundings() -> dict[str, Any]:
     """What of this machine has a part in a verdict: the host, and variables that change how runtimes compute."""
-    variables = {name: value for name, value in os.environ.items() if _NUMERICS.fullmatch(name)}
+    variables = {name: value for name, value in os.environ.items() if NUMERICS.fullmatch(name)}
     return {"host": host().model_dump(mode="json"), "variables": variables}
 
 

@@ -41,9 +41,10 @@ def group(commands: Any, name: str, text: str) -> Any:
     return made.add_subparsers(metavar="COMMAND", required=True)
 
 
-def recipe_arguments(made: argparse.ArgumentParser) -> None:
-    """A recipe, and what replaces parts of it."""
-    made.add_argument("recipe", metavar="NAME|PATH", help="a recipe that ships, or a recipe file")
+def recipe_arguments(made: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """A recipe, or several, and what replaces parts of it."""
+    nargs = "+" if several else None
+    made.add_argument("recipe", nargs=nargs, metavar="NAME|PATH", help="a recipe that ships, or a recipe file")
     made.add_argument("--target", action="append", default=[], metavar="NAME", help="target instead of the recipe's")
     made.add_argument("--checkpoint", metavar="PATH", help="folder to use instead of the recipe's checkpoint")
 

@@ -46,8 +46,8 @@ def ls(args: argparse.Namespace) -> int:
         where = "kept" if item.kept else item.entry.place or ""
         held = size(item.entry.bytes) if item.entry.files else ""
         stage = f"{item.entry.stage} {item.entry.key[:12]}"
-        line = f"{stage:23} {held:>9}  used {_age(now - item.used):>7} ago  {where:28} {words}"
-        streams.write(streams.plain(f"{line.rstrip()}\n", lines=True))
+        line = f"{stage:23} {held:>9}  used {_age(now - item.used):>7} ago  {where}"
+        streams.write_lines(f"{line.rstrip()}\n    {words}".rstrip())
     streams.write(f"{len(found)} finished stages; {size(_kept(found))} kept of outputs that were replaced\n")
     return 0
 
@@ -79,7 +79,7 @@ def verify(args: argparse.Namespace) -> int:
         streams.write_json({"intact": not problems, "problems": problems})
     else:
         for problem in problems:
-            streams.write(streams.plain(f"{problem}\n"))
+            streams.write_lines(problem)
         whole = "every digest matches" if not problems else f"{len(problems)} damaged: dropped, to be made again"
         streams.write(f"{len(store.listed())} finished stages; {whole}\n")
     return 1 if problems else 0

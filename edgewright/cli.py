@@ -12,7 +12,25 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from edgewright import adoption, cache_commands, ci_commands, hub_commands, rooms, signals, speed, streams
+from edgewright import (
+    adoption,
+    cache_commands,
+    ci_commands,
+    compare_command,
+    completion,
+    doctor,
+    explain,
+    farm_commands,
+    hub_commands,
+    init,
+    rooms,
+    run_command,
+    signals,
+    speed,
+    streams,
+    sweep_command,
+    try_command,
+)
 from edgewright.arguments import Parser, command, group, output, recipe_arguments
 
 if TYPE_CHECKING:
@@ -20,21 +38,26 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\
 examples:
-  edgewright run quickstart                     build and validate a recipe that ships
-  edgewright run my.yaml --checkpoint ./tuned   a recipe of one's own, on one's own fine-tune
-  edgewright plan ministral-3-3b-int4           what it would come to, before a download
+  edgewright run quickstart                 build and validate one that ships
+  edgewright run my.yaml --checkpoint ./tuned    one's own, on one's fine-tune
+  edgewright init ./tuned --phone iphone-12      a recipe of one's own that fits
+  edgewright plan ministral-3-3b-int4       what it comes to, before a download
   edgewright validate build/quickstart/onnx --profile iphone-12
+  edgewright try build/quickstart               talk to it
+  edgewright compare build/quickstart build/quickstart-int8
   edgewright publish build/quickstart/onnx --repo me/quickstart-edge
 """
 _EXIT_CODES = """\
 exit codes:
   0    done, and no gate failed
-  1    a gate failed, `verify` found another digest, `cache verify` damage, a figure is worse than its baseline
-       allows, or a target refuses the plan
+  1    a gate failed, `verify` found another digest, `cache verify` damage, a
+       figure is worse than its baseline allows, a target refuses the plan, or
+       `init` found nothing that fits
   2    bad input, or a place (stdout too) that cannot be written
   3    a tool or optional package is missing
   70   a defect of Edgewright, with its traceback: please report it
-  129, 130, 143   ended by SIGHUP, Ctrl-C, SIGTERM; 141: whoever read stdout closed it
+  129, 130, 143   ended by SIGHUP, Ctrl-C, SIGTERM; 141: whoever read stdout
+       closed it
 """
 
 
@@ -42,7 +65,7 @@ def parser() -> Parser:
     """The whole command line."""
     top = Parser(
         prog="edgewright",
-        description="Takes a model checkpoint to INT4/INT8 packages for phones, and proves that they fit.",
+        description="Takes a model checkpoint to INT4/INT8 packages for phones, and proves they fit.",
         epilog=f"{_EXAMPLES}\n{_EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -50,26 +73,15 @@ def parser() -> Parser:
     top.add_argument("--version", action="store_true", help="show the version and exit")
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
 
-    run = command(commands, "run", _run, "build and validate everything that a recipe asks for")
-    recipe_arguments(run)
-    run.add_argument("--out", default="build", metavar="DIR", help="artifacts land in DIR/<recipe>/ (default: build)")
-    run.add_argument("--profile", action="append", default=[], metavar="NAME", help="phone instead of the recipe's")
-    run.add_argument("--no-validate", action="store_true", help="build without the runtime test")
-    run.add_argument("--fresh", action="store_true", help="do everything again, whatever an earlier run finished")
-    output(run, quiet="show nothing but the verdict, warnings, and why it failed")
+    run_command.declare(commands)
+    sweep_command.declare(commands)
 
-    plan = command(commands, "plan", _plan, "estimate size and memory from the checkpoint's config alone")
-    recipe_arguments(plan)
-    plan.add_argument("--profile", action="append", default=[], metavar="NAME", help="phone instead of the recipe's")
-    output(plan)
+    plan_arguments(command(commands, "plan", plan, "estimate size and memory from the checkpoint's config alone"))
+    validate_arguments(command(commands, "validate", validate, "test an artifact in its real runtime, and on phones"))
 
-    validate = command(commands, "validate", _validate, "test an artifact in its real runtime, and on phones")
-    validate.add_argument("artifact", metavar="ARTIFACT", help="folder of the artifact")
-    validate.add_argument(
-        "--profile", action="append", default=[], metavar="NAME", help="phone profile, YAML file, or all that ship: all"
-    )
-    validate.add_argument("--out", metavar="DIR", help="write the phones' matrix and memory over time (SVG) to DIR")
-    output(validate, quiet="show nothing but the verdict, warnings, and why it failed")
+    try_command.declare(commands)
+    init.declare(commands)
+    compare_command.declare(commands)
 
     inspect = command(commands, "inspect", _inspect, "show what an artifact is, and what its last validation found")
     inspect.add_argument("artifact", metavar="ARTIFACT", help="folder of the artifact")
@@ -88,6 +100,7 @@ def parser() -> Parser:
     hub_commands.declare(commands)
     ci_commands.declare(commands)
     cache_commands.declare(commands)
+    farm_commands.declare(commands)
 
     adopt = command(commands, "adopt", adoption.run, "make a checkpoint of a project's .pth files, norms folded")
     adoption.arguments(adopt)
@@ -109,17 +122,51 @@ def parser() -> Parser:
     show.add_argument("profile", metavar="NAME|PATH")
     output(show)
 
-    output(command(commands, "doctor", _doctor, "show what this machine can run, and how to get what is missing"))
+    explain.declare(commands)
+    completion.declare(commands, parser)
+    doctor.declare(commands)
     return top
+
+
+def plan_arguments(made: argparse.ArgumentParser) -> None:
+    """All that `plan` takes."""
+    recipe_arguments(made)
+    made.add_argument("--profile", action="append", default=[], metavar="NAME", help="phone instead of the recipe's")
+    output(made)
+
+
+def validate_arguments(made: argparse.ArgumentParser) -> None:
+    """All that `validate` takes."""
+    made.add_argument("artifact", metavar="ARTIFACT", help="folder of the artifact")
+    made.add_argument(
+        "--profile", action="append", default=[], metavar="NAME", help="phone profile, YAML file, or all that ship: all"
+    )
+    made.add_argument(
+        "--out", metavar="DIR", help="write report.html, the phones' matrix and memory over time (SVG) to DIR"
+    )
+    made.add_argument(
+        "--arm64", action="store_true", help="also compare its answers on these phones' CPUs, emulated (see farm setup)"
+    )
+    made.add_argument("--device", metavar="SERIAL", help="also run it on this Android phone, through adb")
+    output(made, quiet="show nothing but the verdict, warnings, and why it failed")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
+    _exit_with(lambda: _main(sys.argv[1:] if arguments is None else arguments))
+
+
+def perform(function: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> NoReturn:
+    """Do one command whose arguments another program's command line has read, and exit."""
+    _exit_with(lambda: _perform(function, args))
+
+
+def _exit_with(work: Callable[[], int]) -> NoReturn:
     streams.prepare()
     try:
         try:
             with signals.raised():
-                code = _main(sys.argv[1:] if arguments is None else arguments)
+                code = work()
         except SystemExit as ended:  # argparse, after its help or its error
             code = int(ended.code or 0)
         streams.write("")  # what argparse printed leaves here, or fails here
@@ -138,7 +185,10 @@ def _main(arguments: Sequence[str]) -> int:
     if "function" not in args:
         parser().print_help()
         return 0
-    function: Callable[[argparse.Namespace], int] = args.function
+    return _perform(args.function, args)
+
+
+def _perform(function: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
     try:
         rooms.check()
         return function(args)
@@ -164,36 +214,12 @@ def _main(arguments: Sequence[str]) -> int:
 
 def _fail(error: Exception, code: int) -> int:
     if str(error):
-        print(f"error: {streams.plain(str(error))}", file=sys.stderr)
+        streams.say_error(str(error))
     return code
 
 
-def _run(args: argparse.Namespace) -> int:
-    from edgewright import api, bars, render
-
-    with bars.progress(shown=not (args.json or args.quiet)) as progress:
-        report = api.run(
-            args.recipe,
-            out=args.out,
-            targets=args.target,
-            profiles=args.profile,
-            checkpoint=args.checkpoint,
-            validate=not args.no_validate,
-            fresh=args.fresh,
-            progress=progress,
-        )
-    if args.json:
-        streams.write_json(report.model_dump(mode="json"))
-    elif args.quiet:
-        render.show(render.verdict_line(report))
-        render.show_reasons(report.targets)
-        render.show_warnings(report.warnings)
-    else:
-        render.show(render.report(report))
-    return _exit_code(report.verdict)
-
-
-def _plan(args: argparse.Namespace) -> int:
+def plan(args: argparse.Namespace) -> int:
+    """The command `plan`."""
     from edgewright import api, render
 
     recipe = api.load_recipe(args.recipe)
@@ -215,15 +241,20 @@ def _plan(args: argparse.Namespace) -> int:
     return 1 if any(item.refused for item in plans) or any(item.verdict == "does not fit" for item in fits) else 0
 
 
-def _validate(args: argparse.Namespace) -> int:
+def validate(args: argparse.Namespace) -> int:
+    """The command `validate`."""
     from artifacts import user_path
-    from edgewright import api, bars, matrix, phone_files, render
+    from edgewright import api, bars, charts, matrix, phone_files, render
 
     folder = user_path(args.out, "--out") if args.out else None
     with bars.progress(shown=not (args.json or args.quiet)) as progress:
-        report = api.validate(args.artifact, profiles=args.profile, progress=progress)
+        report = api.validate(
+            args.artifact, profiles=args.profile, arm64=args.arm64, device=args.device, progress=progress
+        )
     if folder is not None:
         phone_files.write_files(folder, report)
+        if (lacking := charts.missing()) is not None:
+            print(f"warning: {lacking}", file=sys.stderr)
     if args.json:
         streams.write_json({**report.model_dump(mode="json"), "matrix": matrix.to_json(matrix.cells([report]))})
     elif args.quiet:
@@ -351,22 +382,7 @@ def _profiles_show(args: argparse.Namespace) -> int:
     else:
         import yaml
 
-        streams.write(streams.plain(yaml.safe_dump(profile, sort_keys=False, allow_unicode=True, width=100)))
-    return 0
-
-
-def _doctor(args: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
-    from edgewright.doctor import findings
-
-    found = findings()
-    if args.json:
-        streams.write_json({"findings": [asdict(finding) for finding in found]})
-        return 0
-    for finding in found:
-        advice = f"  → {finding.advice}" if finding.advice else ""
-        streams.write(f"{'✗' if finding.advice else '✓'} {finding.subject:22} {finding.state}{advice}\n")
+        streams.write(streams.plain(yaml.safe_dump(profile, sort_keys=False, allow_unicode=True, width=64)))
     return 0
 
 

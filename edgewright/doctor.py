@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from edgewright import streams
+from edgewright.arguments import command, output
 
 _RUNTIMES = {
     "onnx": ("onnxruntime", "onnxruntime_genai"),
@@ -23,9 +28,26 @@ class Finding:
     advice: str | None = None
 
 
+def declare(commands: Any) -> None:
+    """Add it to the command line."""
+    output(command(commands, "doctor", run, "show what this machine can run, and how to get what is missing"))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `edgewright doctor`."""
+    found = findings()
+    if args.json:
+        streams.write_json({"findings": [asdict(finding) for finding in found]})
+        return 0
+    for finding in found:
+        advice = f"  → {finding.advice}" if finding.advice else ""
+        streams.write_lines(f"{'✗' if finding.advice else '✓'} {finding.subject:22} {finding.state}{advice}")
+    return 0
+
+
 def findings() -> list[Finding]:
     """Every runtime and tool that a recipe may need, without importing any of them."""
-    from device_farm import arm64, available_mechanisms
+    from device_farm import arm64, arm64_tier, available_mechanisms
 
     found = []
     for target, modules in _RUNTIMES.items():
@@ -38,6 +60,9 @@ def findings() -> list[Finding]:
     problem = arm64.missing()
     state, _, advice = problem.partition(": ") if problem else ("ready", "", None)
     found.append(Finding("ARM64 emulation", state, advice))
+    problem = arm64_tier.missing()
+    state, _, advice = problem.partition(": ") if problem else (f"ready in {arm64_tier.place()}", "", None)
+    found.append(Finding("ARM64 tier", state, advice))
     mechanisms = available_mechanisms()
     advice = (
         None if len(mechanisms) > 1 else "run as root, or delegate a memory cgroup, for limits that the kernel keeps"

@@ -17,9 +17,11 @@ from artifacts import MANIFEST, EdgewrightError, Manifest, read_manifest
 from artifacts.payload import app_bytes
 from artifacts.store import clean
 from compiler.targets.base import TOKENIZER_FILES
+from edgewright import html_report
 from edgewright.markdown import markdown
 from edgewright.matrix import pictures
 from edgewright.report import (
+    REPORT_HTML,
     REPORT_JSON,
     REPORT_MD,
     Report,
@@ -72,8 +74,14 @@ class Ledger:
         )
         write(self._folder, REPORT_JSON, self.report.model_dump_json(indent=2) + "\n")
         write(self._folder, REPORT_MD, markdown(self.report))
-        for name, drawn in (picture for target in targets for picture in pictures(target)):
+        for name, drawn in pictures(found):
             write(self._folder, name, drawn)
+        (self._folder / REPORT_HTML).unlink(missing_ok=True)  # which is made once, at the end
+
+    def close(self) -> Report:
+        """The report, now that nothing more will be entered, and its page beside it. Raises EdgewrightError."""
+        html_report.write_run(self.report)
+        return self.report
 
     def enter_built(self, artifact: Path, manifest: Manifest, reused: tuple[Reused, ...] = ()) -> None:
         """Put a package that is now there in the place of what was known; what was found out about the same bytes
@@ -108,7 +116,7 @@ def clear(folder: Path, fresh: bool) -> None:
     """Remove what killed runs left beside the outputs; the caller is the only run of this folder. An unfinished
     calibration is gone on with, unless the run is a fresh one."""
     clean(folder)
-    for name in (REPORT_JSON, REPORT_MD, "digests.json"):
+    for name in (REPORT_JSON, REPORT_MD, REPORT_HTML, "digests.json"):
         for aside in folder.glob(f".{name}.[0-9]*"):
             aside.unlink(missing_ok=True)
     for work in folder.glob(".calibration-*") if fresh else ():

@@ -123,7 +123,7 @@ def publish(args: argparse.Namespace) -> int:
         streams.write(f"{found.repo}: unchanged, no file was sent\n")
     else:
         count = f"{len(found.sent)} file" + ("" if len(found.sent) == 1 else "s")
-        streams.write(f"{found.repo}: {count} sent" + _removed(found.removed) + ", all digests compared\n")
+        streams.write_lines(f"{found.repo}: {count} sent{_removed(found.removed)}, all digests compared")
     for name in found.variants:
         streams.write(f"  {name}\n")
     seen = "private" if found.private else "public"
@@ -148,11 +148,9 @@ def pull(args: argparse.Namespace) -> int:
         streams.write_json(asdict(found))
         return 0
     how = f"{size(found.received_bytes)} received" if found.received_bytes else "was there already"
-    streams.write(
-        streams.plain(
-            f"{found.variant} passed on {found.profile}: {size(found.bytes)}, {how}, every byte checked\n"
-            f"{found.folder}\ncommit {found.commit} of {found.repo}\n"
-        )
+    streams.write_lines(
+        f"{found.variant} passed on {found.profile}: {size(found.bytes)}, {how}, every byte checked\n"
+        f"{found.folder}\ncommit {found.commit} of {found.repo}"
     )
     return 0
 

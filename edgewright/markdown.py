@@ -35,8 +35,10 @@ def markdown(report: Report) -> str:
         "cache.",
         "",
     ]
+    found = matrix.cells(report.targets)
     if any(len(target.phones) > 1 for target in report.targets):
-        lines += ["## Phones", "", *table(*matrix.rows(matrix.cells(report.targets))), ""]
+        lines += ["## Phones", "", *table(*matrix.rows(found)), ""]
+        lines += [f"{line}\n" for line in matrix.least(found)]
     for target in report.targets:
         lines += _target(target)
     return plain("\n".join(lines).rstrip() + "\n")
@@ -59,7 +61,7 @@ def _target(target: TargetReport) -> list[str]:
             [[row.group, row.name, row.figure, row.limit, text.obtained(row), row.verdict] for row in rows],
         )
         lines += ["", *(f"- {row.group}: {row.reason}" for row in rows if row.reason), ""]
-        for line in filter(None, (text.quality(target), text.speed(target))):
+        for line in filter(None, (text.quality(target), text.speed(target), text.packed(target))):
             lines += [line, ""]
     if target.film:
         lines += [

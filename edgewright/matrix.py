@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from device_farm.verdict import MEMORY
+from edgewright import charts
 from edgewright.report import MemoryRun, TargetReport
 from edgewright.text import size
-from edgewright.timeline_svg import svg
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,18 @@ def rows(found: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
     return ["phone", *artifacts], [[phone, *(by_pair.get((phone, one), "") for one in artifacts)] for phone in phones]
 
 
+def least(found: Sequence[Cell]) -> list[str]:
+    """For the phones on which several artifacts pass: which of them the phone charges least, a line for each."""
+    lines: dict[str, list[str]] = {}
+    for phone in dict.fromkeys(cell.phone for cell in found):
+        fitting = [(cell.peak_bytes, cell.artifact) for cell in found if cell.phone == phone and cell.passed]
+        known = sorted((peak, name) for peak, name in fitting if peak is not None)
+        if len(known) > 1:
+            (peak, name), (other, second) = known[:2]
+            lines.setdefault(f"{name} fits best: {size(peak)}, {second} {size(other)}", []).append(phone)
+    return [f"{', '.join(phones)}: {line}" for line, phones in lines.items()]
+
+
 def to_json(found: Sequence[Cell]) -> list[dict[str, Any]]:
     """Plain JSON values."""
     return [asdict(cell) for cell in found]
@@ -115,7 +127,8 @@ def conditions(run: MemoryRun) -> str:
 
 
 def pictures(target: TargetReport) -> Iterator[tuple[str, str]]:
-    """File name and content of the memory time line of every run that has one."""
-    for name, run, _ in runs(target):
-        if (drawn := svg(run, f"{target.target}, {conditions(run)}")) is not None:
-            yield name, drawn
+    """File name and content of the memory time line of every run that has one; none where what draws is missing."""
+    for name, run, names in runs(target) if charts.missing() is None else ():
+        spec = charts.memory(run, [phone for phone in target.phones if phone.profile in names])
+        if spec is not None:
+            yield name, charts.svg(spec, f"{target.target}, {conditions(run)}")

@@ -1,4 +1,5 @@
-"""A recipe's file as text that works from anywhere: the paths in it that are relative to the file made absolute.
+"""A recipe's file as text that works from anywhere: the paths in it that are relative to the file made absolute; and
+as that of a variant, whose name and catch-all rule are others.
 
 Reads text that has been validated as a recipe. What must not live here: what a recipe means (`recipes/`).
 """
@@ -40,6 +41,33 @@ def standalone(file: Path, recipe: Recipe) -> str:
     if changed:
         head.append(f"# relative to that file there, absolute here: {', '.join(reversed(changed))}")
     return "".join(plain(line, lines=False) + "\n" for line in head) + text
+
+
+def varied(recipe: Recipe, variant: Recipe, source: str) -> str:
+    """The text of a recipe's file with the name and the last rule's choice of a variant, comments and all else kept,
+    below a comment that says where it comes from.
+
+    variant: the same recipe with another name and another rule in the place of the one that matches "*".
+    """
+    assert recipe.origin is not None  # it was read from a file
+    text = standalone(recipe.origin, recipe)
+    root = yaml.compose(text, yaml.SafeLoader)
+    rules = _value(_value(root, "quantize"), "rules")
+    at = next(i for i, rule in enumerate(variant.quantize.rules) if rule.match == "*")
+    assert isinstance(rules, yaml.SequenceNode)
+    rule = variant.quantize.rules[at].model_dump(mode="json", exclude_unset=True)
+    name = _value(root, "name")
+    assert name is not None
+    for node, said in sorted(((rules.value[at], rule), (name, variant.name)), key=lambda i: -i[0].start_mark.index):
+        text = text[: node.start_mark.index] + json.dumps(said, ensure_ascii=False) + text[_end(node) :]
+    return f"# {plain(variant.name, lines=False)}: {plain(source, lines=False)} of this recipe:\n{text}"
+
+
+def _end(node: yaml.Node) -> int:
+    """Where a node's text ends; the mark of a block mapping is where the next token begins, comments behind it."""
+    if isinstance(node, yaml.MappingNode) and not node.flow_style and node.value:
+        return _end(node.value[-1][1])
+    return int(node.end_mark.index)
 
 
 def _path_nodes(root: yaml.Node | None) -> Iterator[tuple[str, yaml.ScalarNode]]:

@@ -1,6 +1,6 @@
 """What the terminal shows: tables and verdicts (`bars.py`: progress). Figures in words come from `text.py`.
 
-Colour and bars only where a terminal is; elsewhere plain lines, 100 columns wide. Nothing that a document says can
+Colour and bars only where a terminal is; elsewhere plain lines, 80 columns wide. Nothing that a document says can
 style, move or reorder what is shown: markup is off, and control characters are spelled out on the way.
 """
 
@@ -28,7 +28,6 @@ from edgewright.streams import plain
 from edgewright.text import size
 from recipes.schema import Recipe
 
-_PLAIN_WIDTH = 100
 _MAX_ROWS = 500
 _STYLES = {
     "passed": "green",
@@ -44,12 +43,12 @@ _MARKS = {"green": "✓", "yellow": "!", "bold red": "✗"}
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console on stderr, or one that keeps what stdout is to show; 100 columns where there is no terminal."""
+    """A console on stderr, or one that keeps what stdout is to show; 80 columns where there is no terminal."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(
         file=stream if stderr else io.StringIO(),
         force_terminal=stream.isatty(),
-        width=None if stream.isatty() else _PLAIN_WIDTH,
+        width=None if stream.isatty() else streams.COLUMNS,
         highlight=False,
         markup=False,
         emoji=False,
@@ -82,7 +81,7 @@ def show_reasons(targets: Sequence[TargetReport]) -> None:
     """Print why each failed target failed, one line each."""
     for item in targets:
         for reason in reasons(item):
-            show(Text(f"  {item.target}{_when(item)}: {plain(reason, lines=False)}", no_wrap=True, overflow="ignore"))
+            streams.write_lines(f"  {item.target}{_when(item)}: {plain(reason, lines=False)}")
 
 
 def show_warnings(warnings: Sequence[str]) -> None:
@@ -109,7 +108,7 @@ def report(found: Report) -> RenderableType:
     where = tables.pairs(
         [
             *((f"{item.target} artifact", item.artifact) for item in found.targets),
-            ("report", f"{found.folder}/report.md and report.json"),
+            ("report", f"{found.folder}/report.md, report.html and report.json"),
         ]
     )
     return Group(*parts, tables.padded(where, (0, 1)), tables.padded(verdict_line(found), (1, 1, 0, 1)))
@@ -145,15 +144,14 @@ def target(item: TargetReport, recipe: str | None = None) -> RenderableType:
         (f"{recipe} → {item.target}" if recipe else item.target, "bold"),
         (f"   {text.sizes(item.app_bytes, item.folder_bytes)}   {text.scheme(item)}", "dim"),
     )
-    table = tables.table("", "check", ">figure", "limit", "obtained", "verdict")
+    table = tables.table("check", ">figure", "limit", "obtained", "verdict")
     group = None
     rows = text.rows(item)
     for row in rows:
-        if group in ("parity", "quality") and group != row.group:
-            table.add_section()
+        if group != row.group:
+            table.add_row(Text(row.group, style="bold"))
         table.add_row(
-            Text(row.group if row.group != group else "", style="bold"),
-            row.name,
+            tables.padded(row.name, (0, 0, 0, 1)),
             row.figure,
             Text(row.limit, style="dim"),
             Text(row.obtained, style="dim"),
@@ -169,7 +167,7 @@ def target(item: TargetReport, recipe: str | None = None) -> RenderableType:
         tail = "\n".join(step.stderr_tail.strip().splitlines()[-8:])
         parts.append(tables.padded(Text(f"{step.step} failed: {step.detail}\n{tail}", style="red"), (0, 1)))
     parts += [tables.padded(Text(f"warning: {warning}", style="yellow"), (0, 1)) for warning in item.warnings]
-    said = (text.quality(item), text.speed(item), text.reused(item))
+    said = (text.quality(item), text.speed(item), text.packed(item), text.reused(item))
     parts += [tables.padded(Text(line, style="dim"), (0, 1)) for line in said if line]
     return Group(*parts, Text(""))
 
@@ -209,7 +207,11 @@ def plans(recipe: Recipe, items: Sequence[TargetPlan], fits: Sequence[PlanFit]) 
         f"Estimated from the checkpoint's config alone{context}: a package has the tokenizer's files besides, and a "
         "runtime may hold more. `edgewright run` measures both."
     )
-    notes = [note, *filter(None, [text.budget(recipe)]), *(f"{i.target}: {line}" for i in items for line in i.notes)]
+    notes = [
+        note,
+        *filter(None, [text.budget(recipe)]),
+        *(f"{i.target}: {line}" for i in items for line in (*text.packable(i), *i.notes)),
+    ]
     head = Text(recipe.name, style="bold")
     parts: list[RenderableType] = [tables.padded(head, (1, 1, 0, 1)), table]
     if fits:
@@ -222,19 +224,19 @@ def _fits(fits: Sequence[PlanFit]) -> RenderableType:
     for item in fits:
         word = verdict("fits" if item.verdict == "fits by estimate" else item.verdict)
         longest = "" if item.longest_context is None else f"{item.longest_context:,} tokens"
-        row = (item.profile, item.target, size(item.needed_bytes), size(item.limit_bytes), longest)
-        table.add_row(*row, word)
+        table.add_row(item.profile, item.target, size(item.needed_bytes), size(item.limit_bytes), longest, word)
     reasons = dict.fromkeys(
         f"{item.target} on {item.profile}: {item.reason}" for item in fits if item.verdict != "fits by estimate"
     )
     parts: list[RenderableType] = [table, *(tables.padded(Text(line), (0, 1)) for line in reasons)]
-    speeds = tables.table("phone", "target", "speed", "modelled", "limit", "")
+    speeds = tables.table("speed", "modelled", "limit", "")
     for item in fits:
-        for check in item.latency:
-            shown = text.row(check)
-            if check.obtained:
-                where = (item.profile, item.target)
-                speeds.add_row(*where, shown.name, shown.figure, shown.limit, verdict(shown.verdict))
+        known = [text.row(check) for check in item.latency if check.obtained]
+        if known:
+            speeds.add_row(Text(f"{item.target} on {item.profile}", style="bold"))
+        for row in known:
+            name = tables.padded(row.name, (0, 0, 0, 1))
+            speeds.add_row(name, row.figure, row.limit, verdict(row.verdict))
     if speeds.row_count:
         parts.append(speeds)
     return Group(*parts, *(tables.padded(Text(line, style="dim"), (0, 1)) for line in text.speeds(fits)))
@@ -366,7 +368,7 @@ def problems(folder: Path, found: Sequence[Problem], manifest: Manifest) -> Rend
 
 def recipes(found: Sequence[tuple[str, Recipe]]) -> RenderableType:
     """The recipes that ship."""
-    table = tables.table("<recipe", "checkpoint", "weights", "targets", "phones")
+    table = tables.table("<recipe", "checkpoint", "weights", "targets", "<phones")
     for name, recipe in found:
         bits = ", ".join(dict.fromkeys(f"INT{r.bits}" if r.bits < 16 else "half" for r in recipe.quantize.rules))
         table.add_row(
@@ -381,7 +383,7 @@ def recipes(found: Sequence[tuple[str, Recipe]]) -> RenderableType:
 
 def profiles(found: Sequence[AndroidProfile | IosProfile]) -> RenderableType:
     """The phones that ship."""
-    table = tables.table("profile", "phone", "system", ">memory", ">budget of an app", "confidence")
+    table = tables.table("<profile", "phone", "<system", ">memory", ">budget", "<confidence")
     for profile in found:
         budget = profile.budget()
         table.add_row(

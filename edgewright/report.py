@@ -32,7 +32,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from artifacts import Check, EdgewrightError, Figure, Manifest
-from artifacts.documents import first_error, read_bytes
+from artifacts.documents import first_error, parse_json, read_bytes
 from artifacts.manifest import QuantizationGroup
 from artifacts.payload import app_bytes
 from device_farm import PhaseMemory
@@ -43,6 +43,7 @@ from runtime_tests.validate import ProfileResult, Validation
 SCHEMA_VERSION: Final = 2
 REPORT_JSON = "report.json"
 REPORT_MD = "report.md"
+REPORT_HTML = "report.html"
 
 Reused = Literal["package", "validation"]
 RunVerdict = Literal["passed", "failed", "not assessed", "not validated"]
@@ -77,7 +78,8 @@ class PhoneReport(_Model):
     """One phone profile: its checks, its figures, and the run they come from (None: modelled, or none was made).
 
     `not for this platform`: the phone cannot run this artifact; it neither passed nor failed. `phase` is where a run
-    without a limit holds most, `largest` what that is made of. `warnings` gate nothing.
+    without a limit holds most, `largest` what that is made of. `warnings` gate nothing. Up to `safe_bytes` memory fits
+    for certain; from there to the limit lies what is not known of the phone.
     """
 
     profile: str
@@ -89,6 +91,7 @@ class PhoneReport(_Model):
     phase: str | None = None
     largest: tuple[Contributor, ...] = ()
     warnings: tuple[str, ...] = ()
+    safe_bytes: int | None = None
 
 
 class FailedStep(_Model):
@@ -191,11 +194,20 @@ class Report(_Model):
 
 def read_report(folder: Path) -> Report:
     """The report in a recipe's folder. Raises EdgewrightError."""
-    path = folder / REPORT_JSON
+    return read_report_file(folder / REPORT_JSON)
+
+
+def read_report_file(path: Path) -> Report:
+    """A report under any name. Raises EdgewrightError."""
     raw = read_bytes(path)
     try:
         return Report.model_validate_json(raw)
     except ValidationError as error:
+        version = parse_json(raw, str(path)).get("schema_version")
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise EdgewrightError(
+                f"{path}: schema version {version} is newer than this Edgewright reads ({SCHEMA_VERSION}); upgrade it"
+            ) from error
         raise EdgewrightError(
             f"{path}: is no report that this version reads ({first_error(error)}); run the recipe again"
         ) from error
@@ -264,6 +276,7 @@ def _phone(result: ProfileResult, context: int | None) -> PhoneReport:
         phase=result.phase,
         largest=result.largest,
         warnings=result.warnings,
+        safe_bytes=result.safe_bytes,
     )
 
 

@@ -61,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
     for name, item in found.items():
         word = name.replace("_", " ")
         if isinstance(item, str):
-            streams.write(streams.plain(f"{word:17} {item}") + "\n")
+            streams.write_lines(f"{word:17} {item}")
         else:
             shown = text.banded(item.value, item.band, item.unit)
-            streams.write(streams.plain(f"{word:17} {shown} at {item.at}; {item.runtime}, {item.basis}") + "\n")
+            streams.write_lines(f"{word:17} {shown} at {item.at}; {item.runtime}, {item.basis}")
     return 0

@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import sys
+import textwrap
 from typing import Any
 
 # Everything that moves a terminal's cursor, changes its state or reorders what is read: the control characters of
@@ -19,6 +21,8 @@ _ONE_LINE = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for co
 _ONE_LINE |= {ord("\n"): "\\n", ord("\t"): "\\t", ord("\r"): "\\r"}
 _LINES = {code: shown for code, shown in _ONE_LINE.items() if chr(code) not in "\n\t"}
 _JSON = {code: f"\\u{code:04x}" for code in _CONTROLS if code >= 0x20}  # json itself escapes those below
+
+COLUMNS = 80  # of a log, and of whatever else is no terminal
 
 
 class OutputLost(Exception):
@@ -71,9 +75,31 @@ def write(text: str) -> None:
         raise OutputLost(f"stdout: cannot be written ({error.strerror}); give the output another place") from None
 
 
+def write_lines(text: str) -> None:
+    """Write text with control characters spelled out; a line that is too long goes on below, indented, words whole.
+
+    Raises OutputLost.
+    """
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else COLUMNS
+    write("".join(f"{part}\n" for line in plain(text).splitlines() for part in folded(line, width)))
+
+
+def folded(line: str, width: int = COLUMNS) -> list[str]:
+    """One line as lines of at most `width` columns where no word is longer; those below are indented by two more."""
+    if len(line) <= width:
+        return [line]
+    below = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.wrap(line, width, subsequent_indent=below, break_long_words=False, break_on_hyphens=False)
+
+
 def write_json(value: Any) -> None:
     """Write one JSON value on stdout, its control characters escaped. Raises OutputLost."""
     write(json.dumps(value, indent=2, ensure_ascii=False, default=str).translate(_JSON) + "\n")
+
+
+def say_error(message: str) -> None:
+    """One error on stderr."""
+    print(f"error: {plain(message)}", file=sys.stderr)
 
 
 def discard() -> None:

@@ -12,6 +12,7 @@ from edgewright.report import TargetReport
 from recipes.schema import Recipe
 
 if TYPE_CHECKING:
+    from compiler.plan import TargetPlan
     from edgewright.fit import PlanFit
 
 _WORST = 8
@@ -217,6 +218,28 @@ def speed(target: TargetReport) -> str | None:
         f"{where}: load {quantity(load, 's')}, first round of all entries {quantity(first, 's')}, then "
         f"{quantity(rounds, 'rounds/s')}"
     )
+
+
+def packed(target: TargetReport) -> str | None:
+    """What packed weights save of memory, in one line; None without them."""
+    held, plain = (target.value(f"host_loaded_anonymous{form}") for form in ("", "_plain"))
+    if held is None or plain is None:
+        return None
+    return f"anonymous memory after the load, states included: {size(held)} with packed weights, {size(plain)} without"
+
+
+def packable(item: TargetPlan) -> list[str]:
+    """Both sizes of a package whose weights can be packed in its file, and what that saves; nothing for another."""
+    packed = sum(part.packed_bytes for part in item.components)
+    if not packed or item.refused:
+        return []
+    beside = any(part.prepacked for part in item.components)
+    plain, copied = (item.file_bytes - packed, 0) if beside else (item.file_bytes, packed)
+    which = "as the recipe says" if beside else "with prepacked: host"
+    return [
+        f"{size(plain)} plain, {size(plain + packed)} {which}, where copies for its processor stay mapped: "
+        f"{size(item.held_bytes - copied)} of least need instead of {size(item.held_bytes - copied + packed)}"
+    ]
 
 
 def speeds(fits: Sequence[PlanFit]) -> list[str]:

@@ -43,6 +43,7 @@ def run_quality(job: Job, manifest: Manifest, emit: Emit) -> None:
     session = make_session(job.artifact, manifest)
     checks = vectors.judge(session, job.artifact, manifest, job.threads, progress)
     judged = driver_of(job.artifact, manifest).judge(session, manifest, job, progress)
+    checks += vectors.repeated(session)
     result = {
         "figures": [figure.model_dump(mode="json") for figure in judged.figures],
         "checks": [check.model_dump(mode="json") for check in (*checks, *judged.checks)],
@@ -77,11 +78,7 @@ def run_memory(job: Job, manifest: Manifest, emit: Emit) -> None:
     from runtime_tests.drivers import driver_of
     from runtime_tests.sessions import make_session
 
-    def phase(name: str, **payload: Any) -> None:
-        emit({"phase": name, "wait": True, **payload})
-        if not sys.stdin.readline():
-            raise EdgewrightError("the parent is gone")
-
+    phase = _phase(emit)
     driver = driver_of(job.artifact, manifest)
     session = make_session(job.artifact, manifest)
     phase("baseline")
@@ -89,6 +86,34 @@ def run_memory(job: Job, manifest: Manifest, emit: Emit) -> None:
     session.load(threads=job.threads)
     phase("load", seconds=time.perf_counter() - begin, stand_in=session.stand_in)
     driver.run(session, manifest, job, phase)
+
+
+def run_load(job: Job, manifest: Manifest, emit: Emit) -> None:
+    """Result: anonymous bytes that a loaded package of the ONNX target holds over the runtime's own, its states among
+    them; None where it has no packed weights for this processor."""
+    from device_farm.memory import read_split
+    from runtime_tests.sessions.onnx import OnnxSession
+
+    session = OnnxSession(job.artifact, manifest)
+    before = read_split().anonymous
+    session.load(threads=job.threads, plain=job.plain)
+    emit({"result": read_split().anonymous - before if session.packed else None})
+
+
+def run_try(job: Job, manifest: Manifest, emit: Emit) -> None:
+    """Talk with whoever asks, until there is nobody (`talk.py`)."""
+    from runtime_tests.talk import serve
+
+    serve(job, manifest, emit, _phase(emit))
+
+
+def _phase(emit: Emit) -> Callable[..., None]:
+    def phase(name: str, **payload: Any) -> None:
+        emit({"phase": name, "wait": True, **payload})
+        if not sys.stdin.readline():
+            raise EdgewrightError("the parent is gone")
+
+    return phase
 
 
 def run_genai(job: Job, manifest: Manifest, emit: Emit) -> None:
@@ -100,6 +125,27 @@ def run_genai(job: Job, manifest: Manifest, emit: Emit) -> None:
     asked = {str(key): str(value) for key, value in options.items()} if isinstance(options, dict) else {}
     found = generate(job.artifact, job.text, job.prompt, asked, job.steps, image=job.image, threads=job.threads)
     emit({"result": found})
+
+
+def run_score(job: Job, manifest: Manifest, emit: Emit) -> None:
+    """Result: what it says about every token of the job's golden text (`scores.Scores`), as it ships."""
+    from artifacts.manifest import payload_file
+    from runtime_tests.drivers import positive
+    from runtime_tests.drivers.text import Decoder, component_of
+    from runtime_tests.golden import GOLDEN, read_golden
+    from runtime_tests.scores import scores
+    from runtime_tests.sessions import make_session
+
+    def progress(stage: str, done: int, total: int) -> None:
+        emit({"progress": [stage, done, total]})
+
+    assert job.golden is not None
+    golden = read_golden(payload_file(job.golden, GOLDEN))
+    session = make_session(job.artifact, manifest)
+    exactly = session.exact_stand_in
+    session.load(exact=exactly is not None, threads=job.threads)
+    decoder = Decoder(session, component_of(job.artifact, manifest), positive(job.artifact, manifest, "max_tokens"))
+    emit({"result": scores(decoder, golden, exactly or session.stand_in, progress).model_dump(mode="json")})
 
 
 def run_model_memory(job: Job, manifest: Manifest, emit: Emit) -> None:
@@ -114,9 +160,20 @@ _KINDS = {
     "quality": run_quality,
     "task": run_task,
     "memory": run_memory,
+    "load": run_load,
     "genai": run_genai,
     "model_memory": run_model_memory,
+    "try": run_try,
+    "score": run_score,
 }
+
+
+def _manifest(job: Job) -> Manifest:
+    if job.foreign is None:
+        return read_manifest(job.artifact)
+    from runtime_tests.foreign import manifest_of
+
+    return manifest_of(job.artifact, *job.foreign)
 
 
 def _take_stdout() -> Emit:
@@ -139,8 +196,9 @@ def main(path: str) -> int:
         job = Job.model_validate_json(Path(path).read_bytes())
         own = Path(path).resolve().parent
         os.environ["TMPDIR"] = str(own)
-        write_only_below([own, job.artifact, Path("/dev")])
-        _KINDS[job.kind](job, read_manifest(job.artifact), emit)
+        film = [job.film] if job.film else []
+        write_only_below([own, job.artifact, Path("/dev"), *film])
+        _KINDS[job.kind](job, _manifest(job), emit)
     except EdgewrightError as error:
         emit({"error": str(error)})
         return error.exit_code

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,27 @@ class Golden:
     def vocabulary(self) -> int:
         """V."""
         return int(self.full_logits.shape[1])
+
+    def beginning(self, tokens: int) -> Golden:
+        """The first sequence's first tokens alone, where a whole text would take too long."""
+
+        def cut(side: Side) -> Side:
+            return Side(
+                side.target_logprob[:1, : tokens - 1],
+                side.logsumexp[:1, :tokens],
+                side.top_ids[:1, :tokens],
+                side.top_logits[:1, :tokens],
+            )
+
+        inside = (self.full_index[:, 0] == 0) & (self.full_index[:, 1] < tokens)
+        return replace(
+            self,
+            tokens=self.tokens[:1, :tokens],
+            reference=cut(self.reference),
+            original=cut(self.original),
+            full_index=self.full_index[inside],
+            full_logits=self.full_logits[inside],
+        )
 
 
 def read_golden(path: Path) -> Golden:

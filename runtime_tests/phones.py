@@ -86,6 +86,7 @@ class ProfileResult:
 
     run: None where memory was modelled and where the phone's platform cannot run the artifact; several phones may
     share one. phase: where the run held most; largest: what that was made of. warnings: what gates nothing.
+    safe_bytes: what the phone's limit leaves certain of itself (`MemoryBudget.comfortable_bytes`).
     """
 
     profile: str
@@ -97,6 +98,7 @@ class ProfileResult:
     phase: str | None = None
     largest: tuple[Contributor, ...] = ()
     warnings: tuple[str, ...] = ()
+    safe_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ def on_phones(
         budget = limits.budget(phone)
         if modelled is not None:
             figures = tuple(item for item in modelled if item.name.startswith("modelled_footprint"))
-            check = _modelled(figures, budget, phone.name)
+            check = modelled_check(figures, budget, phone.name)
             word: Literal["passed", "failed"] = "passed" if rules.accept([check]) else "failed"
             result = ProfileResult(phone.name, phone.platform, figures, (check,), word, None)
         else:
@@ -214,6 +216,7 @@ def on_phones(
                 figures=(*result.figures, *figures),
                 checks=(*result.checks, *judged),
                 verdict=result.verdict if rules.accept(judged) else "failed",
+                safe_bytes=budget.comfortable_bytes,
             )
         )
     return results
@@ -277,7 +280,7 @@ def _figures(run: SandboxResult, at: str) -> tuple[Figure, ...]:
     return tuple(ran_here(name, size, "bytes", stand_in(run), at=at) for name, size in sizes.items())
 
 
-def _modelled(figures: Sequence[Figure], budget: MemoryBudget, phone: str) -> Check:
+def modelled_check(figures: Sequence[Figure], budget: MemoryBudget, phone: str) -> Check:
     """The verdict over figures of the package's functions: the largest decides."""
     if not figures:
         reason = "Its memory could not be counted."

@@ -84,16 +84,29 @@ def child_environment() -> dict[str, str]:
     }
 
 
-def run_child(job: Job, on_event: Callable[[dict[str, Any]], None]) -> Ended:
+Start = Callable[[Job, Path], tuple[list[str], dict[str, str]]]
+"""start(job, folder): command and environment of the child; the job's files go into the folder."""
+
+
+def here(job: Job, folder: Path) -> tuple[list[str], dict[str, str]]:
+    """On this machine as it is."""
+    return child_command(job, folder), child_environment()
+
+
+def run_child(
+    job: Job, on_event: Callable[[dict[str, Any]], None], start: Start = here, *, silent_s: float | None = None
+) -> Ended:
     """Run a job to its end. On any exception here, Ctrl-C included, the child is killed, and when it is silent for an
-    hour: it hangs."""
+    hour (`silent_s`, where it waits for somebody): it hangs."""
+    silent_s = silent_s or _SILENT_S
     with scratch_folder() as folder:
+        command, environment = start(job, folder)
         process = subprocess.Popen(
-            child_command(job, folder),
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=child_environment(),
+            env=environment,
             start_new_session=True,  # what it starts ends with it
         )
         assert process.stdin and process.stdout and process.stderr
@@ -102,7 +115,7 @@ def run_child(job: Job, on_event: Callable[[dict[str, Any]], None]) -> Ended:
         reader = threading.Thread(target=lambda: tail.extend(stderr), daemon=True)
         reader.start()
         events: list[dict[str, Any]] = []
-        watchdog = _Watchdog(process)
+        watchdog = _Watchdog(process, silent_s)
         try:
             for line in process.stdout:
                 watchdog.heard()
@@ -111,10 +124,10 @@ def run_child(job: Job, on_event: Callable[[dict[str, Any]], None]) -> Ended:
                 except ValueError:  # killed in the middle of a line
                     continue
                 events.append(event)
+                on_event(event)  # before it goes on: a phone's memory is read then
                 if event.get("wait") is True:
                     process.stdin.write(b"\n")
                     process.stdin.flush()
-                on_event(event)
             exit_code = process.wait()
         finally:
             watchdog.send_away()
@@ -127,15 +140,16 @@ def run_child(job: Job, on_event: Callable[[dict[str, Any]], None]) -> Ended:
     text = b"".join(tail)[-_STDERR_TAIL_BYTES:].decode(errors="replace")
     error = last.get("error")
     if watchdog.bit:
-        error = f"it said nothing for {_SILENT_S:,.0f} s and was ended: it hangs"
+        error = f"it said nothing for {silent_s:,.0f} s and was ended: it hangs"
     return Ended(exit_code, tuple(events), last.get("result"), error, text)
 
 
 class _Watchdog(threading.Thread):
     """Ends a process that is silent for too long. `bit`: whether it had to."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], silent_s: float) -> None:
         super().__init__(daemon=True)
+        self._silent_s = silent_s
         self._process, self._over, self._heard = process, threading.Event(), time.monotonic()
         self.bit = False
         self.start()
@@ -146,8 +160,8 @@ class _Watchdog(threading.Thread):
 
     def run(self) -> None:
         """Until it is sent away, or has to bite."""
-        while not self._over.wait(max(0.0, self._heard + _SILENT_S - time.monotonic())):
-            if time.monotonic() >= self._heard + _SILENT_S:
+        while not self._over.wait(max(0.0, self._heard + self._silent_s - time.monotonic())):
+            if time.monotonic() >= self._heard + self._silent_s:
                 self.bit = True
                 _end(self._process)
                 return

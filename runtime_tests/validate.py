@@ -7,7 +7,8 @@ in this process, the formulas (``parity.py``, ``quality.py``) behind the figures
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,9 @@ from artifacts.payload import app_bytes
 from device_farm import Profile
 from device_farm import modelled as modelled_speed
 from runtime_tests.drivers import Driver, Judged, driver_of
+from runtime_tests.emulated import on_cpu, require
 from runtime_tests.jobs import Job
+from runtime_tests.on_device import on_device
 from runtime_tests.phones import Limits, MemoryRuns, ProfileResult, Rules, on_phones
 from runtime_tests.process import Ended, Failure, failure_of, forward, phases, run_child
 from runtime_tests.quality import QualityLimits
@@ -85,6 +88,8 @@ def validate(
     prompt_tokens: int = 512,
     decode_tokens: int = 32,
     film: Path | None = None,
+    arm64: Sequence[str] = (),
+    device: str | None = None,
     progress: Progress = silent,
 ) -> Validation:
     """Test an artifact in its real runtime, in child processes, and judge it.
@@ -94,6 +99,8 @@ def validate(
     down. ``prompt_tokens`` is the prompt of the speed figures; memory is measured at the artifact's whole context,
     whose last ``decode_tokens`` are decoded, and in several turns that fill it. ``film``: where an artifact that has
     something to look at leaves it.
+    ``arm64``: CPUs on which it also runs in the ARM64 tier (`emulated.py`). ``device``: serial number of an attached
+    Android phone, on which it runs too (`on_device.py`).
 
     Raises EdgewrightError for a damaged artifact, MissingTool where the runtime is not installed or the memory
     sandbox cannot run. A runtime that crashes is no exception: it becomes a Failure.
@@ -101,6 +108,8 @@ def validate(
     artifact = artifact.resolve()
     manifest = require_intact(artifact, progress)
     driver = driver_of(artifact, manifest)
+    if arm64 or device is not None:
+        require(manifest, artifact, emulated=bool(arm64))
     rules = Rules(strict, allow_unassessed, allow_throttled)
     sizes = app_bytes(artifact, manifest)
     job = Job(
@@ -110,17 +119,29 @@ def validate(
         prompt_tokens=prompt_tokens,
         steps=decode_tokens,
         limits=quality or QualityLimits(),
-        film=film and film.resolve(),
     )
     found = _Found([], [], [], [])
-    _check_quality(driver, manifest, job, found, progress)
+    with _aside(film) as written:
+        _check_quality(driver, manifest, job.model_copy(update={"film": written}), found, progress)
+        if film and written and found.film:
+            found.film = written.replace(film.resolve())
     if carries_task(manifest):
         _check_task(job, task or TaskLimits(), found, progress)
+    elsewhere = [partial(on_cpu, job, manifest, cpu, progress) for cpu in arm64]
+    elsewhere += [partial(on_device, job, manifest, device, progress)] if device is not None else []
+    for there in elsewhere:
+        emulated = there()
+        found.figures += emulated.figures
+        found.checks += emulated.checks
+        found.failures += emulated.failures
+        found.warnings += [line for line in emulated.warnings if line not in found.warnings]
     modelled: list[Figure] | None = None
     if manifest.runtime.get("memory") == "modelled":
         modelled = _model_memory(job, found, progress)
     else:
         _measure_speed(driver, job, found, progress)
+    if manifest.runtime.get("packing") is not None:
+        _measure_packed(job, found, progress)
     runs = MemoryRuns(
         job.model_copy(update={"prompt_tokens": None}),
         partial(driver.load, artifact, manifest),
@@ -152,6 +173,20 @@ def _verdict(
     if results and all(item.verdict == "not for this platform" for item in results):
         return "not assessed"
     return "passed"
+
+
+@contextmanager
+def _aside(film: Path | None) -> Iterator[Path | None]:
+    """An empty file beside a film's, the one that the child may write there, and gone afterwards."""
+    if film is None:
+        yield None
+        return
+    aside = film.resolve().with_name(f".{film.name}")
+    aside.touch()
+    try:
+        yield aside
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _check_quality(driver: Driver, manifest: Manifest, job: Job, found: _Found, progress: Progress) -> None:
@@ -203,6 +238,17 @@ def _measure_speed(driver: Driver, job: Job, found: _Found, progress: Progress) 
     events = {event["phase"]: event for event in ended.events if "phase" in event}
     found.figures.append(ran_here("host_load", events["load"]["seconds"], "s", events["load"]["stand_in"]))
     found.figures += driver.speed(events)
+
+
+def _measure_packed(job: Job, found: _Found, progress: Progress) -> None:
+    """Anonymous memory after a load, with packed weights and without."""
+    for name, plain in (("host_loaded_anonymous", False), ("host_loaded_anonymous_plain", True)):
+        job = job.model_copy(update={"kind": "load", "plain": plain})
+        ended = run_child(job, phases("measuring packed weights", progress))
+        if (failure := failure_of("loading", ended)) is not None:
+            found.failures.append(failure)
+        elif ended.result is not None:
+            found.figures.append(ran_here(name, ended.result, "bytes"))
 
 
 def _model_memory(job: Job, found: _Found, progress: Progress) -> list[Figure]:

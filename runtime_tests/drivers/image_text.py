@@ -108,13 +108,16 @@ class Asked(text.Asked):
     ) -> None:
         self._images = (kind or ImageText)(session, artifact, manifest)
         super().__init__(self._images, artifact, manifest)
-        self._description = preprocessing.read(payload_file(artifact, preprocessing.PREPROCESSING), links=False)
+        self.description = preprocessing.read(payload_file(artifact, preprocessing.PREPROCESSING), links=False)
+        self._seen: tuple[Pixels, ...] = ()
 
     def shown(self, prompt: str, images: Sequence[Pixels], clips: Sequence[Clip]) -> str:
         """The prompt with what stands for each image and clip, whose features the decoder is shown."""
-        found = prepare(prompt, self._description, images, clips)
-        pictures = [normalise(pixels, self._description.images.normalisation) for pixels in found.pixels]
-        self._images.show(self._images.see(pictures) if pictures else np.empty((0, 0), np.float32))
+        found = prepare(prompt, self.description, images, clips)
+        if len(found.pixels) != len(self._seen) or not all(map(np.array_equal, found.pixels, self._seen)):
+            pictures = [normalise(pixels, self.description.images.normalisation) for pixels in found.pixels]
+            self._images.show(self._images.see(pictures) if pictures else np.empty((0, 0), np.float32))
+            self._seen = found.pixels  # which every turn of a conversation speaks of again
         return found.text
 
 
@@ -156,12 +159,21 @@ class ImageText(text.Decoder):
 
     def prefill(self, ids: Ids) -> text.Logits:
         """See `Decoder`. Raises EdgewrightError where the image tokens are not as many as the features shown."""
+        self._place(ids)
+        return super().prefill(ids)
+
+    def extend(self, ids: Ids) -> text.Logits:
+        """See `Decoder`: the features shown are those of the whole conversation. Raises EdgewrightError as `prefill`
+        does."""
+        self._place(ids)
+        return super().extend(ids)
+
+    def _place(self, ids: Ids) -> None:
         marks = ids == self._image
         count = len(self._features)
         if marks.sum() != count:
             raise EdgewrightError(f"the prompt holds {marks.sum()} image tokens, and {count} features were shown")
         self._at = np.cumsum(marks) - 1
-        return super().prefill(ids)
 
     def entered(self, ids: Ids, start: int) -> dict[str, NDArray[Any]]:
         """See `Decoder`: embeddings [1, S, hidden], features in the places of image tokens."""

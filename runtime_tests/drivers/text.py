@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 Ids = NDArray[np.int64]
 Logits = NDArray[np.float32]
 
+Choose = Callable[[Logits], int]
+"""The next token, of logits [V]."""
+
 DECODER = "decoder"
 _TURNS = 4
 _NO_TOKENIZER = f"the package has no {TOKENIZER}: nothing was tested from text"
@@ -60,6 +63,8 @@ def judge(session: Session, manifest: Manifest, job: Job, progress: Progress) ->
     from runtime_tests.quality import quality
 
     golden = read_golden(payload_file(job.artifact, GOLDEN))
+    if job.golden_tokens is not None:
+        golden = golden.beginning(job.golden_tokens)
     room = positive(job.artifact, manifest, "max_tokens") - 1
     decoder = Decoder(session, component_of(job.artifact, manifest), room + 1)
     session.load(exact=True, threads=job.threads)
@@ -207,10 +212,10 @@ class Asked:
         """Reads tokenizer.json. Raises EdgewrightError where it is missing."""
         from tokenizers import Tokenizer
 
-        self._decoder = decoder
+        self.decoder = decoder
         self._tokenizer: Any = Tokenizer.from_file(str(payload_file(artifact, TOKENIZER)))
         eos: Any = manifest.driver.constants.get("eos") if manifest.driver else None
-        self._eos = frozenset(eos or ())
+        self.ends = frozenset(eos or ())
 
     def shown(self, prompt: str, images: Sequence[Pixels], clips: Sequence[Clip]) -> str:
         """Shows the decoder what the prompt speaks of; the text for the tokenizer."""
@@ -229,10 +234,18 @@ class Asked:
     ) -> str:
         """See `Asker`."""
         text = self.shown(prompt, images, clips)
-        ids = [*leading, *self._tokenizer.encode(text, add_special_tokens=False).ids]
-        said = self._decoder.answer(np.array(ids, np.int64), most, self._eos)
-        words: str = self._tokenizer.decode(said, skip_special_tokens=True)
-        return words.strip()
+        said = self.decoder.answer(np.array([*leading, *self.encode(text)], np.int64), most, self.ends)
+        return self.words(said).strip()
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Tokens of a text; special: with those that the tokenizer puts around one."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+        return ids
+
+    def words(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """The text of tokens; special: with that of special ones."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=not special)
+        return text
 
 
 class Decoder:
@@ -240,9 +253,9 @@ class Decoder:
 
     def __init__(self, session: Session, component: Component, max_tokens: int) -> None:
         self.session = session
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens
         self._tokens = component.entry("prefill").dimensions["tokens"]
-        self._length = 0
+        self._held: list[int] = []
 
     def logits(self, ids: Ids) -> Logits:
         """[S, V]: of all positions of a prefill of `ids` [S] from an empty cache."""
@@ -260,7 +273,7 @@ class Decoder:
     @property
     def length(self) -> int:
         """Tokens of the conversation so far."""
-        return self._length
+        return len(self._held)
 
     def prefill(self, ids: Ids) -> Logits:
         """[V] of the last position, from an empty cache."""
@@ -269,15 +282,26 @@ class Decoder:
 
     def go_on(self, ids: Ids) -> Logits:
         """[V] of the last position, after what was said before."""
-        row, before = np.empty(0, np.float32), self._length
+        row, before = np.empty(0, np.float32), self.length
         for start, stop in self._calls(len(ids)):
             one = stop - start == 1 and not takes(self._tokens, 1)
             row = self._call("decode" if one else "prefill", ids[start:stop], before + start)[0, -1]
         return row
 
+    def known(self, ids: Ids) -> int:
+        """How many tokens of `ids`, a whole conversation, need no computing: all that are held, where it goes on from
+        them; else none."""
+        length = self.length
+        return length if length < len(ids) and ids[:length].tolist() == self._held else 0
+
+    def extend(self, ids: Ids) -> Logits:
+        """[V] of the last position of `ids`, a whole conversation: what is known of it is not computed again."""
+        known = self.known(ids)
+        return self.go_on(ids[known:]) if known else self.prefill(ids)
+
     def decode(self, token: int) -> Logits:
         """[V] after one more token."""
-        row: Logits = self._call("decode", np.array([token], np.int64), self._length)[0, -1]
+        row: Logits = self._call("decode", np.array([token], np.int64), self.length)[0, -1]
         return row
 
     def greedy(self, prompt: Ids, tokens: int) -> list[int]:
@@ -289,25 +313,31 @@ class Decoder:
 
     def answer(self, prompt: Ids, most: int, ends: Collection[int]) -> list[int]:
         """The most likely tokens after `prompt`: `most` of them, fewer where one of `ends` or the context ends them."""
-        most = min(most, self._max_tokens - len(prompt))
-        produced: list[int] = []
-        token = int(self.prefill(prompt).argmax())
-        while token not in ends and len(produced) < most:
-            produced.append(token)
-            token = int(self.decode(token).argmax()) if len(produced) < most else token
-        return produced
+        return list(self.say(self.prefill(prompt), most, ends, likeliest))
+
+    def say(self, row: Logits, most: int, ends: Collection[int], choose: Choose) -> Iterator[int]:
+        """The tokens of an answer as they come, the first chosen from `row` [V]; each is fed back before the next one
+        is asked for. One of `ends` ends it and is neither given nor held."""
+        most = min(most, self.max_tokens - self.length)
+        for left in range(most - 1, -1, -1):
+            token = choose(row)
+            if token in ends:
+                return
+            yield token
+            if left:
+                row = self.decode(token)
 
     def reset(self) -> None:
         """Forget the conversation."""
         self.session.reset()
-        self._length = 0
+        self._held = []
 
     def _call(self, entry: str, ids: Ids, start: int) -> Logits:
-        if len(ids) == 0 or start + len(ids) > self._max_tokens:
-            raise EdgewrightError(f"{len(ids)} tokens after {start} do not fit the context of {self._max_tokens}")
+        if len(ids) == 0 or start + len(ids) > self.max_tokens:
+            raise EdgewrightError(f"{len(ids)} tokens after {start} do not fit the context of {self.max_tokens}")
         positions = np.arange(start, start + len(ids), dtype=np.int64)[None]
         found = self.session.call(DECODER, entry, **self.entered(ids, start), positions=positions)
-        self._length = start + len(ids)
+        self._held[start:] = ids.tolist()
         logits: Logits = found["logits"]
         return logits
 
@@ -316,9 +346,14 @@ class Decoder:
         return {"input_ids": ids[None].astype(np.int64)}
 
     def _calls(self, count: int) -> Iterator[tuple[int, int]]:
-        if count == 0 or count > self._max_tokens:
-            raise EdgewrightError(f"a prompt of {count} tokens does not fit the context of {self._max_tokens}")
+        if count == 0 or count > self.max_tokens:
+            raise EdgewrightError(f"a prompt of {count} tokens does not fit the context of {self.max_tokens}")
         return calls(count, self._tokens)
+
+
+def likeliest(row: Logits) -> int:
+    """The greedy choice."""
+    return int(row.argmax())
 
 
 def takes(dimension: Dimension, size: int) -> bool:

@@ -100,7 +100,7 @@ class Function:
         found = decode(value, self.package.blob)
         if self._shapes_only and isinstance(found, (Tensor, LazyTensor)):
             dtype = DTYPES[tensor_type(value.type)[0]]
-            if dtype.is_floating_point:
+            if dtype.is_floating_point and found.shape:  # a single number may decide a shape, as a scale does
                 return torch.empty(found.shape, dtype=dtype, device="meta")
         if self._exact and isinstance(found, Tensor) and found.dtype == torch.float16:
             return found.float()
@@ -253,7 +253,7 @@ class Function:
         if kind not in ops.ROWWISE:
             values = [value.tensor() if isinstance(value, LazyTensor) else value for value in values]
         if self._shapes_only:
-            values = [v.to("meta") if isinstance(v, Tensor) and v.is_floating_point() else v for v in values]
+            values = [v.to("meta") if isinstance(v, Tensor) and v.is_floating_point() and v.ndim else v for v in values]
         if kind not in ops.MOVES:
             half = torch.float16
             values = [v.float() if isinstance(v, Tensor) and v.dtype == half else v for v in values]

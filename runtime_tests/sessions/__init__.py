@@ -36,7 +36,9 @@ class Session(Protocol):
     make of it, as {"runtime": its name, "ids": [...], "continuation": [...]}. One whose packages may hold a graph in
     two forms has `forms(component, entry, **arrays)`: the outputs of both, None without a second. One whose packages
     multiply 8-bit activations has `steps(component, entry, codes, **arrays)`: outputs and codes where all that is
-    behind a rounded value goes on from given codes, by the value's name. One whose target keeps traces of its programs
+    behind a rounded value goes on from given codes, by the value's name. One whose packages may hold packed weights has
+    `load(plain=True)`, which leaves them, and `repeated()`: how many of the first calls since the last load are
+    answered otherwise without them, None where there are none. One whose target keeps traces of its programs
     has `divergence(function, inputs, values, tolerance)`: the first operation whose value differs, in words.
     """
 

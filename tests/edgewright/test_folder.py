@@ -109,7 +109,7 @@ def test_a_target_that_failed_in_an_earlier_run_is_not_forgotten(workplace, agai
     with pytest.raises(SystemExit) as ended:
         cli.main(["run", str(workplace.recipe_file), "--out", str(again.parent), "--target", "mlx", "--quiet"])
     assert ended.value.code == 1
-    verdict, reason = capsys.readouterr().out.splitlines()
+    verdict, reason, *_ = capsys.readouterr().out.splitlines()
     assert verdict.startswith("small: ✗ failed in ")
     assert reason.startswith("  onnx, kept from 2030-01-02T03:04:05+00:00: ")
     assert on_disk(again).targets[1].verdict == "failed"

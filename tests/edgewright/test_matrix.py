@@ -16,12 +16,12 @@ from artifacts.formats.interface import Component, Port
 from device_farm import PhaseMemory, assess_memory, by_rule, load_profile, not_for_platform
 from device_farm.host import Mapped
 from device_farm.timeline import Held
-from edgewright import matrix, phone_files, render
+from edgewright import charts, matrix, phone_files, render
 from edgewright.report import MemoryRun, PhoneReport, TargetReport
-from edgewright.timeline_svg import svg
 from runtime_tests.contributors import Contributor, contributors
 from runtime_tests.phones import play
 from tests.device_farm.test_verdict import RESULT
+from tests.edgewright.conftest import Finished
 
 MB = 1_000_000
 
@@ -114,13 +114,16 @@ def test_a_cell_says_the_verdict_the_peak_the_phase_and_the_kind(target: TargetR
 
 
 def test_the_matrix_is_shown_written_and_read(
-    target: TargetReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    target: TargetReport, finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    target = target.model_copy(update={"artifact": str(finished.folder / "onnx")})
     render.show(render.matrix([target]))
     shown = capsys.readouterr().out
     assert "iphone-13-pro" in shown and "✓ fits" in shown and "! not assessed" in shown
     phone_files.write_files(tmp_path / "phones", target)
-    assert {file.name for file in (tmp_path / "phones").iterdir()} == {"phones.json", "phones.md", "memory-onnx-1.svg"}
+    assert {file.name for file in (tmp_path / "phones").iterdir()} == {
+        *("phones.json", "phones.md", "memory-onnx-1.svg", "report.html")
+    }
     read = json.loads((tmp_path / "phones/phones.json").read_text())["phones"]
     assert [(cell["phone"], cell["kind"]) for cell in read][:2] == [
         ("iphone-13-pro", "anonymous"),
@@ -131,32 +134,54 @@ def test_the_matrix_is_shown_written_and_read(
     assert "**Warning:** Play asks for less" in text
     assert text.count("![Memory over time](memory-onnx-1.svg)") == 1, "one run, which the phones share"
     assert "onnx on iphone-13-pro, android-3gb, without a limit, 2,048 tokens of context:" in text
+    assert "small, onnx" in (tmp_path / "phones/report.html").read_text()
     with pytest.raises(EdgewrightError, match=r"phones\.json/inside: cannot be made .*choose another --out"):
         phone_files.write_files(tmp_path / "phones/phones.json/inside", target)
 
 
-def test_memory_over_time_is_a_picture_with_its_phases_and_limit() -> None:
-    drawn = svg(RUN.model_copy(update={"limit_bytes": 1500 * MB}), "onnx & <tokens>")
-    assert drawn is not None
-    root = ElementTree.fromstring(drawn)
+def test_the_target_that_a_phone_charges_least_is_named(target: TargetReport) -> None:
+    """Only among those that pass, and only where there is a choice."""
+    first = matrix.cells([target])[0]
+    others = [dataclasses.replace(first, artifact="tvm", peak_bytes=56 * MB)]
+    others += [dataclasses.replace(first, artifact="mlx", peak_bytes=1 * MB, passed=False)]
+    assert matrix.least([first, *others]) == ["iphone-13-pro: tvm fits best: 56.0 MB, onnx 900 MB"]
+    assert matrix.least([first, others[1]]) == []
+
+
+def test_memory_over_time_is_a_picture_with_its_phases_and_limit(target: TargetReport) -> None:
+    spec = charts.memory(RUN, target.phones)
+    assert spec is not None
+    root = ElementTree.fromstring(charts.svg(spec, "onnx & <tokens>"))
     space = "{http://www.w3.org/2000/svg}"
+    assert [element.text for element in root.findall(f"{space}title")] == ["onnx & <tokens>"]
     words = [element.text for element in root.iter(f"{space}text")]
-    assert {"onnx & <tokens>", "load", "long conversation", "0 B", "1.50 GB", "anonymous", "file-backed"} <= set(words)
-    kinds = [element.get("class") for element in root.iter(f"{space}path")]
-    assert kinds == ["anonymous", "file", "axis"], "nothing was swapped"
-    (limit,) = [element for element in root.iter(f"{space}line") if element.get("class") == "limit"]
-    ends = [float(element.get("x1", 0)) for element in root.iter(f"{space}line") if element.get("class") == "end"]
-    assert ends == sorted(ends) and len(ends) == 2
-    bottom, top = 226.0, 46.0
-    assert float(limit.get("y1", 0)) == pytest.approx(bottom - (bottom - top) * 1500 / 1500, abs=0.1)
-    assert "prefers-color-scheme:dark" in drawn
-    assert svg(RUN.model_copy(update={"time_line": LINE[:1]}), "short") is None
+    assert {"onnx & <tokens>", "long conversation", "android-3gb", "iphone-13-pro", "1,000", "file-backed"} <= set(
+        words
+    )
+    assert "load" not in words, "a ninth of the time has no room for its name"
+    (bands,) = [element for element in root.iter(f"{space}g") if "layer_3_marks" in (element.get("class") or "")]
+    assert len(bands) == 2, "what is not known of each phone's limit"
+    ends = [
+        one for element in root.iter(f"{space}g") if "layer_1_marks" in (element.get("class") or "") for one in element
+    ]
+    assert len(ends) == 2
+    (style,) = root.iter(f"{space}style")
+    assert "prefers-color-scheme:dark" in (style.text or "")
+    assert charts.memory(RUN.model_copy(update={"time_line": LINE[:1]}), ()) is None
+
+
+def test_a_limit_far_above_what_was_held_is_named_beside_the_picture(target: TargetReport) -> None:
+    low = RUN.model_copy(update={"time_line": [Held(one.time_s, 9 * MB, MB, 0) for one in LINE]})
+    assert charts.beyond(low, target.phones) == [("iphone-13-pro", 3_221_225_472), ("android-3gb", 900 * MB)]
+    assert charts.beyond(RUN, target.phones) == []
+    spec = charts.memory(low, target.phones)
+    assert spec is not None and "iphone" not in json.dumps(spec)
 
 
 def test_a_peak_is_divided_as_far_as_the_manifest_tells() -> None:
     """Only the states of its components are looked at."""
     cache = (Port(name="keys", dtype="float32", shape=(1, 8, 2048, 128)), Port(name="k", dtype="uint8", shape=("n",)))
-    declared = SimpleNamespace(components=(Component(name="decoder", entries=(), states=cache),))
+    declared = SimpleNamespace(components=(Component(name="decoder", entries=(), states=cache),), target="mlx")
     manifest = cast(Manifest, declared)
     mapped = dataclasses.replace(FREE, mapped=Mapped(650 * MB, 650 * MB))
     parts = {part.name: part for part in contributors(mapped, manifest)}
@@ -166,6 +191,11 @@ def test_a_peak_is_divided_as_far_as_the_manifest_tells() -> None:
     assert (parts["KV cache and other states"].bytes, parts["KV cache and other states"].known) == (states, "estimated")
     assert parts["activations and the rest"].bytes == 900 * MB - 100 * MB - states
     assert contributors(dataclasses.replace(FREE, phases=()), manifest) == ()
+    declared.target = "onnx"  # whose session writes its states as it loads
+    parts = {part.name: part for part in contributors(mapped, manifest)}
+    assert parts["copies of weights and the runtime"].bytes == 100 * MB - states
+    assert parts["KV cache and other states"].bytes == states
+    assert parts["activations and the rest"].bytes == 800 * MB
 
 
 def test_google_plays_figure_is_a_warning_of_its_own() -> None:

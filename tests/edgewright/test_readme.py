@@ -41,3 +41,17 @@ def test_a_phone_of_ones_own_starts_from_one_that_ships(tmp_path: Path, capsys: 
     with pytest.raises(SystemExit) as ended:
         cli.main(["plan", "quickstart", "--profile", str(mine)])
     assert ended.value.code == 0 and "my-phone" in capsys.readouterr().out
+
+
+def test_a_fresh_clone_talks_after_three_commands() -> None:
+    """`make demo` leaves a package where the third looks for one."""
+    first, *_ = re.findall(r"```\n(.*?)```", TEXT, re.DOTALL)
+    made, activated, talked = (line.partition("#")[0].strip() for line in first.strip().splitlines())
+    assert (made, activated) == ("make demo", ". .venv/bin/activate")
+    demo = re.search(r"^demo:.*\n\t\S+/bin/edgewright (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert demo is not None
+    run = cli.parser().parse_args(demo.group(1).split())
+    (recipe,) = run.recipe
+    name = api.load_recipe(ROOT / recipe).name
+    assert talked.split() == ["edgewright", "try", f"{run.out}/{name}"]
+    assert cli.parser().parse_args(talked.split()[1:]).artifact == f"{run.out}/{name}"

@@ -27,6 +27,7 @@ def test_a_run_leaves_an_intact_artifact_and_its_report(finished):
     folder = finished.folder
     assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {
         "memory-onnx-1.svg",
+        "report.html",
         "onnx",
         "quantized",
         "report.json",

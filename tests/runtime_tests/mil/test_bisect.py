@@ -89,3 +89,19 @@ def test_memory_of_weights_that_are_decoded_when_used(tmp_path: Path) -> None:
     memory = account(Package(path), "main", {"x": torch.zeros(1, 3)})
     assert memory.largest_weight == table.size * 2
     assert memory.activations >= (3 * 40 + 40) * 2
+
+
+def test_a_scale_decides_a_shape_where_memory_is_counted(tmp_path: Path) -> None:
+    def resizing(mb: Any) -> Any:
+        import coremltools as ct
+
+        @mb.program(input_specs=[mb.TensorSpec(shape=(1, 2, 6, 4))], opset_version=ct.target.iOS18)
+        def program(x: Any) -> Any:
+            return mb.upsample_bilinear(x=x, scale_factor_height=0.5, scale_factor_width=2.0, align_corners=True)
+
+        return program
+
+    for half in (False, True):
+        path = save(tmp_path / f"{half}.mlpackage", resizing, half=half)
+        memory = account(Package(path), "main", {"x": torch.zeros(1, 2, 6, 4)})
+        assert memory.interface == 4 * 2 * (6 * 4 + 3 * 8)
