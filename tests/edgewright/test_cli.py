@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from artifacts import GateFailed, MissingTool
-from edgewright import api
+from edgewright import api, cli
 from edgewright.report import Report
 from recipes.load import shipped
 
@@ -39,6 +40,16 @@ def test_help_loads_the_standard_library_only():
     assert not loaded & NOT_FOR_HELP
     for command in ("run", "plan", "validate", "inspect", "verify", "recipes", "profiles"):
         assert f"\n    {command}" in output
+
+
+def test_threads_of_a_command_leave_the_core_while_they_wait_unless_one_says_otherwise(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    for given in (None, "ACTIVE"):
+        if given:
+            monkeypatch.setenv("OMP_WAIT_POLICY", given)
+        with pytest.raises(SystemExit):
+            cli.main(["--version"])
+        assert os.environ["OMP_WAIT_POLICY"] == (given or "PASSIVE")
 
 
 def test_importing_the_package_loads_nothing_heavy():
