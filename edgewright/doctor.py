@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import shutil
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -54,9 +53,6 @@ def findings() -> list[Finding]:
         absent = [name for name in modules if importlib.util.find_spec(name) is None]
         advice = f"pip install 'edgewright[{target}]'" if absent else None
         found.append(Finding(f"target {target}", f"no module {', '.join(absent)}" if absent else "ready", advice))
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    advice = None if compiler else "install g++ or clang++; without one MLX runs its kernels uncompiled"
-    found.append(Finding("MLX compiled kernels", compiler or "no C++ compiler", advice))
     problem = arm64.missing()
     state, _, advice = problem.partition(": ") if problem else ("ready", "", None)
     found.append(Finding("ARM64 emulation", state, advice))

@@ -14,7 +14,6 @@ CPU the shipped package does as Metal does, a block of rows at a time; on Metal 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,10 +33,6 @@ from artifacts.manifest import payload_file
 
 from . import Arrays, call_sizes, runtime_section
 
-NO_COMPILER = (
-    "no C++ compiler (g++) was found: MLX's compiled CPU kernels are off, mx.compile runs op by op; results are the "
-    "same, times are not. Install g++ to have them"
-)
 METAL_ON_CPU = "MLX's CPU kernels, accumulating as Metal's do"
 CPU_KERNELS = "MLX's CPU kernels"
 FLOAT32_ON_CPU = "MLX's CPU kernels in float32"
@@ -47,9 +42,14 @@ _SCORE, _SCORED = "score", "prefill"
 _HALF_ROUNDING = 2.0**-10  # of a product of rounded scale and zero point: half a unit in the last place, twice
 
 
-class MlxSession:
-    """See `Session`. `warnings`: what of this machine a report has to say, known before anything is loaded."""
+if not mx.metal.is_available():
+    mx.disable_compile()  # on a CPU every fused kernel is one more run of g++, in each process anew
 
+
+class MlxSession:
+    """See `Session`."""
+
+    warnings: tuple[str, ...] = ()
     stand_in: str | None = None
     exact_stand_in: str | None
 
@@ -63,7 +63,6 @@ class MlxSession:
         # in float16 a CPU takes some thirty times as long
         traced = self._runtime.loader != "mlx-lm"
         self.exact_stand_in = FLOAT32_ON_CPU if traced and not mx.metal.is_available() else None
-        self.warnings: tuple[str, ...] = () if has_compiled_kernels() else (NO_COMPILER,)
 
     def load(self, *, exact: bool = False, threads: int = 2) -> None:
         """Load the package and make its states. MLX chooses its own threads: `threads` is not used."""
@@ -223,11 +222,6 @@ class Functions:
 
     def _cast(self, array: mx.array) -> mx.array:
         return array.astype(self._dtype) if mx.issubdtype(array.dtype, mx.floating) else array
-
-
-def has_compiled_kernels() -> bool:
-    """Whether `mx.compile` compiles here: on Metal always, on a CPU where MLX finds the g++ that it calls."""
-    return bool(mx.metal.is_available()) or shutil.which("g++") is not None
 
 
 def restore_zero_points(model: Any) -> None:

@@ -150,7 +150,6 @@ def test_the_doctor_names_what_is_missing_and_how_to_get_it(edgewright, monkeypa
     _, out, _ = edgewright("doctor", "--json")
     advice = {f["subject"]: f["advice"] for f in json.loads(out)["findings"]}
     assert advice["target onnx"] is None
-    assert "g++" in advice["MLX compiled kernels"]
     assert "apt-get install qemu-user-static" in advice["ARM64 emulation"]
 
 

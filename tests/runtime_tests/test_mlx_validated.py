@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from artifacts import read_manifest
 from runtime_tests.jobs import Job
 from runtime_tests.process import run_child
-from runtime_tests.sessions.mlx import METAL_ON_CPU, NO_COMPILER
+from runtime_tests.sessions.mlx import METAL_ON_CPU
 from tests.runtime_tests.conftest import compile_package
 
 
@@ -35,14 +34,12 @@ def test_a_package_proves_itself_in_a_child(proven: Path) -> None:
     assert ended.result["warnings"] == []
 
 
-def test_a_report_says_that_compiled_kernels_are_off(proven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgewright.report import target_report
+def test_no_kernel_is_compiled_by_another_process(proven: Path) -> None:
+    """MLX on a CPU would start g++ for each fused one, whose memory is in no figure."""
     from runtime_tests.validate import validate
 
-    monkeypatch.setenv("PATH", str(proven))
     found = validate(proven, prompt_tokens=8, decode_tokens=2)
-    assert found.passed and NO_COMPILER in found.warnings
-    assert NO_COMPILER in target_report(proven, read_manifest(proven), found).warnings
+    assert found.passed and not any("other processes" in line for line in found.warnings)
 
 
 def test_memory_phases_come_from_a_child(proven: Path) -> None:

@@ -18,9 +18,7 @@ from runtime_tests.drivers.text import Decoder
 from runtime_tests.sessions import make_session
 from runtime_tests.sessions.mlx import (
     METAL_ON_CPU,
-    NO_COMPILER,
     MlxSession,
-    has_compiled_kernels,
     replace_half_kernels,
     restore_zero_points,
 )
@@ -225,13 +223,6 @@ def test_text_goes_through_mlx_lms_own_tokenizer_and_generation(tmp_path: Path, 
 
 def test_without_a_tokenizer_there_is_no_text(artifact: Path) -> None:
     assert loaded(artifact, exact=False).generate("def", 4) is None
-
-
-def test_a_machine_without_a_compiler_is_told(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert has_compiled_kernels() and session(artifact).warnings == ()
-    monkeypatch.setenv("PATH", "/nowhere")
-    assert session(artifact).warnings == (NO_COMPILER,)
-    assert "g++" in NO_COMPILER and "compiled CPU kernels are off" in NO_COMPILER
 
 
 def test_one_flipped_nibble_is_seen(artifact: Path, tmp_path: Path) -> None:
