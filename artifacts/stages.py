@@ -84,7 +84,7 @@ class Store:
     def set_limit(self, limit: int) -> None:
         """For all runs to come. Raises OSError."""
         with self._locked():
-            self._limit.write_text(f"{limit}\n", encoding="utf-8")
+            self._put(self._limit, f"{limit}\n")
 
     def place(self, path: Path) -> str:
         """The name of a place, for entries."""
@@ -274,13 +274,16 @@ class Store:
 
     def _write(self, entry: Entry) -> None:
         """The caller holds the lock."""
+        self._put(self._file(entry), sealed(entry))
+
+    def _put(self, path: Path, content: str) -> None:
         aside = self._entries / f".{os.getpid()}"
         try:
             with aside.open("w", encoding="utf-8") as file:
-                file.write(sealed(entry))
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            aside.replace(self._file(entry))
+            aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
 

@@ -6,6 +6,8 @@ Like `cli.py`, loads nothing but the standard library until a command runs.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from edgewright import streams
@@ -35,8 +37,8 @@ def ls(args: argparse.Namespace) -> int:
 
     from edgewright.text import size
 
-    store = _store(args.out)
-    found = sorted(store.listed(), key=lambda item: -item.used)
+    with _store(args.out) as store:
+        found = sorted(store.listed(), key=lambda item: -item.used)
     if args.json:
         streams.write_json({"kept_bytes": _kept(found), "entries": [_plain(item) for item in found]})
         return 0
@@ -56,15 +58,16 @@ def gc(args: argparse.Namespace) -> int:
     """Run `edgewright cache gc`."""
     from edgewright.text import size
 
-    store = _store(args.out)
-    if args.limit is not None:
-        store.set_limit(_bytes(args.limit))
-    dropped = store.collect()
+    with _store(args.out) as store:
+        if args.limit is not None:
+            store.set_limit(_bytes(args.limit))
+        dropped = store.collect()
+        left = store.listed()
     freed = _kept(dropped)
     if args.json:
         streams.write_json({"freed_bytes": freed, "dropped": [_plain(item) for item in dropped]})
     else:
-        streams.write(f"{len(dropped)} entries dropped, {size(freed)} freed, {size(_kept(store.listed()))} kept\n")
+        streams.write(f"{len(dropped)} entries dropped, {size(freed)} freed, {size(_kept(left))} kept\n")
     return 0
 
 
@@ -72,27 +75,33 @@ def verify(args: argparse.Namespace) -> int:
     """Run `edgewright cache verify`."""
     from edgewright import bars
 
-    store = _store(args.out)
-    with bars.progress(shown=not args.json) as progress:
+    with _store(args.out) as store, bars.progress(shown=not args.json) as progress:
         problems = store.verify(progress)
+        left = store.listed()
     if args.json:
         streams.write_json({"intact": not problems, "problems": problems})
     else:
         for problem in problems:
             streams.write_lines(problem)
         whole = "every digest matches" if not problems else f"{len(problems)} damaged: dropped, to be made again"
-        streams.write(f"{len(store.listed())} finished stages; {whole}\n")
+        streams.write(f"{len(left)} finished stages; {whole}\n")
     return 1 if problems else 0
 
 
-def _store(out: str) -> Store:
+@contextmanager
+def _store(out: str) -> Iterator[Store]:
     from artifacts import EdgewrightError, user_path
     from artifacts.stages import Store
 
     place = user_path(out, "--out")
     if not place.is_dir():
         raise EdgewrightError(f"{place}: no such folder; --out names the one that `edgewright run` writes to")
-    return Store(place)
+    try:
+        yield Store(place)
+    except OSError as error:  # a full disk, somebody else's folder
+        raise EdgewrightError(
+            f"{place}: what runs finished there cannot be changed ({error}); make room, or check who may write there"
+        ) from error
 
 
 def _bytes(text: str) -> int:

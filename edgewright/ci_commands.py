@@ -6,6 +6,8 @@ What lives here: words on the command line. What must not: what they do (`edgewr
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,14 +52,14 @@ def _report(args: argparse.Namespace) -> int:
     from edgewright.ci.summary import summary
 
     report = _read(args.folder)
-    found = _compare(report, args.baseline, args.recipe) if args.baseline else None
-    if args.junit:
-        _write(user_path(args.junit, "--junit"), junit(report), "w")
-    if args.summary:
-        _write(user_path(args.summary, "--summary"), summary(report, found), "a")
+    found = _compare(report, args.baseline, args.recipe) if args.baseline is not None else None
+    if args.junit is not None:
+        _write(user_path(args.junit, "--junit"), junit(report))
+    if args.summary is not None:
+        _append(user_path(args.summary, "--summary"), summary(report, found))
     if args.json:
         streams.write_json(report.model_dump(mode="json"))
-    elif not (args.junit or args.summary):
+    elif args.junit is None and args.summary is None:
         render.show(render.report(report))
         if found is not None:
             _show(found)
@@ -76,7 +78,7 @@ def _update(args: argparse.Namespace) -> int:
     from edgewright.ci.baseline import baseline_of
 
     made = baseline_of(_read(args.folder))
-    _write(user_path(args.file, "--file"), made.text(), "w")
+    _write(user_path(args.file, "--file"), made.text())
     count = sum(len(target.figures) for target in made.targets.values())
     streams.write_lines(f"{args.file}: {count} figures of {made.recipe} ({', '.join(made.targets)})")
     return 0
@@ -120,11 +122,33 @@ def _read(folder: str) -> Report:
     return read_report(user_path(folder, "DIR"))
 
 
-def _write(path: Path, text: str, mode: str) -> None:
+def _append(path: Path, text: str) -> None:
+    with _explained(path), path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _write(path: Path, text: str) -> None:
+    """Aside, then renamed: on a full disk the baseline of a project stays as it was. Not so where no file is."""
+    import os
+
+    with _explained(path):
+        if path.exists() and not path.is_file():  # such as /dev/stdout
+            path.write_text(text, encoding="utf-8")
+            return
+        target = Path(os.path.realpath(path))
+        aside = target.with_name(f".edgewright-{os.getpid()}")  # a name that is short enough wherever `path` is
+        try:
+            aside.write_text(text, encoding="utf-8")
+            aside.replace(target)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
     from artifacts import EdgewrightError
 
     try:
-        with path.open(mode, encoding="utf-8") as file:
-            file.write(text)
+        yield
     except OSError as error:
         raise EdgewrightError(f"{path}: cannot be written ({error.strerror})") from error

@@ -12,6 +12,8 @@ from edgewright import streams
 from edgewright.arguments import command, output
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edgewright.hub.signatures import Signer, Trusted
 
 
@@ -40,6 +42,7 @@ def _publish_arguments(made: argparse.ArgumentParser) -> None:
     signing = made.add_mutually_exclusive_group()
     signing.add_argument("--sign-key", metavar="FILE", help="sign packages and card with this private key (EC, PEM)")
     signing.add_argument("--sign-keyless", action="store_true", help="sign with the identity of the CI job (sigstore)")
+    _sigstore_argument(made)
     output(made)
 
 
@@ -61,6 +64,24 @@ def trusted_arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument("--public-key", metavar="FILE", help="require a signature by the private key to this one (PEM)")
     made.add_argument("--signed-by", metavar="IDENTITY", help="require a keyless signature of this identity")
     made.add_argument("--issuer", metavar="URL", help="who vouches for the identity of --signed-by")
+    _sigstore_argument(made)
+
+
+def _sigstore_argument(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "--sigstore",
+        default="production",
+        metavar="WHICH",
+        help="of a keyless signature: production, whose log is public and for good (default), staging for trials, or "
+        "the file of another's client trust configuration",
+    )
+
+
+def _sigstore(args: argparse.Namespace) -> str | Path:
+    from artifacts import user_path
+    from edgewright.hub.signatures import PRODUCTION, STAGING
+
+    return args.sigstore if args.sigstore in (PRODUCTION, STAGING) else user_path(args.sigstore, "--sigstore")
 
 
 def trusted(args: argparse.Namespace) -> Trusted | None:
@@ -73,7 +94,7 @@ def trusted(args: argparse.Namespace) -> Trusted | None:
     if bool(args.signed_by) != bool(args.issuer) or bool(args.public_key) == bool(args.signed_by):
         raise EdgewrightError("give --public-key FILE, or --signed-by IDENTITY and --issuer URL")
     key = user_path(args.public_key, "--public-key") if args.public_key else None
-    return Trusted(key, args.signed_by, args.issuer)
+    return Trusted(key, args.signed_by, args.issuer, _sigstore(args))
 
 
 def _signer(args: argparse.Namespace) -> Signer | None:
@@ -82,7 +103,7 @@ def _signer(args: argparse.Namespace) -> Signer | None:
     from artifacts import user_path
     from edgewright.hub.signatures import Signer
 
-    return Signer(user_path(args.sign_key, "--sign-key") if args.sign_key else None)
+    return Signer(user_path(args.sign_key, "--sign-key") if args.sign_key else None, _sigstore(args))
 
 
 def publish(args: argparse.Namespace) -> int:

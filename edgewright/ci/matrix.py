@@ -24,7 +24,7 @@ def matrix(recipes: Sequence[str], targets: Sequence[str] = ()) -> dict[str, Any
         if not targets or target in targets
     ]
     if unknown := [name for name in targets if all(job["target"] != name for job in jobs)]:
-        raise EdgewrightError(f"--target: no recipe has the target {unknown[0]}")
+        raise EdgewrightError(f"--target: no recipe has the target {unknown[0]!r}")
     return {"include": jobs}
 
 

@@ -105,9 +105,9 @@ def pull(
 
         def seal(folder: Path) -> None:
             if signature is not None:
-                _write(folder / SIGNATURE, signature)
                 if trusted is not None:
                     trusted.check(folder, signature, f"{repo}/{variant.name}")
+                _write(folder / SIGNATURE, signature)
 
         received = _fetch(hub, repo, commit, variant, final, seal, progress)
         for name, raw in root.items():

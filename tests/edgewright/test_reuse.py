@@ -175,6 +175,11 @@ def test_the_store_in_the_command_line(workplace, out, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["cache", "gc", "--out", str(out), "--limit", "much"])
     assert ended.value.code == 2 and "--limit must be a size" in capsys.readouterr().err
+    (Store(out).path / "limit").unlink()
+    (Store(out).path / "limit").mkdir()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["cache", "gc", "--out", str(out), "--limit", "5MB"])
+    assert ended.value.code == 2 and "cannot be changed" in capsys.readouterr().err
 
 
 def test_a_change_of_a_file_that_the_recipe_names_is_seen(workplace, tmp_path):

@@ -14,12 +14,14 @@ import yaml
 
 from ..conftest import RECIPE, write_checkpoint
 from ..hub.identity import JOB, READER
+from ..hub.sigstore import IDENTITY, ISSUER, Sigstore
 from ..hub.writable import WritableHub
 
 ROOT = Path(__file__).parents[3]
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
 WORKFLOW = yaml.safe_load((ROOT / "edgewright" / "ci" / "workflow.yml").read_text())
-REPO = "acme/small-edge"
+REPO, TRUST = "acme/small-edge", "sigstore.json"
+INPUTS = {"recipe": "recipe.yaml", "baseline": "baseline.json", "publish": REPO, "sign_keyless": TRUST}
 
 
 class Runner:
@@ -74,17 +76,19 @@ def project(folder: Path) -> Path:
 
 @pytest.fixture
 def hub():
-    with WritableHub() as server:
+    with WritableHub() as server, Sigstore() as server.sigstore:
         yield server
 
 
 def whole(runner: Runner, hub: WritableHub) -> None:
-    """Built, gated against a baseline, published by the job's identity, pulled by a phone's name, verified; then a
-    baseline that it falls behind."""
+    """Built, gated against a baseline, published and signed by the job's identity, pulled by a phone's name, verified;
+    then a baseline that it falls behind."""
     github = {"GITHUB_ACTIONS": "true", "ACTIONS_ID_TOKEN_REQUEST_URL": f"{hub.url}/github/identity"}
     runner.env |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "ACTIONS_ID_TOKEN_REQUEST_TOKEN": JOB, **github}
     hub.make(REPO)
     hub.publishers.add(REPO)
+    (runner.project / TRUST).write_text(hub.sigstore.trust())
+    signed = ("--signed-by", IDENTITY, "--issuer", ISSUER, "--sigstore", TRUST)
     built = runner.step("Build and prove")
     assert built.returncode == 0, built.stderr
     assert runner.values["steps.build.outputs.folder"] == "build/small"
@@ -95,10 +99,10 @@ def whole(runner: Runner, hub: WritableHub) -> None:
         assert done.returncode == 0, done.stderr
     summary = (runner.project / "summary.md").read_text()
     assert "## ✅ small: passed" in summary and "Every figure is what it was." in summary
-    pulled = runner.command("pull", REPO, "--profile", "android-4gb", "--out", "pulled")
+    pulled = runner.command("pull", REPO, "--profile", "android-4gb", "--out", "pulled", *signed)
     assert pulled.returncode == 0, pulled.stderr
     (package,) = (path.parent for path in (runner.project / "pulled").glob("*/edgewright.json"))
-    assert runner.command("verify", str(package)).returncode == 0
+    assert runner.command("verify", str(package), *signed).returncode == 0
     validated = runner.command("validate", str(package), "--profile", "android-4gb")
     assert validated.returncode == 0, validated.stdout + validated.stderr
     baseline = runner.project / "baseline.json"
@@ -110,16 +114,14 @@ def whole(runner: Runner, hub: WritableHub) -> None:
 
 def test_a_project_with_a_recipe_is_built_gated_published_pulled_and_verified(tmp_path, hub):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    whole(Runner(project(tmp_path), path, recipe="recipe.yaml", baseline="baseline.json", publish=REPO), hub)
+    whole(Runner(project(tmp_path), path, **INPUTS), hub)
 
 
 @pytest.mark.nightly
 def test_the_same_in_a_fresh_environment_with_an_empty_home(tmp_path, hub):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     path = f"{tmp_path / 'venv' / 'bin'}:/usr/local/bin:/usr/bin:/bin"
-    runner = Runner(
-        project(tmp_path), path, recipe="recipe.yaml", baseline="baseline.json", publish=REPO, extras="coreml"
-    )
+    runner = Runner(project(tmp_path), path, **INPUTS, extras="coreml,sign")
     runner.env |= {key: value for key, value in os.environ.items() if key.startswith("PIP_")}
     installed = runner.step("Install")
     assert installed.returncode == 0, installed.stderr

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -126,6 +129,28 @@ def test_the_command_writes_checks_and_fails(finished, edgewright, tmp_path):
     recipe.write_text(RECIPE + "baseline: {size: 4%}\n")
     code, out, _ = edgewright("baseline", "check", *where, "--recipe", str(recipe))
     assert code == 0 and out.endswith("within the baseline\n")
+
+
+def test_a_full_disk_leaves_the_baseline_that_was_there(finished, tmp_path):
+    file = tmp_path / "baseline.json"
+    file.write_text("the one before")
+    limited = (
+        "import resource, sys; from edgewright import cli; resource.setrlimit(resource.RLIMIT_FSIZE, (99, 99)); "
+        "cli.main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", limited, "baseline", "update", str(finished.folder), "--file", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and f"{file}: cannot be written" in done.stderr.replace("\n", " ")
+    assert file.read_text() == "the one before" and os.listdir(tmp_path) == ["baseline.json"]
+
+
+def test_what_is_no_file_is_written_to_as_it_is(finished, edgewright, tmp_path):
+    (tmp_path / "real.json").write_text("")
+    (tmp_path / "link.json").symlink_to("real.json")
+    where = str(finished.folder), "--file"
+    assert edgewright("baseline", "update", *where, "/dev/null")[0] == 0 and not os.path.isfile("/dev/null")
+    assert edgewright("baseline", "update", *where, str(tmp_path / "link.json"))[0] == 0
+    assert (tmp_path / "link.json").is_symlink() and '"recipe": "small"' in (tmp_path / "real.json").read_text()
 
 
 @pytest.mark.parametrize(

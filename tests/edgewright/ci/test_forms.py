@@ -97,6 +97,7 @@ def test_the_command_writes_both_and_appends_to_the_summary(finished, edgewright
     assert "small → onnx" in edgewright("report", str(finished.folder))[1]
     code, _, err = edgewright("report", str(finished.folder), "--junit", str(tmp_path / "no" / "junit.xml"))
     assert code == 2 and "cannot be written" in err
+    assert edgewright("report", str(finished.folder), "--junit", "")[0] == 2  # a variable that nobody set
     code, _, err = edgewright("report", str(tmp_path))
     assert code == 2 and "report.json" in err
 
@@ -116,4 +117,4 @@ def test_recipes_of_one_name_and_unknown_targets_are_bad_input(edgewright):
     code, _, err = edgewright("matrix", "quickstart", str(shipped()["quickstart"]))
     assert code == 2 and "are both named quickstart" in err
     code, _, err = edgewright("matrix", "quickstart", "--target", "coreml")
-    assert code == 2 and "no recipe has the target coreml" in err
+    assert code == 2 and "no recipe has the target 'coreml'" in err

@@ -106,6 +106,7 @@ def cache(tmp_path):
 COMMANDS = """
 import json, os, sys
 import edgewright.cli, edgewright.bars, edgewright.hub.publish, edgewright.hub.pull, huggingface_hub.hf_api, httpx2
+import model_signing.signing, model_signing.verifying, model_signing.hashing, sigstore.oidc
 from huggingface_hub import CommitOperationAdd, ModelCard
 for line in sys.stdin:
     job = json.loads(line)

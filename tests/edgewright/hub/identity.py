@@ -16,7 +16,7 @@ class Refused(Exception):
 
 
 class Identity:
-    """Of a handler. hub.publishers: repositories that trust the workflow."""
+    """Of a handler. hub.publishers: repositories that trust the workflow; hub.sigstore: who signs its name."""
 
     hub: Any
     headers: Any
@@ -39,6 +39,8 @@ class Identity:
         """GitHub's, for a job with `id-token: write`."""
         if self._token() != JOB:
             raise Refused(403, "this job may ask for no identity")
+        if self.query["audience"] == ["sigstore"]:
+            return {"value": self.hub.sigstore.identity("sigstore")}
         return {"value": f"{IDENTITY} for {self.query['audience'][0]}"}
 
     def _exchange(self) -> Any:

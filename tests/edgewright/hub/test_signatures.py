@@ -129,11 +129,6 @@ def test_keys_that_are_none_are_bad_input(writable, edgewright, keys, tmp_path):
     assert refused.code == 2 and "is no elliptic-curve key" in refused.err
 
 
-def test_keyless_without_an_identity_says_what_it_needs(writable, edgewright, tmp_path):
-    refused = edgewright("publish", package(tmp_path / "onnx"), "--repo", REPO, "--sign-keyless")
-    assert refused.code == 2 and "id-token: write" in refused.err and "Traceback" not in refused.err
-
-
 def test_the_bill_of_materials_is_valid_and_the_same_for_the_same_packages(writable, edgewright, tmp_path):
     from cyclonedx.schema import SchemaVersion
     from cyclonedx.validation.json import JsonStrictValidator
