@@ -28,8 +28,8 @@ _FACTOR = 2.0  # of a network's
 # smmla multiplies twice the bytes of sdot: a prompt takes twice as long without it; by the instructions, not measured
 _WITHOUT_I8MM: dict[Kind, float] = {"decode": 1.0, "prefill": 2.0}
 _FIRST_APPLE = 15
-# that ran all networks: two phones, and a Linux board with the chip of phones that lack i8mm
-_PHONES, _BOARD = ("Snapdragon 7 Gen 4", "Dragonwing Q-6690"), "Snapdragon 778G"
+# that ran all networks: two phones, and a Linux board, which stands for phones that lack i8mm
+_PHONES, _BOARD = ("Snapdragon 7 Gen 4", "Dragonwing Q-6690"), "QCS6490"
 Precision = Literal["w8a8", "w8a16"]
 
 
