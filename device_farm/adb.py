@@ -110,8 +110,8 @@ class Device:
     def limiter(self) -> str:
         """Android's Memory Limiter's state and limits, in its own words; of Android before 17, that there is none.
 
-        Source: AOSP, services/core/java/com/android/server/am/MemoryLimiter.java, dump, and MemoryLimiter.md: a heading,
-        then "disabled", or "enabled" with its switches, the limits in MB, and counts, which are left out here.
+        Source: AOSP, frameworks/base, MemoryLimiter.java (dump), MemoryLimiter.md: a heading; "disabled", or "enabled"
+        with its switches; the limits in MB; and counts, which are left out here.
         """
         if self.api < 37:
             return f"none, Android {self.android}"
