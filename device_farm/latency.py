@@ -189,7 +189,10 @@ def _loading(token: TokenWork, target: str, chip: Chip, profile: Profile) -> Fou
     try:
         each = _package_rate(token, target, chip, "load", 1)
     except Unknown as why:
-        return dict.fromkeys(("load_cold", "load_warm"), str(why))
+        unsure = (
+            "too uncertain: loading was compared with llama.cpp's decoding on x86-64 alone, which is no measure here"
+        )
+        return dict.fromkeys(("load_cold", "load_warm"), str(why) if str(why).startswith(NO_DATA) else unsure)
     warm = replace(_turned(each, 1), at="from memory")
     if profile.storage_bytes_per_s is None:
         return {"load_warm": warm, "load_cold": f"{NO_DATA}: the profile does not say how fast its storage is read"}

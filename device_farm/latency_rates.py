@@ -108,12 +108,13 @@ def token_rate(
     faster, name = 1.0, app
     if other is not None:
         faster, name, away = other.ratio, other.runtime, math.hypot(away, other.off)
-        basis = f"{app}, {basis}; times {faster:.2g} as measured side by side on x86-64"
+        basis = f"{app}, {basis}; times {faster:.3g} as measured side by side on x86-64"
     ms = base + looked * math.sqrt(least * most)
     slowest, fastest = (base + looked * most) * math.exp(away), (base + looked * least) * math.exp(-away)
     value, low, high = (1e3 * faster / each for each in (ms, slowest, fastest))
     if low < LOW * value or high > HIGH * value:
         cost = f"what such a context costs was measured on {', '.join(known[GENIEX][kind]['phones'])} alone"
+        cost += f", and {name} beside llama.cpp on x86-64 alone" if other is not None else ""
         raise Unknown(f"{too_wide(f'{kind} at {context:,} tokens', low / value, high / value)}; {cost}")
     # of three phones, or of eight rows, how others lie around them nobody knows better than this
     band = (low, high) if measured and not few else (LOW * value, HIGH * value)

@@ -175,7 +175,7 @@ def test_packages_are_carried_over_by_the_measured_ratio_and_a_wider_band(
     own, theirs = figure(found["decode"]), figure(predict(geometry, "Snapdragon 8 Gen 2")["decode"])
     assert own.value == pytest.approx(1.1 * theirs.value, rel=0.05)
     wider = math.hypot(math.log(theirs.band[1] / theirs.value), math.log(1.21) / 2 + 0.2)
-    assert math.log(own.band[1] / own.value) == pytest.approx(wider)
+    assert math.log(own.band[1] / own.value) == pytest.approx(wider, rel=0.05)
     assert own.runtime == runtime and "times 1.1 as measured side by side on x86-64" in own.basis
 
 
@@ -203,6 +203,9 @@ def test_loading_from_storage_takes_what_reading_the_weights_takes_on_top(ratios
     assert 0.5 <= cold.band[0] / cold.value < 1 < cold.band[1] / cold.value <= 1.5
     unsaid = phone().model_copy(update={"storage_bytes_per_s": None})
     assert "does not say how fast its storage is" in str(modelled(Work(token=TOKEN), "onnx", unsaid)["load_cold"])
+    other = modelled(Work(token=TOKEN), "onnx", phone("pixel-9"))
+    assert str(other["load_cold"]).startswith("too uncertain: loading") and "x86-64" in str(other["load_warm"])
+    assert "ONNX Runtime on the CPU beside llama.cpp on x86-64 alone" in str(other["time_to_first_token"])
     iphone = modelled(Work(token=TOKEN), "mlx", phone("iphone-15-pro"))
     assert "of one iPhone alone" in str(iphone["load_cold"])
 
