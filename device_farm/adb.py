@@ -2,7 +2,7 @@
 
 What lives here: adb's own words and AOSP's formats (`dumpsys meminfo`, `dumpsys thermalservice`, `am memory-limiter`).
 What must not: what is run on the phone (``runtime_tests/on_device.py``). Nobody has run this on a phone yet: the tests'
-adb answers as AOSP documents it.
+adb answers in the formats that AOSP's frameworks/base prints, each read there in 2026-11 and named where it is parsed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,10 @@ _STATES = {
     "no permissions": "may not be used by this user: adb needs a udev rule for it",
 }
 _TIMEOUT_S = 1800.0
-# Source: AOSP, Temperature.java, ThrottlingSeverity
+# Android finds a process that is no app by a list that it renews when asked, but not within 5 s of the last time; a
+# phone asks itself too, so twice that. Source: AOSP, AppProfiler.java, MONITOR_CPU_MIN_TIME and updateCpuStatsNow
+_TIMES, _ASK_AGAIN_S = 10, 1.0
+# Source: AOSP, core/java/android/os/Temperature.java, ThrottlingStatus, 0 to 6
 _SEVERITY = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
 
 
@@ -83,8 +87,17 @@ class Device:
             raise EdgewrightError(f"device {self.serial} {why}")
 
     def meminfo(self, pid: int) -> Meminfo:
-        """What Android counts of a process. Raises EdgewrightError where the process is gone."""
-        return read_meminfo(self.shell(f"dumpsys meminfo {pid}"), pid)
+        """What Android counts of a process. Raises EdgewrightError where the process is gone.
+
+        One that has just begun is asked for again until Android has listed it.
+        """
+        for _ in range(_TIMES):
+            said = self.shell(f"dumpsys meminfo {pid}")
+            unknown = said.startswith("No process found for:")
+            if not unknown or not self.says(f"ls -d /proc/{pid} 2>/dev/null").strip():
+                break
+            time.sleep(_ASK_AGAIN_S)
+        return read_meminfo(said, pid)
 
     def held(self, pid: int) -> int:
         """Anonymous, shared and swapped bytes of a process: what the Memory Limiter counts."""
@@ -95,13 +108,24 @@ class Device:
         return 1024 * sum(map(int, found.values()))
 
     def limiter(self) -> str:
-        """What Android's Memory Limiter says of itself, in its own words; of Android before 17, that there is none."""
+        """Android's Memory Limiter's state and limits, in its own words; of Android before 17, that there is none.
+
+        Source: AOSP, frameworks/base, MemoryLimiter.java (dump), MemoryLimiter.md: a heading; "disabled", or "enabled"
+        with its switches; the limits in MB; and counts, which are left out here.
+        """
         if self.api < 37:
             return f"none, Android {self.android}"
-        return " ".join(self.says("am memory-limiter status 2>&1").split())[:300] or "it says nothing"
+        said = self.says("am memory-limiter status 2>&1").strip()
+        heading, _, rest = said.partition("\n")
+        lines = rest.splitlines()[:2] if heading == "Memory limiter" else [said]
+        return " ".join(" ".join(lines).split())[:300] or "it says nothing"
 
     def thermal(self) -> str:
-        """Whether the phone holds its speed back: AOSP's word for it."""
+        """Whether the phone holds its speed back: AOSP's word for it.
+
+        Source: AOSP, ThermalManagerService.java, dump; a phone whose thermal service has not reported yet prints the
+        least integer there.
+        """
         found = re.search(r"^\s*Thermal Status: (\d+)", self.says("dumpsys thermalservice"), re.MULTILINE)
         return _SEVERITY[int(found[1])] if found and int(found[1]) < len(_SEVERITY) else "not known"
 
@@ -144,14 +168,16 @@ def connect(serial: str) -> Device:
 def read_meminfo(text: str, pid: int) -> Meminfo:
     """The totals of `dumpsys meminfo PID`, in bytes. Raises EdgewrightError where it has none.
 
-    Source: AOSP, ActivityThread.dumpMemInfoTable: kilobytes; "TOTAL PSS:" since Android 8, "TOTAL RSS:" since 11.
+    Source: AOSP, core/java/android/app/ActivityThread.java, dumpMemInfoTable: kilobytes below "App Summary". "TOTAL:"
+    until Android 10, "TOTAL PSS:" with "TOTAL RSS:" since 11; "TOTAL SWAP PSS:", or "TOTAL SWAP (KB):" where the kernel
+    does not divide swap. A process that is no app gets no "** MEMINFO in pid" line (ActivityManagerService.java).
     """
-    found = dict(re.findall(r"TOTAL (PSS|RSS|SWAP(?: PSS)?):\s+([\d,]+)", text))
-    if "PSS" not in found:
+    _, _, summary = text.partition("App Summary")
+    found = dict(re.findall(r"TOTAL ?(PSS|RSS|SWAP|)(?: PSS| \(KB\))?:\s+(\d+)", summary))
+    kilobytes = {name or "PSS": int(value) for name, value in found.items()}
+    if "PSS" not in kilobytes:
         raise EdgewrightError(f"dumpsys meminfo says nothing of process {pid}: {text.strip()[:200]!r}")
-    kilobytes = {name: int(value.replace(",", "")) for name, value in found.items()}
-    swap = kilobytes.get("SWAP PSS", kilobytes.get("SWAP", 0))
-    return Meminfo(1024 * kilobytes["PSS"], 1024 * kilobytes.get("RSS", 0), 1024 * swap)
+    return Meminfo(*(1024 * kilobytes.get(name, 0) for name in ("PSS", "RSS", "SWAP")))
 
 
 def _adb() -> str:

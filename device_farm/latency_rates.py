@@ -21,15 +21,15 @@ from device_farm.chips import Chip, find_chip
 from device_farm.latency_model import LONG, Decoder, Kind, Rates, network_terms, streamed_ms, token_ms
 
 POCKETPAL, GENIEX = "llama.cpp in PocketPal", "llama.cpp in GenieX"
-ONNX, MLX = "ONNX Runtime on the CPU", "MLX on the GPU"
+ONNX, TVM, MLX = "ONNX Runtime on the CPU", "TVM on the CPU", "MLX on the GPU"
 NO_DATA = "no latency data"
 LOW, HIGH = 0.5, 1.5  # the widest band of a language model's figure
 _FACTOR = 2.0  # of a network's
 # smmla multiplies twice the bytes of sdot: a prompt takes twice as long without it; by the instructions, not measured
 _WITHOUT_I8MM: dict[Kind, float] = {"decode": 1.0, "prefill": 2.0}
 _FIRST_APPLE = 15
-# that ran all networks: two phones, and a Linux board with the chip of phones that lack i8mm
-_PHONES, _BOARD = ("Snapdragon 7 Gen 4", "Dragonwing Q-6690"), "Snapdragon 778G"
+# that ran all networks: two phones, and a Linux board, which stands for phones that lack i8mm
+_PHONES, _BOARD = ("Snapdragon 7 Gen 4", "Dragonwing Q-6690"), "QCS6490"
 Precision = Literal["w8a8", "w8a16"]
 
 
@@ -108,12 +108,13 @@ def token_rate(
     faster, name = 1.0, app
     if other is not None:
         faster, name, away = other.ratio, other.runtime, math.hypot(away, other.off)
-        basis = f"{app}, {basis}; times {faster:.2f} as measured side by side on x86-64"
+        basis = f"{app}, {basis}; times {faster:.3g} as measured side by side on x86-64"
     ms = base + looked * math.sqrt(least * most)
     slowest, fastest = (base + looked * most) * math.exp(away), (base + looked * least) * math.exp(-away)
     value, low, high = (1e3 * faster / each for each in (ms, slowest, fastest))
     if low < LOW * value or high > HIGH * value:
         cost = f"what such a context costs was measured on {', '.join(known[GENIEX][kind]['phones'])} alone"
+        cost += f", and {name} beside llama.cpp on x86-64 alone" if other is not None else ""
         raise Unknown(f"{too_wide(f'{kind} at {context:,} tokens', low / value, high / value)}; {cost}")
     # of three phones, or of eight rows, how others lie around them nobody knows better than this
     band = (low, high) if measured and not few else (LOW * value, HIGH * value)
@@ -131,8 +132,9 @@ def streamed_rate(decoder: Decoder, chip: Chip, context: int, bytes_per_weight: 
     return Modelled(value, (LOW * value, HIGH * value), "tok/s", f"{context:,} tokens", MLX, basis)
 
 
-def beside(target: str, kind: Kind, scheme: str) -> Beside:
-    """Of the largest group that was measured and is not larger than the scheme's. Raises Unknown."""
+def beside(target: str, kind: Kind | Literal["load"], scheme: str) -> Beside:
+    """Of the largest group that was measured and is not larger than the scheme's; "load": loads in the time of one of
+    llama.cpp's decode steps. Raises Unknown."""
     ratios = _ratios()[kind].get(target)
     if ratios is None:
         raise Unknown(f"{NO_DATA}: {kind} of {target} was not measured beside llama.cpp's, which is known of phones")
@@ -143,7 +145,9 @@ def beside(target: str, kind: Kind, scheme: str) -> Beside:
         stored = f"{bits} bits, {f'group {group}' if int(group or 0) else 'one scale a row'},"
         raise Unknown(f"{NO_DATA}: weights of {stored} were not measured beside {ratios['beside']}")
     low, high = known[max(fitting)]
-    return Beside(math.sqrt(low * high), math.log(high / low) / 2 + ratios["carried"], ONNX)
+    return Beside(
+        math.sqrt(low * high), math.log(high / low) / 2 + ratios["carried"], {"onnx": ONNX, "tvm": TVM}[target]
+    )
 
 
 # -- networks ---------------------------------------------------------------------------------------------------

@@ -2,7 +2,10 @@
 """An adb with phones of a test: it answers in AOSP's formats, and runs what was pushed, ARM64 code under qemu.
 
 Beside it lie `phones.json` ({serial: {"state": ..., "props": {...}, ...}}) and a folder for each phone's files. Keys of
-a phone: state, props, free (bytes for files that are pushed), limiter, thermal, disconnects (after how many commands).
+a phone: state, props, free (bytes for files that are pushed), limiter, thermal, disconnects (after how many commands),
+unlisted (how often `dumpsys meminfo` does not know a process yet). Formats are those of AOSP's frameworks/base, read
+there in 2026-11: ActivityThread.java (dumpMemInfoTable), ActivityManagerService.java (dumpApplicationMemoryUsage),
+ThermalManagerService.java and MemoryLimiter.java (dump).
 `commands` holds what was asked, one line each.
 """
 
@@ -16,22 +19,49 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 STATE = HERE / "phones.json"
 PLACE = "/data/local/tmp"
+# dumpMemInfoTable's columns, of a process that is no app; the blanks that end lines are AOSP's as well
 MEMINFO = """Applications Memory Usage (in Kilobytes):
 Uptime: 6482354 Realtime: 6482354
-
-** MEMINFO in pid {pid} [python3.11] **
                    Pss  Private  Private  SwapPss      Rss     Heap     Heap     Heap
                  Total    Dirty    Clean    Dirty    Total     Size    Alloc     Free
                 ------   ------   ------   ------   ------   ------   ------   ------
-  Native Heap   {anon:>6}   {anon:>6}        0        0   {anon:>6}        0        0        0
-        TOTAL   {rss:>6}   {anon:>6}        0        0   {rss:>6}        0        0        0
-
+  Native Heap {anon:>8} {anon:>8}        0        0 {anon:>8}        0        0        0
+  Dalvik Heap        0        0        0        0        0        0        0        0
+   Other mmap {file:>8}        0 {file:>8}        0 {file:>8}                           
+      Unknown        0        0        0        0        0                           
+        TOTAL {rss:>8} {anon:>8} {file:>8}        0 {rss:>8}        0        0        0
+ 
  App Summary
                        Pss(KB)                        Rss(KB)
                         ------                         ------
-         Native Heap:   {anon:>6}                         {anon:>6}
-
-           TOTAL PSS:   {rss:>6}            TOTAL RSS:   {rss:>6}       TOTAL SWAP PSS:        0
+           Java Heap:        0                              0
+         Native Heap: {anon:>8}                       {anon:>8}
+                Code:        0                              0
+               Stack:        0                              0
+            Graphics:        0                              0
+       Private Other: {file:>8}
+              System:        0
+             Unknown:                                {file:>8}
+ 
+           TOTAL PSS: {rss:>8}            TOTAL RSS: {rss:>8}       TOTAL SWAP PSS:        0
+"""  # noqa: W291, W293
+THERMAL = """IsStatusOverride: false
+ThermalEventListeners:
+\tcallbacks: 2
+\tkilled: false
+\tbroadcasts count: -1
+ThermalStatusListeners:
+\tcallbacks: 1
+\tkilled: false
+\tbroadcasts count: -1
+Thermal Status: {status}
+Cached temperatures:
+\tTemperature{{mValue=31.2, mType=3, mName=skin, mStatus={status}}}
+HAL Ready: true
+HAL connection:
+\tThermal HAL 2.0 connected: yes
+Current temperatures from HAL:
+\tTemperature{{mValue=31.2, mType=3, mName=skin, mStatus={status}}}
 """
 
 
@@ -90,10 +120,15 @@ def shell(phone: dict, root: Path, script: str) -> None:
             print(f"No process found for: {found[1]}")
             return
         sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB", status.read_text(), re.MULTILINE))
-        print(MEMINFO.format(pid=found[1], anon=sizes["RssAnon"], rss=sizes["VmRSS"]))
+        if phone.get("unlisted", 0) > 0:  # Android has not looked for processes since this one began
+            phone["unlisted"] -= 1
+            STATE.write_text(json.dumps({**json.loads(STATE.read_text()), root.name: phone}))
+            print(f"No process found for: {found[1]}")
+            return
+        anon, rss = int(sizes["RssAnon"]), int(sizes["VmRSS"])
+        print(MEMINFO.format(anon=anon, file=rss - anon, rss=rss), end="")
     elif script == "dumpsys thermalservice":
-        print(f"IsStatusOverride: false\nThermalEventListeners:\n\tcallbacks: 2\nThermal Status: {phone['thermal']}")
-        print("Cached temperatures:\n\tTemperature{mValue=31.2, mType=3, mName=skin, mStatus=0}")
+        print(THERMAL.format(status=phone["thermal"]), end="")
     elif script.startswith("am memory-limiter"):
         print(phone["limiter"])
     elif script.startswith("df "):

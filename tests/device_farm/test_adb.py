@@ -21,7 +21,15 @@ PIXEL = {
     "ro.build.id": "CP1A.260505.005",
     "ro.product.cpu.abi": "arm64-v8a",
 }
-LIMITER = "MemoryLimiter: enabled\n  visible: 8192 MiB\n  not visible: 4096 MiB"
+LIMITER = """Memory limiter
+  enabled                  limits=true              monitoring=true          killing=true             ignored=none
+  visibleMem=8192MB        visibleSwap=4096MB       notVisibleMem=4096MB     notVisibleSwap=4096MB
+  started=36               watched=36               watch-failed=0           events=0
+  processes=36             process-hwm=36"""
+LIMITS = (
+    "enabled limits=true monitoring=true killing=true ignored=none "
+    "visibleMem=8192MB visibleSwap=4096MB notVisibleMem=4096MB notVisibleSwap=4096MB"
+)
 
 
 def a_phone(**changes: Any) -> dict[str, Any]:
@@ -94,23 +102,44 @@ def test_full_storage_and_a_lost_phone_are_told_apart(tmp_path: Path, monkeypatc
 def test_what_a_phone_says_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attach(tmp_path, monkeypatch, X=a_phone(thermal=3))
     phone = adb.connect("X")
-    assert phone.limiter() == "MemoryLimiter: enabled visible: 8192 MiB not visible: 4096 MiB"
+    assert phone.limiter() == LIMITS
     assert phone.thermal() == "severe"
     info, held = phone.meminfo(os.getpid()), phone.held(os.getpid())
     assert info.rss >= info.pss > 0 and held > 0 and held < info.rss
     with pytest.raises(EdgewrightError, match="dumpsys meminfo says nothing of process 4194303"):
         phone.meminfo(4_194_303)
+    attach(tmp_path, monkeypatch, X=a_phone(limiter="Memory limiter\n  disabled", thermal=-(1 << 31)))
+    assert (phone.limiter(), phone.thermal()) == ("disabled", "not known")
     older = {**PIXEL, "ro.build.version.release": "14", "ro.build.version.sdk": "34"}
     attach(tmp_path, monkeypatch, X=a_phone(props=older))
     assert adb.connect("X").limiter() == "none, Android 14"
 
 
-def test_meminfo_of_older_androids_is_read() -> None:
-    text = "               TOTAL:    24371      TOTAL SWAP (KB):     0\n"
+def test_a_process_that_android_has_not_listed_yet_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adb, "_ASK_AGAIN_S", 0.0)
+    folder = attach(tmp_path, monkeypatch, X=a_phone(unlisted=2))
+    assert adb.connect("X").meminfo(os.getpid()).pss > 0
+    asked = [json.loads(line)[-1] for line in (folder / "commands").read_text().splitlines()]
+    assert asked.count(f"dumpsys meminfo {os.getpid()}") == 3
+
+
+@pytest.mark.parametrize(
+    ("totals", "expected"),
+    [
+        ("TOTAL:    24371      TOTAL SWAP PSS:       52", (24371, 0, 52)),  # Android 8 to 10
+        ("TOTAL:    24371      TOTAL SWAP (KB):       52", (24371, 0, 52)),
+        ("TOTAL PSS:    24371            TOTAL RSS:    98765       TOTAL SWAP PSS:       52", (24371, 98765, 52)),
+        ("TOTAL PSS:    24371            TOTAL RSS:    98765      TOTAL SWAP (KB):       52", (24371, 98765, 52)),
+    ],
+)
+def test_meminfo_of_every_android_is_read(totals: str, expected: tuple[int, int, int]) -> None:
+    rows = "        TOTAL    11111     2222        0        0        0        0        0\n \n App Summary\n"
+    text = f"{rows}         Native Heap:     1000\n \n           {totals}\n"
+    assert adb.read_meminfo(text, 7) == adb.Meminfo(*(size << 10 for size in expected))
     with pytest.raises(EdgewrightError, match="says nothing of process 7"):
-        adb.read_meminfo(text, 7)
-    eight = "           TOTAL PSS:    24,371            TOTAL RSS:    98765      TOTAL SWAP PSS:       52\n"
-    assert adb.read_meminfo(eight, 7) == adb.Meminfo(24371 << 10, 98765 << 10, 52 << 10)
+        adb.read_meminfo(rows, 7)
 
 
 def test_the_command_line_refuses_an_absent_artifact_first(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from importlib import resources
 
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from artifacts.formats.work import StreamWork, TokenWork, Work
-from device_farm import assess_latency, list_profiles, load_profile, modelled, predict, predict_network
+from device_farm import assess_latency, latency_rates, list_profiles, load_profile, modelled, predict, predict_network
 from device_farm.calibration.language import geometries
 from device_farm.chips import find_chip
 from device_farm.latency_model import NETWORK_CLASSES, Geometry
@@ -127,6 +128,15 @@ def test_the_chip_of_every_shipped_profile_is_known() -> None:
         assert find_chip(load_profile(name).soc.value) is not None, name
 
 
+def test_the_chips_of_profiles_with_modelled_speed_name_where_their_clocks_are_from() -> None:
+    document = yaml.safe_load((resources.files("device_farm") / "chips.yaml").read_text())
+    assert {chip["source"] for chip in document["chips"].values() if "source" in chip} <= document["sources"].keys()
+    for name in list_profiles():
+        chip = find_chip(load_profile(name).soc.value)
+        if not chip.apple and chip.dotprod:
+            assert "source" in document["chips"][chip.name], name
+
+
 @pytest.mark.parametrize(
     ("words", "chip"),
     [
@@ -145,26 +155,81 @@ def test_a_chip_is_found_by_the_longest_name_in_its_words(words: str, chip: str 
     assert (found.name if found else None) == chip
 
 
-def test_onnx_packages_are_carried_over_by_the_measured_ratio_and_a_wider_band() -> None:
-    found = modelled(Work(token=TOKEN), "onnx", phone())
+@pytest.fixture
+def ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ratios that were never measured, of every kind and of two targets."""
+    kinds = {"decode": (0.2, [1.0, 1.21]), "prefill": (0.3, [0.5, 0.5]), "load": (0.35, [0.1, 0.1])}
+    of: dict[str, dict[str, object]] = {}
+    for kind, (carried, ends) in kinds.items():
+        measured = {"beside": "llama.cpp Q4_0", "carried": carried, "by": {"4g128": ends}}
+        of[kind] = {"onnx": measured, "tvm": measured}
+    monkeypatch.setattr(latency_rates, "_ratios", lambda: of)
+
+
+@pytest.mark.parametrize(("target", "runtime"), [("onnx", "ONNX Runtime on the CPU"), ("tvm", "TVM on the CPU")])
+def test_packages_are_carried_over_by_the_measured_ratio_and_a_wider_band(
+    ratios: None, target: str, runtime: str
+) -> None:
+    found = modelled(Work(token=TOKEN), target, phone())
     geometry = Geometry(28, 12, 2, 128, 1536, 8960, 151936)
     own, theirs = figure(found["decode"]), figure(predict(geometry, "Snapdragon 8 Gen 2")["decode"])
-    assert own.value == pytest.approx(1.12 * theirs.value, rel=0.05)
-    assert own.band[1] / own.value > theirs.band[1] / theirs.value
-    assert own.runtime == "ONNX Runtime on the CPU" and "times 1.12 as measured side by side" in own.basis
+    assert own.value == pytest.approx(1.1 * theirs.value, rel=0.05)
+    wider = math.hypot(math.log(theirs.band[1] / theirs.value), math.log(1.21) / 2 + 0.2)
+    assert math.log(own.band[1] / own.value) == pytest.approx(wider, rel=0.05)
+    assert own.runtime == runtime and "times 1.1 as measured side by side on x86-64" in own.basis
+
+
+@pytest.mark.parametrize("target", ["onnx", "tvm"])
+def test_the_first_token_follows_from_the_ratio_of_prompts(ratios: None, target: str) -> None:
+    found = modelled(Work(token=TOKEN), target, phone())
+    geometry = Geometry(28, 12, 2, 128, 1536, 8960, 151936)
+    own, theirs = figure(found["time_to_first_token"]), figure(predict(geometry, "Snapdragon 8 Gen 2")["prefill"])
+    assert own.unit == "s" and own.at == "a prompt of 512 tokens"
+    assert (own.band[0] * own.band[1]) ** 0.5 == pytest.approx(2 * 512 / theirs.value, rel=0.05)
+    assert 0.5 <= own.band[0] / own.value < 1 < own.band[1] / own.value <= 1.5
+    images = modelled(Work(token=TOKEN, images=True), target, phone())
+    assert "the encoder of images has no model" in str(images["time_to_first_token"])
+
+
+def test_loading_from_storage_takes_what_reading_the_weights_takes_on_top(ratios: None) -> None:
+    found = modelled(Work(token=TOKEN), "onnx", phone())
+    warm, cold = figure(found["load_warm"]), figure(found["load_cold"])
+    step = 1 / figure(predict(Geometry(28, 12, 2, 128, 1536, 8960, 151936), "Snapdragon 8 Gen 2")["decode"]).value
+    assert (warm.band[0] * warm.band[1]) ** 0.5 == pytest.approx(10 * step, rel=0.1)
+    weights = 1.31e9 * (0.5 + 4 / 128) + 0.233e9 * (1 + 4 / 32)
+    for end, share in ((0, 1.12), (1, 0.58)):
+        assert cold.band[end] == pytest.approx(warm.band[end] + weights / (4.2e9 * share))
+    assert "958 MB at 58% to 112%" in cold.basis and cold.at == "every weight read once from storage"
+    assert 0.5 <= cold.band[0] / cold.value < 1 < cold.band[1] / cold.value <= 1.5
+    unsaid = phone().model_copy(update={"storage_bytes_per_s": None})
+    assert "does not say how fast its storage is" in str(modelled(Work(token=TOKEN), "onnx", unsaid)["load_cold"])
+    other = modelled(Work(token=TOKEN), "onnx", phone("pixel-9"))
+    assert str(other["load_cold"]).startswith("too uncertain: loading") and "x86-64" in str(other["load_warm"])
+    assert "ONNX Runtime on the CPU beside llama.cpp on x86-64 alone" in str(other["time_to_first_token"])
+    iphone = modelled(Work(token=TOKEN), "mlx", phone("iphone-15-pro"))
+    assert "of one iPhone alone" in str(iphone["load_cold"])
 
 
 @pytest.mark.parametrize(
     ("weights", "target", "words"),
     [
-        ("4g128", "tvm", "decode of tvm was not measured beside llama.cpp's"),
+        ("4g128", "coreml", "decode of coreml was not measured beside llama.cpp's"),
         ("8g32", "onnx", "weights of 8 bits, group 32, were not measured"),
-        ("4g16", "onnx", "weights of 4 bits, group 16, were not measured"),
+        ("4g16", "tvm", "weights of 4 bits, group 16, were not measured"),
     ],
 )
-def test_what_was_not_measured_side_by_side_is_said(weights: str, target: str, words: str) -> None:
+def test_what_was_not_measured_side_by_side_is_said(ratios: None, weights: str, target: str, words: str) -> None:
     token = TOKEN.model_copy(update={"weights": {weights: 1.31e9}})
     assert words in str(modelled(Work(token=token), target, phone())["decode"])
+
+
+def test_the_shipped_ratios_name_what_was_measured_and_how_far_it_may_be_off() -> None:
+    shipped = yaml.safe_load((resources.files("device_farm") / "ratios.yaml").read_text())
+    assert shipped["decode"].keys() >= {"onnx"}
+    for kind in ("decode", "prefill", "load"):
+        for target, of in shipped[kind].items():
+            assert of["beside"] == "llama.cpp Q4_0" and of["carried"] >= 0.2, (kind, target)
+            assert all(0 < low <= high for low, high in of["by"].values())
 
 
 def test_a_profile_without_dotprod_has_no_figure() -> None:

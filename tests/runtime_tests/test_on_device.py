@@ -12,7 +12,7 @@ from artifacts import EdgewrightError, read_manifest, silent
 from device_farm import adb, arm64_tier
 from runtime_tests import on_device
 from runtime_tests.jobs import Job
-from tests.device_farm.test_adb import a_phone, attach
+from tests.device_farm.test_adb import LIMITS, a_phone, attach
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_answers_memory_and_times_come_from_there(
     assert len(found.checks) == 5 and {check.verdict for check in found.checks} == {"passed"}
     assert all(item.obtained == "emulated" and "Pixel 9" in str(item.stand_in) for item in found.checks)
     values = {figure.name: figure.value for figure in found.figures}
-    assert values["device_limiter"] == "MemoryLimiter: enabled visible: 8192 MiB not visible: 4096 MiB"
+    assert values["device_limiter"] == LIMITS
     assert {"device_load_64", "device_time_to_first_token_64", "device_decode_64"} <= set(values)
     assert 0 < float(values["device_peak_anonymous_shared_swap_64"]) <= float(values["device_peak_pss_64"])
     assert "not an app" in found.warnings[0] and "scripted adb" in found.warnings[0]
