@@ -26,7 +26,8 @@ def _group_norm(
 ) -> Tensor:
     """In blocks of groups, as each is normalized alone."""
     if weight is not None or bias is not None:
-        return _aten.group_norm(x, groups, weight, bias, *rest)  # type: ignore[no-any-return]
+        normed: Tensor = _aten.group_norm(x, groups, weight, bias, *rest)
+        return normed
     size = x.shape[1] // groups
     step = max(1, _BLOCK_BYTES // (math.prod(x.shape[2:]) * size * x.element_size()))
     for at in range(0, groups, step):

@@ -63,7 +63,7 @@ class Walk:
         self._dead: list[list[Node]] = [[] for _ in self.nodes]
         kept = set(self.outputs)
         for at in reversed(range(len(self.nodes))):
-            for source in (*self.nodes[at].all_input_nodes, self.nodes[at]):
+            for source in self.nodes[at].all_input_nodes:
                 if source not in kept:
                     kept.add(source)
                     self._dead[at].append(source)
@@ -72,7 +72,8 @@ class Walk:
     def _written_over(self) -> dict[Node, Callable[..., Tensor]]:
         """Operations that may write over their first operand: nothing that shares its memory is read any more."""
         last = {node: at for at, dead in enumerate(self._dead) for node in dead}
-        memory, found = _memory(self.nodes), {}
+        memory = _memory(self.nodes)
+        found: dict[Node, Callable[..., Tensor]] = {}
         sharing: dict[Node, list[Node]] = {}
         for node, owner in memory.items():
             sharing.setdefault(owner, []).append(node)
@@ -105,9 +106,11 @@ class Walk:
         """
         for at in range(start, len(self.nodes) if stop is None else stop):
             node = self.nodes[at]
-            values[node] = change(node, self._computed(node, values, over))
+            made = self._computed(node, values, over)
             for spent in self._dead[at]:
                 values.pop(spent)
+            values[node] = change(node, made)
+            del made  # which may be another tensor, and as wide
         return values
 
     def _computed(self, node: Node, values: Values, over: bool) -> Any:

@@ -67,7 +67,9 @@ X = random(1, 5, 8, 8, seed=4)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_value_is_written_over_only_where_nobody_reads_it_again(dtype: torch.dtype) -> None:
-    x, places, shared = X.to(dtype), {}, []
+    x = X.to(dtype)
+    places: dict[Node, int] = {}
+    shared: list[str] = []
     with torch.no_grad():
         walk = Walk(torch.export.export(module(branching), (X,)))
 
