@@ -24,11 +24,12 @@ Values = dict[Node, Any]
 Change = Callable[[Node, Tensor], Tensor]
 """From a value as it is computed to the value that everything behind it gets."""
 
-
 # what gives memory of its own, which no other value shares
-_NEW = ("edge::convolution", "edge::bias", "edge::scale", "edge::linear", "aten::cat", "aten::add", "aten::mul")
-_NEW += ("aten::relu", "aten::leaky_relu", "aten::sigmoid", "aten::gelu", "aten::group_norm")
-_NEW += ("aten::upsample_nearest2d", "aten::upsample_bilinear2d", "aten::upsample_linear1d", "aten::avg_pool2d")
+_NEW = (
+    *("edge::convolution", "edge::bias", "edge::scale", "edge::linear", "aten::cat", "aten::add", "aten::mul"),
+    *("aten::relu", "aten::leaky_relu", "aten::sigmoid", "aten::gelu", "aten::group_norm", "aten::avg_pool2d"),
+    *("aten::upsample_nearest2d", "aten::upsample_bilinear2d", "aten::upsample_linear1d"),
+)
 # what may give another view of the memory of its first operand
 _VIEWS = ("aten::view", "aten::reshape", "aten::permute", "aten::transpose", "aten::slice", "aten::pixel_shuffle")
 
