@@ -26,6 +26,7 @@ values into the caches [batch, kv_heads, max_tokens, head_dim] at `positions` an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ _workers: ContextVar[ThreadPoolExecutor | None] = ContextVar("workers", default=
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _SCHEME = "int bits, int group, bool symmetric"
+_PLACE_BYTES = 1 << 24  # of what one block of a convolution reads and gives
 _BLOCK_BYTES = 1 << 22  # of a block of weights in float32: each of the workers holds one, and what it is decoded from
 
 _library = torch.library.Library("edge", "DEF")
@@ -113,7 +115,7 @@ def _table() -> Weights:
     return table
 
 
-def _rows(slot: str, start: int = 0, stop: int | None = None) -> Tensor:
+def rows_of(slot: str, start: int = 0, stop: int | None = None) -> Tensor:
     return torch.from_numpy(_table().rows(slot, start, stop))
 
 
@@ -149,7 +151,7 @@ def _embedding(ids: Tensor, slot: str, rows: int, columns: int, *scheme: object)
     unique, inverse = ids.unique(return_inverse=True)
     if unique.numel() and not 0 <= int(unique[0]) <= int(unique[-1]) < rows:
         raise IndexError(f"token id outside 0..{rows - 1}")
-    picked = torch.stack([_rows(slot, int(i), int(i) + 1)[0] for i in unique])
+    picked = torch.stack([rows_of(slot, int(i), int(i) + 1)[0] for i in unique])
     return picked.to(_dtype.get())[inverse]
 
 
@@ -160,7 +162,7 @@ def _(ids: Tensor, slot: str, rows: int, columns: int, *scheme: object) -> Tenso
 
 def _normalized(x: Tensor, slot: str, eps: float) -> Tensor:
     wide = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
-    return wide * _rows(slot).to(x.dtype)
+    return wide * rows_of(slot).to(x.dtype)
 
 
 @torch.library.impl(_library, "rms_norm", "CPU")
@@ -186,7 +188,7 @@ def _(x: Tensor, residual: Tensor, slot: str, columns: int, eps: float) -> tuple
 
 @torch.library.impl(_library, "layer_norm", "CPU")
 def _layer_norm(x: Tensor, slot: str, columns: int, eps: float) -> Tensor:
-    return torch.nn.functional.layer_norm(x, (columns,), _rows(slot).to(x.dtype), None, eps)
+    return torch.nn.functional.layer_norm(x, (columns,), rows_of(slot).to(x.dtype), None, eps)
 
 
 @torch.library.register_fake("edge::layer_norm")
@@ -281,14 +283,14 @@ def _(
     return out, torch.empty_like(key_cache), torch.empty_like(value_cache)
 
 
-def _along(vector: Tensor, x: Tensor, axis: int) -> Tensor:
+def along(vector: Tensor, x: Tensor, axis: int) -> Tensor:
     """A vector in the dtype of x, shaped to meet an axis of it."""
     return vector.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1 - axis % x.ndim))
 
 
 @torch.library.impl(_library, "bias", "CPU")
 def _bias(x: Tensor, slots: list[str], rows: list[int], axis: int) -> Tensor:
-    return x + _along(torch.cat([_rows(slot) for slot in slots]), x, axis)
+    return x + along(torch.cat([rows_of(slot) for slot in slots]), x, axis)
 
 
 @torch.library.register_fake("edge::bias")
@@ -298,7 +300,7 @@ def _(x: Tensor, slots: list[str], rows: list[int], axis: int) -> Tensor:
 
 @torch.library.impl(_library, "scale", "CPU")
 def _scale(x: Tensor, slot: str, columns: int, axis: int) -> Tensor:
-    return x * _along(_rows(slot), x, axis)
+    return x * along(rows_of(slot), x, axis)
 
 
 @torch.library.register_fake("edge::scale")
@@ -319,9 +321,42 @@ def _convolution(
     dilation: list[int],
     groups: int,
 ) -> Tensor:
-    weight = _rows(slot).reshape(shape).to(x.dtype)
-    zeros = [0] * len(stride)
-    return torch.convolution(x, weight, None, stride, padding, dilation, False, zeros, groups)
+    """In blocks of outputs, and of places along the first dimension of space: what a kernel lays out anew, of weights
+    and of places, stays small beside what comes in and goes out."""
+    dims, first = len(stride), padding[0]
+
+    def convolved(part: Tensor, weight: Tensor, first: int) -> Tensor:
+        weight = weight.reshape(-1, *shape[1:]).to(x.dtype)
+        padded = [first, *padding[1:]]
+        return torch.convolution(part, weight, None, stride, padded, dilation, False, [0] * dims, groups)
+
+    sizes = _convolved(x, shape, stride, padding, dilation)
+    columns = math.prod(shape[1:])
+    outputs = list(row_blocks(shape[0], columns, _BLOCK_BYTES)) if groups == 1 else [(0, shape[0])]
+    place = x.shape[1] * stride[0] * math.prod(x.shape[3:]) + shape[0] * math.prod(sizes[1:])
+    step = max(1, _PLACE_BYTES // (place * x.shape[0] * x.element_size()))
+    if len(outputs) == 1 and step >= sizes[0]:
+        return convolved(x, rows_of(slot), first)
+    out, reach = x.new_empty((x.shape[0], shape[0], *sizes)), dilation[0] * (shape[2] - 1) + 1
+    for start, stop in outputs:
+        weight = rows_of(slot, start, stop)
+        for at in range(0, sizes[0], step):
+            until = min(at + step, sizes[0])
+            low, high = at * stride[0] - first, (until - 1) * stride[0] - first + reach
+            part = x[:, :, max(low, 0) : high]
+            beyond = max(-low, 0), max(high - x.shape[2], 0)
+            if any(beyond):
+                part = torch.nn.functional.pad(part, (*[0, 0] * (dims - 1), *beyond))
+            out[:, start:stop, at:until] = convolved(part, weight, 0)
+    return out
+
+
+def _convolved(x: Tensor, shape: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> list[int]:
+    """The sizes of a convolution's output behind its channels."""
+    return [
+        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel - 1) - 1) // stride[i] + 1
+        for i, kernel in enumerate(shape[2:])
+    ]
 
 
 @torch.library.register_fake("edge::convolution")
@@ -337,12 +372,7 @@ def _(
     dilation: list[int],
     groups: int,
 ) -> Tensor:
-    kernel = shape[2:]
-    sizes = [
-        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
-        for i in range(len(kernel))
-    ]
-    return x.new_empty((x.shape[0], shape[0], *sizes))
+    return x.new_empty((x.shape[0], shape[0], *_convolved(x, shape, stride, padding, dilation)))
 
 
 def codes_of(x: Tensor, scale: float, zero: int) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,12 @@ def entry_outputs(
     import torch
 
     from compiler import dialect
+    from compiler.quantize.activations.walk import Walk
+
+    @cache
+    def walked(component: str, entry: str) -> Walk:
+        part = model.component(component)
+        return Walk(capture(part, part.entry(entry), schemes))
 
     counted = _counted(model, plan)
     model = model.at(counted) if counted else model
@@ -47,7 +54,10 @@ def entry_outputs(
             component = model.component(call.component)
             entry = component.entry(call.entry)
             arguments = [torch.from_numpy(arrays[port.name]) for port in entry.inputs]
-            results = component.module(entry, schemes)(*arguments, *states[component.name])
+            if entry.dimensions or component.states:
+                results = component.module(entry, schemes)(*arguments, *states[component.name])
+            else:  # of one size, as pictures are: a module's own names would keep values that nothing reads any more
+                results = tuple(walked(component.name, entry.name).answer(arguments))
             outputs = results[: len(entry.outputs)]
             if entry.keeps:
                 states[component.name] = list(results[len(entry.outputs) :])
@@ -92,16 +102,17 @@ def rounded(
             walk, known, ports = walks[call.component], affines[call.component], model.component(call.component)
             entry = ports.entry(call.entry)
             codes: dict[str, NDArray[Any]] = {}
-            given = vectors.given_codes(plan, at, len(entry.inputs))
+            given = partial(vectors.given_code, plan, at, len(entry.inputs))
 
             def step(node: Node, value: Any, known: Any = known, codes: Any = codes, given: Any = given) -> Any:
-                """Note the codes of a value, and go on from others."""
+                """Note some codes of a value, and go on from others."""
                 if node not in known:
                     return value
-                affine = known[node]
-                if value.dtype == torch.float64:
-                    codes[node.name] = dialect.codes_of(value, affine.scale, affine.zero).to(torch.uint8).numpy()
-                return (torch.from_numpy(given[node.name]).to(value.dtype) - affine.zero) * affine.scale
+                affine, dtype = known[node], value.dtype
+                if dtype == torch.float64:  # those that the file will hold: all would be as large as all activations
+                    some = torch.from_numpy(vectors.sampled(value.numpy(), vectors.CODES))
+                    codes[node.name] = dialect.codes_of(some, affine.scale, affine.zero).to(torch.uint8).numpy()
+                return torch.from_numpy(given(node.name)).to(dtype).sub_(affine.zero).mul_(affine.scale)
 
             tensors = [torch.from_numpy(arrays[port.name]).double() for port in entry.inputs]
             sides = [walk.answer(tensors, change) for change in (step, rounding(known))]

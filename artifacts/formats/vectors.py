@@ -253,8 +253,16 @@ def _codes(tensors: dict[str, Array], at: int, name: str, shape: tuple[int, ...]
 
 def given_codes(plan: Calls, at: int, ports: int) -> dict[str, Array]:
     """The codes by which a call's rounded values are replaced, uint8 by name. ports: how many inputs its entry has."""
-    shapes = plan.rounded.values.get(plan.calls[at].component, {}) if plan.rounded is not None else {}
-    return {
-        name: np.random.default_rng([plan.seed, at, ports + number]).integers(0, 256, shape, np.uint8)
-        for number, (name, shape) in enumerate(shapes.items())
-    }
+    return {name: given_code(plan, at, ports, name) for name in _shapes(plan, at)}
+
+
+def given_code(plan: Calls, at: int, ports: int, name: str) -> Array:
+    """`given_codes` of one value: all of a large call at once are as large as all that it computes."""
+    shapes = _shapes(plan, at)
+    seed = [plan.seed, at, ports + list(shapes).index(name)]
+    return np.random.default_rng(seed).integers(0, 256, shapes[name], np.uint8)
+
+
+def _shapes(plan: Calls, at: int) -> Mapping[str, tuple[int, ...]]:
+    """Of a call's rounded values by name."""
+    return plan.rounded.values.get(plan.calls[at].component, {}) if plan.rounded is not None else {}
