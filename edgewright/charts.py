@@ -57,7 +57,7 @@ _ABOVE: Spec = {
     "labelLimit": 340,
     "labelAlign": "left",
     "labelPadding": -2,
-    "labelOffset": -15,
+    "labelOffset": -20,
 }
 _SVG_STYLE = f"text{{fill:{_GREY}}}@media(prefers-color-scheme:dark){{text{{fill:#9198a1}}}}"
 
@@ -211,7 +211,8 @@ def shares(targets: Sequence[TargetReport]) -> Spec | None:
     names = list(dict.fromkeys(target.target for target in targets))
     y = {"field": "check", "type": "nominal", "sort": None, "title": None}
     x = {"field": "share", "type": "quantitative", "scale": {"type": "log"}, "title": "share of the limit, log scale"}
-    side = {"field": "target", "type": "nominal", "sort": names}
+    # the first place of each row is its name's: a point there would cover it
+    side = {"field": "target", "type": "nominal", "scale": {"domain": ["", *names]}}
     colour = _colours("target", names, _COLOURS)
     sampled = [row for row in rows if "low" in row]
     interval = {
@@ -235,7 +236,7 @@ def shares(targets: Sequence[TargetReport]) -> Spec | None:
         {"data": {"values": [{"share": 1}]}, "mark": {"type": "rule", "stroke": _LIMIT, "strokeDash": [6, 4]}}
         | {"encoding": {"x": x}},
     ]
-    height = 44 * len({row["check"] for row in rows}) + 20
+    height = 52 * len({row["check"] for row in rows}) + 20
     return specification(height, "Share of each limit that is used", {"data": {"values": rows}, "layer": layers})
 
 

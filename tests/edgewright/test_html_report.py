@@ -171,6 +171,19 @@ def test_pictures_are_vega_lite_that_its_schema_knows_and_that_can_be_drawn(host
         assert re.search(r"<(path|rect|line)\b", drawn) and "undefined" not in drawn and "NaN" not in drawn
 
 
+def test_no_point_covers_the_name_of_its_row(hostile: Page) -> None:
+    (spec,) = (spec for spec in hostile.specs() if spec["description"] == "Share of each limit that is used")
+    drawn = charts.svg(spec, "a title")
+    labels = re.findall(r'<text text-anchor="start" transform="translate\(2,([0-9.]+)\)"', drawn)
+    names = sorted(map(float, labels))  # where the line of each is, from the top
+    points = [
+        float(y) for y in re.findall(r'-roledescription="point" transform="translate\([0-9.]+,([0-9.]+)\)"', drawn)
+    ]
+    assert len(names) == len({row["check"] for row in spec["data"]["values"]}) and len(points) >= len(names)
+    above, below, radius = 8, 2, 4.2  # of letters of 10 px over and under their line, and of a point
+    assert not [(name, y) for name in names for y in points if name - above - radius < y < name + below + radius]
+
+
 @pytest.mark.parametrize("text", ["\x00", "\x1b[31m", "\ufffe", "\uffff", "\ud800", "\x85", "]]>", "&lt;"])
 def test_no_character_ends_the_process_that_draws(text: str) -> None:
     """vl-convert takes what it draws for XML, and its process with it where that is none."""

@@ -55,7 +55,6 @@ def swept(workplace, tmp_path_factory):
                 profiles=[],
                 checkpoint=None,
                 progress=lambda *_: None,
-                after=lambda *_: None,
             )
         )
     return out, ran, left, passes

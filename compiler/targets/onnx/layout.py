@@ -15,6 +15,7 @@ from compiler.graph import capture
 from compiler.models.base import Component, Entry, Port
 from compiler.targets.base import BuildJob, Job
 from compiler.targets.onnx.attention import Attention
+from compiler.targets.onnx.imported import imported
 from compiler.targets.onnx.importer import import_program
 from compiler.targets.onnx.lower import Lowering
 from compiler.targets.onnx.weights import Weight
@@ -58,11 +59,13 @@ def lower(job: Job, plan: Plan) -> Lowered:
     """Capture, import and rewrite. Raises EdgewrightError naming what has no lowering; no weight is read."""
     component, entry = plan.component, plan.entry
     where = f"{component.name}.{entry.name}"
-    program = capture(component, entry, job.schemes)
     rounding = job.roundings.get(component.name) if isinstance(job, BuildJob) else None
-    if rounding is not None:
+    if rounding is None:
+        model = imported(component, entry, job.schemes, plan.attention.table)
+    else:  # which puts nodes of its own into the graph
+        program = capture(component, entry, job.schemes)
         activations.insert(program, rounding)
-    model = import_program(program, plan.attention.table, where)
+        model = import_program(program, plan.attention.table, where)
     model.graph.name = job.name
     inputs = _by_port((*entry.inputs, *component.states), list(model.graph.inputs))
     low = Lowering(model, component, job.options, where, rounding, job.rounded.get(component.name, ()))
