@@ -19,7 +19,7 @@ from rich.text import Text
 from artifacts import Progress as ProgressCallback
 from artifacts import silent
 from edgewright.render import console
-from edgewright.streams import plain
+from edgewright.streams import COLUMNS, plain
 
 _LONG_S = 10.0  # from here on a stage says how much time is left
 _AGAIN_S = 30.0  # between its lines in a log
@@ -86,9 +86,8 @@ def _bars() -> Iterator[ProgressCallback]:
 
         def show(name: str, done: int, total: int) -> None:
             if name not in tasks:
-                shown, stage = plain(name, lines=False), _Stage(done, done, total)
-                shown = shown if len(shown) <= _NAME else f"{shown[: _NAME - 1]}…"
-                tasks[name] = bars.add_task(shown, stage=stage), stage
+                stage = _Stage(done, done, total)
+                tasks[name] = bars.add_task(_within(_NAME, name), stage=stage), stage
             task, stage = tasks[name]
             stage.at(done, total)
             bars.update(task, completed=done, total=max(total, 1))
@@ -132,7 +131,13 @@ def _lines() -> Iterator[ProgressCallback]:
 
 
 def _say(name: str, words: str) -> None:
-    print(f"  {plain(name, lines=False)}: {words}", file=sys.stderr, flush=True)
+    room = COLUMNS - len(f"  : {words}")
+    print(f"  {_within(room, name)}: {words}", file=sys.stderr, flush=True)
+
+
+def _within(columns: int, name: str) -> str:
+    name = plain(name, lines=False)
+    return name if len(name) <= columns else f"{name[: columns - 1]}…"
 
 
 def _span(seconds: float) -> str:

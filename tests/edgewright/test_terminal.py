@@ -147,6 +147,16 @@ def test_a_log_says_now_and_then_how_much_time_is_left(monkeypatch, capsys):
     assert len(lines) <= 8
 
 
+def test_the_name_of_a_stage_makes_room_for_its_time(monkeypatch, capsys):
+    monkeypatch.setattr(bars, "_LONG_S", 0.2)
+    with bars.progress(shown=True) as progress:
+        progress("int8-g32-rtn (11 of 12): measuring memory while it computes " * 2, 0, 1)
+        time.sleep(0.5)
+        progress("int8-g32-rtn (11 of 12): measuring memory while it computes " * 2, 1, 1)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) >= 2 and all(len(line) == 80 and "…: " in line for line in lines)
+
+
 def test_a_short_stage_is_one_line_and_what_was_done_before_counts_for_no_speed(monkeypatch, capsys):
     with bars.progress(shown=True) as progress:
         progress("hashing", 0, 2)

@@ -26,7 +26,8 @@ class Identity:
         raise NotImplementedError
 
     def _token(self) -> str:
-        return str(self.headers.get("Authorization", "")).removeprefix("Bearer ")
+        scheme, _, token = str(self.headers.get("Authorization", "")).partition(" ")
+        return token if scheme.lower() == "bearer" else ""
 
     def _known(self) -> None:
         if self._token() not in (WRITER, READER) and not self._token().startswith(EXCHANGED):
