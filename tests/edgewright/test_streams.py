@@ -84,7 +84,7 @@ def test_an_error_is_told_on_stderr_also_when_its_json_cannot_be():
     assert done.returncode == 2 and "nowhere: no such artifact folder" in done.stderr
 
 
-@pytest.mark.parametrize("blocks", ["0", "8", "300"])
+@pytest.mark.parametrize("blocks", ["0", pytest.param("8", marks=pytest.mark.nightly), "300"])
 def test_a_limit_on_file_sizes_is_one_message(workplace, tmp_path, blocks):
     arguments = ("run", str(workplace.recipe_file), "--out", str(tmp_path), "--no-validate")
     done = shell(f'ulimit -f {blocks}; "$@"', *arguments, PYTHONDONTWRITEBYTECODE="1")
@@ -153,8 +153,8 @@ def _signalled(recipe: Path, out: Path, *signals: signal.Signals) -> tuple[int, 
 @pytest.mark.parametrize(
     ("sent", "code", "words"),
     [
-        ([signal.SIGTERM], 143, "ended by SIGTERM; no half-written package is left"),
-        ([signal.SIGHUP], 129, "ended by SIGHUP; no half-written package is left"),
+        pytest.param([signal.SIGTERM], 143, "ended by SIGTERM; no half-written", marks=pytest.mark.nightly),
+        pytest.param([signal.SIGHUP], 129, "ended by SIGHUP; no half-written", marks=pytest.mark.nightly),
         ([signal.SIGTERM, signal.SIGTERM, signal.SIGHUP], None, "ended by SIG"),
         ([signal.SIGINT], 130, "interrupted; no half-written package is left"),
     ],

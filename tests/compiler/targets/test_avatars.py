@@ -59,8 +59,17 @@ def assert_entries_equal_the_reference(job: BuildJob, target: str, folder: Path,
                 assert np.abs(found[name] - values).max() <= limit * np.abs(values).max(), (component.name, name)
 
 
-@pytest.mark.parametrize("target", OPTIONS)
-@pytest.mark.parametrize(("mobileone", "others"), [(False, {}), (True, SMALLER)], ids=["original", "mobileone"])
+@pytest.mark.parametrize(
+    ("target", "mobileone", "others"),
+    [
+        *(pytest.param(target, True, SMALLER, id=f"{target}-mobileone") for target in OPTIONS),
+        *(pytest.param(target, False, {}, id=f"{target}-original") for target in ("onnx", "mlx")),
+        *(
+            pytest.param(target, False, {}, id=f"{target}-original", marks=pytest.mark.nightly)
+            for target in ("coreml", "tvm")
+        ),
+    ],
+)
 def test_every_entry_equals_the_reference(
     take: Adopt, jobs: Jobs, tmp_path: Path, target: str, mobileone: bool, others: dict[str, Scheme]
 ) -> None:

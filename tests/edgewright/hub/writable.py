@@ -154,7 +154,7 @@ class _Handler(Identity, BaseHTTPRequestHandler):
 
     def _pieces(self) -> Iterator[bytes]:
         if "chunked" in self.headers.get("Transfer-Encoding", ""):
-            while length := int(self.rfile.readline(), 16):
+            while length := int(self.rfile.readline() or b"0", 16):
                 yield self.rfile.read(length)
                 self.rfile.readline()
             self.rfile.readline()
@@ -162,6 +162,8 @@ class _Handler(Identity, BaseHTTPRequestHandler):
         left = int(self.headers.get("Content-Length") or 0)
         while left:
             piece = self.rfile.read(min(left, _CHUNK))
+            if not piece:  # who sent it was killed: without this the thread would go round for good
+                raise ConnectionAbortedError
             left -= len(piece)
             yield piece
 

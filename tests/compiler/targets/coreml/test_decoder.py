@@ -193,7 +193,13 @@ def test_every_way_to_build_computes_the_same(variant: str, decoder_folder: Path
     assert rms <= (1e-5 if options.get("compute") == "fp32" else 4e-3)
 
 
-@pytest.mark.parametrize("options", [{}, {"prompt": "range", "cache": "explicit"}], ids=["states", "explicit"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="states"),
+        pytest.param({"prompt": "range", "cache": "explicit"}, id="explicit", marks=pytest.mark.nightly),
+    ],
+)
 def test_a_context_of_two_tokens(decoder_folder: Path, build: Builder, options: dict[str, Any]) -> None:
     built = build(decoder_folder, INT4, 2, **options)
     ids = np.asarray([7, 159])
