@@ -169,6 +169,7 @@ def test_a_community_folder_is_scored_by_the_same_text(place: Place, edgewright:
     assert any(note.startswith("B: does not say which checkpoint it is of") for note in found["notes"])
 
 
+@pytest.mark.nightly
 def test_onnx_and_mlx_of_the_same_weights(place: Place, edgewright: Any) -> None:
     found = compared(edgewright, place.int4, place.mlx, "--measure", "--profile", "android-4gb")
     perplexity = row(found, "quality", "perplexity, change")

@@ -104,6 +104,7 @@ def test_a_shorter_context_is_taken_where_none_was_asked_for_and_advised_where_o
     assert edgewright("plan", "short.yaml")[0] == 0
 
 
+@pytest.mark.nightly
 def test_what_is_written_runs_and_passes(edgewright, here):
     checkpoint = RECIPES / "checkpoints/tiny-ministral3"
     code, out, _ = edgewright("init", str(checkpoint), "--phone=android-4gb", "--phone=iphone-12", "--target=onnx")

@@ -30,10 +30,16 @@ FOLDERS = ("small/quantized", "small/onnx", "eight/quantized", "eight/onnx", "ei
 @pytest.fixture(scope="module")
 def recipes(workplace) -> list[str]:
     """Two recipes of one checkpoint, the second with two targets and a limit that it does not keep."""
-    text = workplace.recipe_file.read_text().replace("name: small", "name: eight").replace("bits: 4", "bits: 8")
+    folder = workplace.folder / "pair"
+    folder.mkdir()
+    (folder / "held.txt").write_text((ROOT / "edgewright" / "text.py").read_text()[:3300])
+    text = workplace.recipe_file.read_text().replace("path: weights", "path: ../weights")
+    text = text.replace("validate:\n", "validate:\n  quality: {text: held.txt}\n")
+    (folder / "small.yaml").write_text(text)
+    text = text.replace("name: small", "name: eight").replace("bits: 4", "bits: 8")
     text = text.replace("  onnx: {}\n", "  onnx: {}\n  mlx: {}\n").replace("300MB", "1MB")
-    (workplace.folder / "eight.yaml").write_text(text)
-    return [str(workplace.recipe_file), str(workplace.folder / "eight.yaml")]
+    (folder / "eight.yaml").write_text(text)
+    return [str(folder / "small.yaml"), str(folder / "eight.yaml")]
 
 
 @pytest.fixture(scope="module")

@@ -58,6 +58,7 @@ def said(model: Any, processor: Any, question: Question) -> str:
     return found
 
 
+@pytest.mark.nightly
 def test_the_same_answers_as_our_session(package: Package) -> None:
     model, processor = mlx_vlm.load(str(package[0]))
     model.set_dtype(mx.float32)

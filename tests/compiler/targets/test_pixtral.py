@@ -30,7 +30,9 @@ SIDE = 5  # cells along the longest edge; of 25 the context holds 24
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("target", OPTIONS)
+@pytest.mark.parametrize(  # TVM and Core ML lower what ONNX captured, which SmolVLM2 shows in every run
+    "target", ["onnx", "mlx", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("tvm", "coreml"))]
+)
 @pytest.mark.usefixtures("here")
 def test_every_entry_is_what_pytorch_computes(target: str, name: str, tmp_path: Path) -> None:
     geometry = ALL[name]

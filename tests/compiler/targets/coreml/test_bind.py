@@ -70,6 +70,7 @@ def test_without_keys_of_their_own_equal_zeros_would_be_merged(convert: Any, mon
         assert len(markers(convert()[0])) == EXPECTED
 
 
+@pytest.mark.nightly
 def test_without_frozen_values_placeholders_would_be_computed_with(
     convert: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -179,7 +179,12 @@ VARIANTS: dict[str, tuple[Scheme, dict[str, Scheme], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+OFTEN = ("any length", "iOS 17", "of every kind, untied, one length")  # the others are nightly
+
+
+@pytest.mark.parametrize(
+    "variant", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.nightly) for name in VARIANTS]
+)
 def test_every_way_to_build_computes_the_same(variant: str, decoder_folder: Path, untied: Path, build: Builder) -> None:
     """A random two-layer Ministral 3, past its original positions, where queries are scaled."""
     scheme, others, options = VARIANTS[variant]

@@ -121,6 +121,7 @@ def test_prompts_are_cut_into_calls_that_the_package_takes(built: Built) -> None
         built.decoder().prefill(np.zeros(81, np.int64))
 
 
+@pytest.mark.nightly
 def test_a_search_for_the_wrong_operation_names_it(artifact: Built) -> None:
     from edgewright.api import recipe_type
     from edgewright.conversion import first_divergence
