@@ -48,6 +48,13 @@ _SPEED: tuple[tuple[str, str, Direction], ...] = (
     ("first_frame", "s", "at most"),
     ("frame_time", "s", "at most"),
 )
+# Modelled and shown, and limited by no recipe: name, label, unit, direction.
+_BESIDE: tuple[tuple[str, str, str, Direction], ...] = (
+    ("decode_short", "decode", "tok/s", "at least"),
+    ("decode_sustained", "decode", "tok/s", "at least"),
+    ("load_warm", "load", "s", "at most"),
+    ("load_cold", "load", "s", "at most"),
+)
 _NOT_COUNTED = "no latency data: nothing of this model counts such a figure"
 
 
@@ -295,9 +302,8 @@ def latency(phone: str, limits: Limits, found: Found) -> list[Check]:
         limit, known = getattr(limits, name), found.get(name, _NOT_COUNTED)
         if limit is not None or not isinstance(known, str):
             checks.append(assess_latency(phone, name, name.replace("_", " "), limit, direction, unit, known))
-    beside = [(name, found.get(name, "")) for name in ("decode_short", "decode_sustained")]
     return checks + [
-        assess_latency(phone, name, "decode", None, "at least", "tok/s", known)
-        for name, known in beside
-        if not isinstance(known, str)
+        assess_latency(phone, name, label, None, direction, unit, known)
+        for name, label, unit, direction in _BESIDE
+        if not isinstance(known := found.get(name, ""), str)
     ]
