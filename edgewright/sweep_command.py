@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgewright.sweep_table import Row
     from recipes.schema import Recipe
 
+_MARKS = {"passed": "✓", "failed": "✗"}
 _MANY = 24  # variants that are run without a question
 
 
@@ -183,11 +184,21 @@ def _show(
         content = sweep_table.to_json(name, rows, ran, left)
         streams.write_json({**content, "folder": str(folder), "picked": None if chosen is None else str(chosen)})
         return
-    table = tables.table(*(f"<{head}" if head == "variant" else head for head in sweep_table.columns(rows)))
+    # what has words is not in the table, which shall stay within 80 columns: a mark, and lines below
+    heads = sweep_table.columns(rows)[:-2]
+    table = tables.table("<", *(f"<{head}" if head == "variant" else head for head in heads))
     for row in rows:
-        table.add_row(*sweep_table.cells(row, rows))
+        table.add_row(_MARKS.get(row.verdict, "–"), *sweep_table.cells(row, rows)[:-2])
     render.show(table)
-    lines = [sweep_table.NOTE, *(f"left out: {item.choice.name}: {item.reason}" for item in left)]
+    beaten: dict[str, list[str]] = {}
+    for row in rows:
+        if row.dominated_by is not None:
+            beaten.setdefault(row.dominated_by, []).append(row.variant)
+    lines = [
+        *(f"dominated by {best}: {', '.join(dict.fromkeys(worse))}" for best, worse in beaten.items()),
+        sweep_table.NOTE,
+        *(f"left out: {item.choice.name}: {item.reason}" for item in left),
+    ]
     for line in lines:
         render.show(tables.padded(line, (0, 1)))
     render.show_warnings(notes)

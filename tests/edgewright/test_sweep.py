@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from artifacts import EdgewrightError
 from compiler import golden
-from edgewright import api, sweep, sweep_picture, sweep_table
+from edgewright import api, sweep, sweep_command, sweep_picture, sweep_table
 from edgewright.sweep import Choice
 from edgewright.sweep_table import Row, dominates, parse_pick, picked, with_dominated
 
@@ -167,6 +169,17 @@ def test_the_best_within_a_limit_is_picked():
     for wrong in ("size", "size=much", "weight=3kg", "kl="):
         with pytest.raises(EdgewrightError, match="--pick"):
             parse_pick(wrong)
+
+
+def test_a_variant_is_one_line_of_the_table_and_what_beats_it_stands_below(capsys):
+    found = [row("int4-g128-gptq", 0.2, 10**7), row("int8-g128-gptq", 0.1, 2 * 10**7)]
+    found = with_dominated([*found, row("int4-channel-rtn", 0.2, 2 * 10**7, verdict="failed")])
+    sweep_command._show(argparse.Namespace(json=False), Path("build/s-sweep"), "s", found, [], [], [], None)
+    lines = capsys.readouterr().out.splitlines()
+    shown = [line.split() for line in lines if "MB" in line]
+    assert [words[:2] for words in shown] == [["✓", item.variant] for item in found[:2]] + [["✗", "int4-channel-rtn"]]
+    assert "dominated by int8-g128-gptq: int4-channel-rtn" in [line.strip() for line in lines]
+    assert max(map(len, lines)) <= 80
 
 
 def test_the_picture_names_the_variants_that_nothing_beats():
