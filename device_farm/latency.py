@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
 
 from artifacts.formats.work import StreamWork, TokenWork, Work
 from device_farm.chips import Chip
@@ -49,10 +48,6 @@ __all__ = ["GENIEX", "NO_DATA", "POCKETPAL", "Found", "Modelled", "modelled", "p
 
 SHORT = 512  # tokens of a prompt to which the first answer is timed, and of the shorter context that is shown
 _NO_LOAD = f"{NO_DATA}: of one iPhone alone were times of loading published, and its repeats differ twofold"
-# of what makers announce of storage, what AndroBench read on phones: 500 of 860 MB/s (UFS 2.1 on one lane), 281 of 250
-# (eMMC 5.1), 2,280 of 2,100 (UFS 3.0). Source: boardor.com on UFS 3.0; notebookcheck.net, 392366; read 2026-11
-_STORAGE = (0.58, 1.12)
-_SCALE_BYTES = {"onnx": 4, "tvm": 2}  # of a group, as packages store it
 # what stays of the burst's rate after ten minutes: an iPhone 17 Pro (apple-silicon-llm-bench); nothing else is known
 _SUSTAINED = (0.38, 0.67)
 
@@ -130,18 +125,18 @@ def modelled(work: Work, target: str, profile: Profile) -> Found:
     A decoder: decode (tok/s, at the end of its context), decode_short (at 512 tokens), decode_sustained and
     time_to_first_token (s, of a prompt of 512 tokens or of the context). An avatar: first_frame (s, once its sound and
     the look-ahead are there: the window is heard and the frame drawn) and frame_time (s, its part of a window counted).
-    Of a decoder load_warm too (s, from memory) and load_cold (s, every weight read once from storage as well).
+    Both: load_cold and load_warm, of which nothing is known yet.
     """
     found: Found = {}
     if work.token is not None:
         found = _decoder(work.token, work.images, target, profile)
     elif work.stream is not None:
         found = _stream(work.stream, target, profile)
-    return dict.fromkeys(("load_cold", "load_warm"), _NO_LOAD) | found
+    return found | dict.fromkeys(("load_cold", "load_warm"), _NO_LOAD)
 
 
 def _decoder(token: TokenWork, images: bool, target: str, profile: Profile) -> Found:
-    names = ("decode", "decode_short", "decode_sustained", "time_to_first_token", "load_cold", "load_warm")
+    names = ("decode", "decode_short", "decode_sustained", "time_to_first_token")
     chip = _of(profile)
     if isinstance(chip, str):
         return dict.fromkeys(names, chip)
@@ -161,50 +156,24 @@ def _decoder(token: TokenWork, images: bool, target: str, profile: Profile) -> F
         "decode": decode,
         "decode_sustained": decode if isinstance(decode, str) else _sustained(decode),
         "time_to_first_token": first if isinstance(first, str) else _turned(first, short),
-        **_loading(token, target, chip, profile),
     }
     return found if short == token.context else {**found, "decode_short": rate("decode", short)}
 
 
-def _package_rate(token: TokenWork, target: str, chip: Chip, kind: Kind | Literal["load"], context: int) -> Modelled:
+def _package_rate(token: TokenWork, target: str, chip: Chip, kind: Kind, context: int) -> Modelled:
     schemes = {*token.weights, token.head}
     if chip.apple:
         if target != "mlx" or kind == "prefill":
             raise Unknown(f"{NO_DATA}: of iPhones only decoding with MLX was published of enough models")
         weights = {**token.weights}
         weights[token.head] = weights.get(token.head, 0.0) + token.head_weights
-        stored = sum(count * _stored_bytes(scheme, 4) for scheme, count in weights.items()) / sum(weights.values())
+        stored = sum(count * _mlx_bytes(scheme) for scheme, count in weights.items()) / sum(weights.values())
         return streamed_rate(_as_decoder(token, dict.fromkeys(schemes, "q4_0")), chip, context, stored)
     other = beside(target, kind, max(token.weights, key=token.weights.__getitem__))
     if "16" in schemes:
         raise Unknown(f"{NO_DATA}: weights in half precision were not measured on phones")
     kernels = {scheme: "q4_0" if scheme.startswith("4") else "q8_0" for scheme in schemes}
-    return token_rate(_as_decoder(token, kernels), chip, "decode" if kind == "load" else kind, context, other=other)
-
-
-def _loading(token: TokenWork, target: str, chip: Chip, profile: Profile) -> Found:
-    """load_warm and load_cold. Work at load passes over the weights as a step does, and is carried by llama.cpp's."""
-    if chip.apple:
-        return {}
-    try:
-        each = _package_rate(token, target, chip, "load", 1)
-    except Unknown as why:
-        unsure = (
-            "too uncertain: loading was compared with llama.cpp's decoding on x86-64 alone, which is no measure here"
-        )
-        return dict.fromkeys(("load_cold", "load_warm"), str(why) if str(why).startswith(NO_DATA) else unsure)
-    warm = replace(_turned(each, 1), at="from memory")
-    if profile.storage_bytes_per_s is None:
-        return {"load_warm": warm, "load_cold": f"{NO_DATA}: the profile does not say how fast its storage is read"}
-    schemes = {**token.weights}
-    schemes[token.head] = schemes.get(token.head, 0.0) + token.head_weights
-    stored = sum(count * _stored_bytes(scheme, _SCALE_BYTES[target]) for scheme, count in schemes.items())
-    announced = stored / profile.storage_bytes_per_s.value
-    low, high = warm.band[0] + announced / _STORAGE[1], warm.band[1] + announced / _STORAGE[0]
-    read = f"{stored / 1e6:,.0f} MB at {_STORAGE[0]:.0%} to {_STORAGE[1]:.0%} of what such storage is announced to read"
-    at = "every weight read once from storage"
-    cold = replace(warm, value=(low + high) / 2, band=(low, high), at=at, basis=f"{warm.basis}; {read}")
-    return {"load_warm": warm, "load_cold": cold}
+    return token_rate(_as_decoder(token, kernels), chip, kind, context, other=other)
 
 
 def _as_decoder(token: TokenWork, kernels: Mapping[str, str]) -> Decoder:
@@ -215,10 +184,10 @@ def _as_decoder(token: TokenWork, kernels: Mapping[str, str]) -> Decoder:
     return Decoder(weights, head, token.layers, token.width, cached=token.cached)
 
 
-def _stored_bytes(scheme: str, scale_bytes: int) -> float:
-    """Of a weight, with what its group has beside it: a scale, for MLX with a bias, both in float16."""
+def _mlx_bytes(scheme: str) -> float:
+    """Of a weight, with scale and bias in float16 for each group."""
     bits, _, group = scheme.partition("g")
-    return 2.0 if bits == "16" else int(bits) / 8 + (scale_bytes / int(group) if int(group) else 0)
+    return 2.0 if bits == "16" else int(bits) / 8 + (4 / int(group) if int(group) else 0)
 
 
 # -- networks ------------------------------------------------------------------------------------------------------

@@ -132,12 +132,9 @@ def streamed_rate(decoder: Decoder, chip: Chip, context: int, bytes_per_weight: 
     return Modelled(value, (LOW * value, HIGH * value), "tok/s", f"{context:,} tokens", MLX, basis)
 
 
-def beside(target: str, kind: Kind | Literal["load"], scheme: str) -> Beside:
-    """Of the largest group that was measured and is not larger than the scheme's; "load": loads in the time of one of
-    llama.cpp's decode steps. Raises Unknown."""
+def beside(target: str, kind: Kind, scheme: str) -> Beside:
+    """Of the largest group that was measured and is not larger than the scheme's. Raises Unknown."""
     ratios = _ratios()[kind].get(target)
-    if ratios is None and kind == "load":
-        raise Unknown(f"{NO_DATA}: loading keeps one core busy, and of phones the rates of several are known")
     if ratios is None:
         raise Unknown(f"{NO_DATA}: {kind} of {target} was not measured beside llama.cpp's, which is known of phones")
     bits, _, group = scheme.partition("g")

@@ -151,9 +151,6 @@ class Profile(_Strict):
     soc: Sourced[str] | None = Field(description="one of chips.py; null for a chip that is none of them")
     cpu: Cpu
     bandwidth_bytes_per_s: Sourced[PositiveFloat] | None
-    storage_bytes_per_s: Sourced[PositiveFloat] | None = Field(
-        None, description="reading its storage from one end to the other, as its maker announces it"
-    )
     sustained_factor: Sourced[Annotated[float, Field(gt=0, le=1)]] | None = Field(
         None, description="speed after ten minutes, of that at the start"
     )

@@ -52,8 +52,6 @@ _SPEED: tuple[tuple[str, str, Direction], ...] = (
 _BESIDE: tuple[tuple[str, str, str, Direction], ...] = (
     ("decode_short", "decode", "tok/s", "at least"),
     ("decode_sustained", "decode", "tok/s", "at least"),
-    ("load_warm", "load", "s", "at most"),
-    ("load_cold", "load", "s", "at most"),
 )
 _NOT_COUNTED = "no latency data: nothing of this model counts such a figure"
 

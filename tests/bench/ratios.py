@@ -38,8 +38,6 @@ _HEADER = """\
 # machine: least and most of the rounds. Written by `python -m tests.bench.ratios --write`, which says how.
 #
 # by: bits and columns that share a scale, of a decoder's layers; where a group is not listed, the next smaller counts.
-# load: how often a package loads from a warm page cache in the time of one of llama.cpp's decode steps. Nothing yet:
-# ONNX Runtime packs weights on one thread, and what is known of phones are steps on several.
 # decode: of two threads by wall clock, and kept as it is: on one thread steps are bound by arithmetic more than by
 # memory, which flatters ours (ONNX g32 by 1.8) beside what a phone's several cores do. The rest: of one thread.
 # carried: how far a ratio may be off on a phone, as a logarithm to either side; policy, nobody has measured it there.
@@ -235,7 +233,7 @@ def text(found: dict[str, dict[str, dict[str, list[float]]]], rounds: int) -> st
         for target, schemes in targets.items():
             lines += [f"  {target}:", f"    beside: {LLAMA}", f"    carried: {_CARRIED[kind]}", "    by:"]
             lines += [f'      "{scheme}": [{low}, {high}]' for scheme, (low, high) in schemes.items()]
-    return "\n".join([*lines, "load: {}"]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _processor() -> str:

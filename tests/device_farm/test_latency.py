@@ -158,7 +158,7 @@ def test_a_chip_is_found_by_the_longest_name_in_its_words(words: str, chip: str 
 @pytest.fixture
 def ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ratios that were never measured, of every kind and of two targets."""
-    kinds = {"decode": (0.2, [1.0, 1.21]), "prefill": (0.3, [0.5, 0.5]), "load": (0.35, [0.1, 0.1])}
+    kinds = {"decode": (0.2, [1.0, 1.21]), "prefill": (0.3, [0.5, 0.5])}
     of: dict[str, dict[str, object]] = {}
     for kind, (carried, ends) in kinds.items():
         measured = {"beside": "llama.cpp Q4_0", "carried": carried, "by": {"4g128": ends}}
@@ -191,25 +191,6 @@ def test_the_first_token_follows_from_the_ratio_of_prompts(ratios: None, target:
     assert "the encoder of images has no model" in str(images["time_to_first_token"])
 
 
-def test_loading_from_storage_takes_what_reading_the_weights_takes_on_top(ratios: None) -> None:
-    found = modelled(Work(token=TOKEN), "onnx", phone())
-    warm, cold = figure(found["load_warm"]), figure(found["load_cold"])
-    step = 1 / figure(predict(Geometry(28, 12, 2, 128, 1536, 8960, 151936), "Snapdragon 8 Gen 2")["decode"]).value
-    assert (warm.band[0] * warm.band[1]) ** 0.5 == pytest.approx(10 * step, rel=0.1)
-    weights = 1.31e9 * (0.5 + 4 / 128) + 0.233e9 * (1 + 4 / 32)
-    for end, share in ((0, 1.12), (1, 0.58)):
-        assert cold.band[end] == pytest.approx(warm.band[end] + weights / (4.2e9 * share))
-    assert "958 MB at 58% to 112%" in cold.basis and cold.at == "every weight read once from storage"
-    assert 0.5 <= cold.band[0] / cold.value < 1 < cold.band[1] / cold.value <= 1.5
-    unsaid = phone().model_copy(update={"storage_bytes_per_s": None})
-    assert "does not say how fast its storage is" in str(modelled(Work(token=TOKEN), "onnx", unsaid)["load_cold"])
-    other = modelled(Work(token=TOKEN), "onnx", phone("pixel-9"))
-    assert str(other["load_cold"]).startswith("too uncertain: loading") and "x86-64" in str(other["load_warm"])
-    assert "ONNX Runtime on the CPU beside llama.cpp on x86-64 alone" in str(other["time_to_first_token"])
-    iphone = modelled(Work(token=TOKEN), "mlx", phone("iphone-15-pro"))
-    assert "of one iPhone alone" in str(iphone["load_cold"])
-
-
 @pytest.mark.parametrize(
     ("weights", "target", "words"),
     [
@@ -226,7 +207,7 @@ def test_what_was_not_measured_side_by_side_is_said(ratios: None, weights: str, 
 def test_the_shipped_ratios_name_what_was_measured_and_how_far_it_may_be_off() -> None:
     shipped = yaml.safe_load((resources.files("device_farm") / "ratios.yaml").read_text())
     assert shipped["decode"].keys() >= {"onnx"}
-    for kind in ("decode", "prefill", "load"):
+    for kind in ("decode", "prefill"):
         for target, of in shipped[kind].items():
             assert of["beside"] == "llama.cpp Q4_0" and of["carried"] >= 0.2, (kind, target)
             assert all(0 < low <= high for low, high in of["by"].values())
