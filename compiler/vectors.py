@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,12 +35,6 @@ def entry_outputs(
     import torch
 
     from compiler import dialect
-    from compiler.quantize.activations.walk import Walk
-
-    @cache
-    def walked(component: str, entry: str) -> Walk:
-        part = model.component(component)
-        return Walk(capture(part, part.entry(entry), schemes))
 
     counted = _counted(model, plan)
     model = model.at(counted) if counted else model
@@ -54,10 +48,7 @@ def entry_outputs(
             component = model.component(call.component)
             entry = component.entry(call.entry)
             arguments = [torch.from_numpy(arrays[port.name]) for port in entry.inputs]
-            if entry.dimensions or component.states:
-                results = component.module(entry, schemes)(*arguments, *states[component.name])
-            else:  # of one size, as pictures are: a module's own names would keep values that nothing reads any more
-                results = tuple(walked(component.name, entry.name).answer(arguments))
+            results = component.module(entry, schemes)(*arguments, *states[component.name])
             outputs = results[: len(entry.outputs)]
             if entry.keeps:
                 states[component.name] = list(results[len(entry.outputs) :])
