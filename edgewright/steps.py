@@ -54,6 +54,20 @@ class Located:
     revision: str | None
 
 
+@dataclass(frozen=True)
+class Built:
+    """A run's packages before their verdicts: each with whether it is an earlier run's."""
+
+    found: Located
+    ledger: Ledger
+    packages: dict[str, tuple[Manifest, tuple[Reused, ...]]]
+
+    def enter(self, judged: TargetReport) -> None:
+        """Put a package's verdict into the report."""
+        _, reused = self.packages[judged.target]
+        self.ledger.enter(judged.model_copy(update={"reused": (*reused, *judged.reused)}))
+
+
 class Run:
     """What a run was asked for, and its steps. Nothing is written before `held`."""
 
@@ -111,6 +125,13 @@ class Run:
 
     def everything(self, progress: Progress) -> Report:
         """All steps in this process. The report is written after each. Raises EdgewrightError and MissingTool."""
+        built = self.build(progress)
+        for target, (manifest, _) in built.packages.items() if self.validate else ():
+            built.enter(self.judge(target, manifest, self.prefixed(progress, target)))
+        return self.end(built.found, built.ledger)
+
+    def build(self, progress: Progress) -> Built:
+        """All packages, without their verdicts. Raises as `everything`."""
         from compiler import pipeline
 
         self.clear()
@@ -122,14 +143,11 @@ class Run:
         keys = {target: self._key(found, quantized, target) for target in self.finals}
         missing = [target for target, key in keys.items() if self._known(key, target) is None]
         pipeline.check(self.recipe, quantized, missing)
-        built = {}
+        built = Built(found, ledger, {})
         for target, final in self.finals.items():
-            built[target] = self.package(found, quantized, target, self._prefixed(progress, target))
-            ledger.enter_built(final, *built[target])
-        for target, (manifest, reused) in built.items() if self.validate else ():
-            judged = self.judge(target, manifest, self._prefixed(progress, target))
-            ledger.enter(judged.model_copy(update={"reused": (*reused, *judged.reused)}))
-        return self.end(found, ledger)
+            built.packages[target] = self.package(found, quantized, target, self.prefixed(progress, target))
+            ledger.enter_built(final, *built.packages[target])
+        return built
 
     def end(self, found: Located, ledger: Ledger) -> Report:
         """After the last step."""
@@ -211,7 +229,8 @@ class Run:
 
         return self.store.find(packages.STAGE, key, self.finals[target])
 
-    def _prefixed(self, progress: Progress, target: str) -> Progress:
+    def prefixed(self, progress: Progress, target: str) -> Progress:
+        """Stages named by their target where there are several."""
         return progress if len(self.finals) == 1 else prefixed(progress, target)
 
 

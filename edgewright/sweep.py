@@ -1,15 +1,20 @@
 """Variants of one recipe: other bits, groups and methods for what no rule of its own excepts, each run by itself.
 
-What lives here: which variants there are, why others are left out, and running them one after another over the store
-that all share. What must not: what is said of the results (`sweep_table.py`), and words on the command line.
+What lives here: which variants there are, why others are left out, and running them over the store that all share.
+What must not: what is said of the results (`sweep_table.py`), and words on the command line.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -20,9 +25,12 @@ from compiler.models.base import Model, read_model
 from compiler.plan import plan
 from compiler.quantize.methods import method_options
 from compiler.quantize.rules import assign, options_of
-from edgewright import api
+from edgewright import __version__, api
+from edgewright.parallel.beside import Beside
+from edgewright.parallel.local import available_bytes, usable_cores
+from edgewright.parallel.stages import Arguments, Order, memory
 from edgewright.report import Report
-from edgewright.steps import local_checkpoint
+from edgewright.steps import Built, Run, local_checkpoint
 from recipes.errors import RecipeError, nearest
 from recipes.schema import Recipe, Rule
 
@@ -63,10 +71,11 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Ran:
-    """A variant that came to its end (`report`), or did not (`error`)."""
+    """A variant that came to its end (`report`), or did not (`error`); seconds: from its first step to its last."""
 
     variant: Variant
     report: Report | None
+    seconds: float
     error: str = ""
     exit_code: int = 0
 
@@ -127,23 +136,95 @@ def run(
     checkpoint: str | None,
     progress: Progress,
 ) -> Iterator[Ran]:
-    """Run each variant as `api.run` does, one after another; what one has made, the next finds in the store. A variant
-    that fails ends no other."""
-    for at, variant in enumerate(found):
-        said = prefixed(progress, f"{variant.choice.name} ({at + 1} of {len(found)})")
+    """What `api.run` of each variant gives, in their order; what one has made, the next finds in the store.
+
+    The next one is built while the last one is validated, where this machine has the cores and the memory for both. A
+    variant that fails ends no other.
+    """
+    given = Arguments(out=out, targets=tuple(targets), profiles=tuple(profiles), checkpoint=checkpoint)
+    with Beside() as beside:
+        waiting: deque[Future[Ran]] = deque()
+        for at, variant in enumerate(found):
+            said = prefixed(progress, f"{variant.choice.name} ({at + 1} of {len(found)})")
+            waiting.append(_begin(variant, given, beside, said))
+            while waiting and (waiting[0].done() or not _room_beside(variant, checkpoint)):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _begin(variant: Variant, given: Arguments, beside: Beside, progress: Progress) -> Future[Ran]:
+    """Build a variant, and have the rest of its run done beside this thread."""
+    began = time.monotonic()
+
+    def failed(error: EdgewrightError | RecipeError) -> Ran:
+        return Ran(variant, None, time.monotonic() - began, str(error), error.exit_code)
+
+    def ending(run: Run, built: Built) -> Ran:
         try:
-            report = api.run(
-                variant.recipe,
-                out=out,
-                targets=targets,
-                profiles=profiles,
-                checkpoint=checkpoint,
-                progress=said,
-            )
+            for target in built.packages:
+                judged = beside.ended(_order(run, given, target), run.prefixed(progress, target))
+                if judged.done is None or judged.done.judged is None:
+                    return Ran(variant, None, time.monotonic() - began, judged.error, judged.exit_code)
+                built.enter(judged.done.judged)
+            return Ran(variant, run.end(built.found, built.ledger), time.monotonic() - began)
         except _EXPECTED as error:
-            yield Ran(variant, None, str(error), error.exit_code)
-        else:
-            yield Ran(variant, report)
+            return failed(error)
+
+    try:
+        run = api.opened(
+            variant.recipe,
+            out=given.out,
+            targets=given.targets,
+            profiles=given.profiles,
+            checkpoint=given.checkpoint,
+            validate=True,
+            fresh=False,
+        )
+        with ExitStack() as held:
+            held.enter_context(run.held(progress))
+            if (report := run.asked.unchanged()) is not None:
+                return _ended(Ran(variant, report, time.monotonic() - began))
+            built = run.build(beside.building(progress))
+            ended = beside.submit(partial(ending, run, built))
+            # then and not when this thread comes by: another sweep may wait for it while this one waits for the other
+            ended.add_done_callback(partial(_close, held.pop_all()))
+            return ended
+    except _EXPECTED as error:
+        return _ended(failed(error))
+
+
+def _close(held: ExitStack, _: object) -> None:
+    held.close()
+
+
+def _ended(ran: Ran) -> Future[Ran]:
+    future: Future[Ran] = Future()
+    future.set_result(ran)
+    return future
+
+
+def _order(run: Run, given: Arguments, target: str) -> Order:
+    """The validation of a variant, whose recipe no file says."""
+    return Order(
+        version=__version__,
+        kind="validation",
+        recipe=str(run.whole.origin or run.whole.name),
+        content=run.whole.model_dump(mode="json", by_alias=True, exclude_unset=True),
+        digest=run.whole.digest,
+        arguments=given,
+        target=target,
+    )
+
+
+def _room_beside(variant: Variant, checkpoint: str | None) -> bool:
+    """Whether this machine holds the validation of a variant and the making of the next one at once."""
+    if usable_cores() < 2:
+        return False
+    config = _config(variant.recipe, checkpoint)
+    plans = [] if config is None else plan(variant.recipe, config)
+    building = max(memory(kind, plans) for kind in ("quantize", "package"))
+    return building + memory("validation", plans) <= available_bytes()
 
 
 class _Impossible(ValueError):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +58,6 @@ def run(args: argparse.Namespace) -> int:
         raise EdgewrightError(f"no variant can be run: {left[0].choice.name}: {left[0].reason}")
     folder = user_path(args.out, "--out") / f"{recipe.name}-sweep"
     ran: list[Ran] = []
-    began = time.monotonic()
     with bars.progress(shown=not args.json) as progress:
         for item in sweep.run(
             variants,
@@ -73,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
             rows = sweep_table.rows(ran)
             _write(folder, recipe.name, rows, ran, left)
             if len(ran) == 1 and len(variants) > _MANY and not args.yes:
-                _ask(len(variants), time.monotonic() - began)
+                _ask(len(variants), item.seconds)
     notes = _draw(folder, recipe.name, rows, ran, left)
     chosen = None
     if wanted is not None:
@@ -110,7 +108,7 @@ def _ask(count: int, seconds: float) -> None:
     from artifacts import EdgewrightError
 
     said = (
-        f"{count:,} variants: the first took {_long(seconds)}, so the other {count - 1:,} take about "
+        f"{count:,} variants: the first took {_long(seconds)}, so the other {count - 1:,} take at the most about "
         f"{_long(seconds * (count - 1))}"
     )
     kept = "what is finished is kept, and the same command goes on from there"

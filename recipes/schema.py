@@ -315,6 +315,13 @@ class Recipe(Strict):
 
         return load(name_or_path, cls)
 
+    @classmethod
+    def made(cls, content: Mapping[str, Any], origin: str | Path) -> Self:
+        """A recipe that no file says, with its paths as those of a file: of what `model_dump(by_alias=True)` gives."""
+        recipe = cls.model_validate(content)
+        recipe._origin = Path(origin).resolve()
+        return recipe
+
 
 def recipe_model(
     targets: Mapping[str, type[BaseModel]],

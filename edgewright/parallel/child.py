@@ -28,7 +28,7 @@ def perform(order: Order, progress: Progress) -> Done:
         )
     given, first = order.arguments, order.kind == "quantize"
     run = api.opened(
-        order.recipe,
+        order.recipe if order.content is None else api.recipe_type().made(order.content, order.recipe),
         out=given.out,
         targets=given.targets,
         profiles=given.profiles,

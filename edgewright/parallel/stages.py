@@ -6,7 +6,7 @@ What must not live here: in which order stages come (`__init__.py`), and where t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -35,8 +35,9 @@ class Arguments(_Strict):
 
 
 class Order(_Strict):
-    """What one process does. version: of Edgewright; digest: of the recipe as it was read; since: when the run began,
-    in seconds since the epoch; took: seconds of it so far. What follows is for the report: what earlier stages found.
+    """What one process does. version: of Edgewright; digest: of the recipe as it was read; content: the recipe itself
+    where it is not what its file says; since: when the run began, in seconds since the epoch; took: seconds of it so
+    far. What follows is for the report: what earlier stages found.
     """
 
     version: str
@@ -44,6 +45,7 @@ class Order(_Strict):
     recipe: str
     digest: str
     arguments: Arguments
+    content: dict[str, Any] | None = None
     target: str = ""
     since: float = 0
     took: float = 0

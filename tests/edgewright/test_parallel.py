@@ -6,11 +6,10 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from edgewright.parallel import local
 from edgewright.parallel.process import attended, environment
 from edgewright.parallel.stages import Arguments, Order, Stage
 from edgewright.report import Report, read_report
+from tests.edgewright.processes import ROOT, children, parent_of, started, until
 
-ROOT = Path(__file__).parents[2]
 FOLDERS = ("small/quantized", "small/onnx", "eight/quantized", "eight/onnx", "eight/mlx")
 
 
@@ -70,38 +69,6 @@ def gist(out: Path) -> dict[str, Any]:
     return found
 
 
-MARK = "EDGEWRIGHT_TEST_RUN"
-
-
-def started(out: Path, *arguments: object) -> subprocess.Popen[str]:
-    """The command, in a session of its own; all processes of it are known by a variable."""
-    words = [sys.executable, "-m", "edgewright", "run", *map(str, arguments), "--out", str(out)]
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), MARK: str(out)}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(words, cwd=ROOT, env=variables, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
-
-
-def children(out: Path) -> dict[int, int]:
-    """The processes of stages that work for `out`, each with its parent's."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            ours = f"{MARK}={out}".encode() in (folder / "environ").read_bytes().split(b"\0")
-            if ours and b"edgewright.parallel.child" in (folder / "cmdline").read_bytes().split(b"\0"):
-                found[int(folder.name)] = parent_of(int(folder.name))
-        except OSError:
-            continue
-    return found
-
-
-def parent_of(pid: int) -> int:
-    """0: of a process that is gone."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return 0
-
-
 def workers(out: Path, process: subprocess.Popen[str]) -> set[int]:
     """The workers of a command's own Ray that attend to a stage; an orphan's parent is somebody else's process."""
     found = set()
@@ -112,15 +79,6 @@ def workers(out: Path, process: subprocess.Popen[str]) -> set[int]:
         if above == process.pid != pid:
             found.add(pid)
     return found
-
-
-def until(found: Callable[[], Any], seconds: float = 1200) -> Any:
-    """What it gives as soon as it gives something; the end is for what hangs, not for what is slow."""
-    end = time.monotonic() + seconds
-    while not (got := found()):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    return got
 
 
 def test_child_processes_give_what_one_process_gives(recipes, sequential, tmp_path):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import threading
+import time
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +16,11 @@ import pytest
 from artifacts import EdgewrightError
 from compiler import golden
 from edgewright import api, sweep, sweep_command, sweep_picture, sweep_table
+from edgewright.parallel.beside import Beside
+from edgewright.parallel.stages import Arguments, Order
 from edgewright.sweep import Choice
 from edgewright.sweep_table import Row, dominates, parse_pick, picked, with_dominated
+from tests.edgewright.processes import children, started, until
 
 # of the random checkpoint any quantization is far from the original: nothing here limits quality
 SWEEP = ("--bits", "4,8", "--method", "rtn,mse")
@@ -96,7 +102,7 @@ def test_a_variant_is_what_a_run_of_its_own_gives(swept, tmp_path):
 
 def test_a_rerun_does_nothing_again(swept, workplace, edgewright, monkeypatch):
     out, *_ = swept
-    monkeypatch.setattr("edgewright.judging.validate", lambda *_, **__: pytest.fail("validated again"))
+    monkeypatch.setattr(Beside, "ended", lambda *_, **__: pytest.fail("validated again"))
     monkeypatch.setattr("compiler.pipeline.build", lambda *_, **__: pytest.fail("built again"))
     command = ("sweep", str(workplace.recipe_file), "--bits", "4,8", "--target", "onnx", "--out", str(out), "--json")
     code, said, _ = edgewright(*command)
@@ -118,10 +124,10 @@ def test_a_rerun_does_nothing_again(swept, workplace, edgewright, monkeypatch):
 
 
 def test_a_variant_that_fails_ends_no_other(workplace, tmp_path, edgewright, monkeypatch):
-    def run(recipe, **_):
+    def opened(recipe, **_):
         raise EdgewrightError(f"{recipe.name} is broken")
 
-    monkeypatch.setattr(api, "run", run)
+    monkeypatch.setattr(api, "opened", opened)
     code, said, _ = edgewright("sweep", str(workplace.recipe_file), *SWEEP, "--out", str(tmp_path), "--json")
     failed = json.loads(said)["failed"]
     assert code == 2 and [item["variant"] for item in failed] == [
@@ -133,18 +139,82 @@ def test_a_variant_that_fails_ends_no_other(workplace, tmp_path, edgewright, mon
     assert failed[0]["message"] == "small-int4-g32-rtn is broken"
 
 
+def test_a_package_that_is_changed_meanwhile_ends_no_other(workplace, tmp_path, edgewright, monkeypatch):
+    """The first variant's, after it was built and before it is validated in its own process."""
+    real = Beside.ended
+
+    def ended(self, order, progress):
+        model = tmp_path / "small-int4-g32-rtn" / "onnx" / "model.onnx"
+        if order.digest == variants[0].recipe.digest:
+            model.write_bytes(model.read_bytes() + b"more")
+        return real(self, order, progress)
+
+    recipe = api.load_recipe(workplace.recipe_file)
+    variants, _ = sweep.variants(recipe, sweep.choices(recipe, [4, 8], [32], ["rtn"]), targets=["onnx"])
+    monkeypatch.setattr(Beside, "ended", ended)
+    command = ("sweep", str(workplace.recipe_file), "--bits", "4,8", "--target", "onnx", "--out", str(tmp_path))
+    code, said, _ = edgewright(*command, "--json")
+    found = json.loads(said)
+    assert code == 2 and [item["variant"] for item in found["failed"]] == ["int4-g32-rtn"]
+    assert "model.onnx" in found["failed"][0]["message"]
+    assert [(item["variant"], item["verdict"]) for item in found["variants"]] == [("int8-g32-rtn", "passed")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_signal_ends_the_validation_beside(workplace, tmp_path, number):
+    process = started(tmp_path, workplace.recipe_file, "--bits", "4,8", "--target", "onnx", command="sweep")
+    until(lambda: children(tmp_path), 120)
+    time.sleep(1)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number)
+    until(lambda: not children(tmp_path), 30)
+
+
+def test_what_is_timed_is_not_built_beside(monkeypatch):
+    """The thread that builds stops at its next step, until the child says something else."""
+    told: list[str] = []
+    timed, over = threading.Event(), threading.Event()
+
+    def attended(order, variables, folder, progress, started):
+        progress("onnx: measuring speed", 0, 4)
+        timed.set()
+        over.wait(60)
+        progress("onnx: measuring memory", 0, 4)
+        return {"error": "none", "exit_code": 1}
+
+    monkeypatch.setattr("edgewright.parallel.beside.attended", attended)
+    with Beside() as beside:
+        order = Order(version="", kind="validation", recipe="", digest="", arguments=Arguments(out=""))
+        ended = beside.submit(lambda: beside.ended(order, lambda *_: None))
+        assert timed.wait(60)
+        building = threading.Thread(
+            target=beside.building(lambda stage, *_: told.append(stage)), args=("quantizing", 0, 1)
+        )
+        building.start()
+        building.join(0.2)
+        assert told == [] and building.is_alive()
+        over.set()
+        building.join(60)
+        assert told == ["quantizing"] and ended.result().error == "none"
+
+
 def test_many_variants_are_not_run_without_a_yes(workplace, tmp_path, edgewright, monkeypatch):
     ran: list[str] = []
 
-    def run(recipe, **_):
+    def opened(recipe, **_):
         ran.append(recipe.name)
         raise EdgewrightError("none")
 
-    monkeypatch.setattr(api, "run", run)
+    monkeypatch.setattr(api, "opened", opened)
     monkeypatch.setattr("edgewright.sweep_command._MANY", 2)
     command = ("sweep", str(workplace.recipe_file), *SWEEP, "--out", str(tmp_path))
     code, _, error = edgewright(*command)
-    assert code == 2 and len(ran) == 1 and "4 variants: the first took 0 s, so the other 3 take about 0 s" in error
+    assert (
+        code == 2
+        and len(ran) == 1
+        and "4 variants: the first took 0 s, so the other 3 take at the most about 0 s" in error
+    )
     assert "--yes" in error
     edgewright(*command, "--yes")
     assert len(ran) == 5
