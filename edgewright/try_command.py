@@ -300,7 +300,7 @@ class _Session:
 
 
 def _live(event: dict[str, Any], counts: bool) -> str:
-    return f"{event['token']:,} tokens{_rate(event['token'], event['seconds'])}{_memory(event, counts)}"
+    return f"{_tokens(event['token'], event['seconds'])}{_memory(event, counts)}"
 
 
 def _figures(event: dict[str, Any], counts: bool) -> str:
@@ -308,13 +308,14 @@ def _figures(event: dict[str, Any], counts: bool) -> str:
     held = f", {event['reused']:,} of them held" if event["reused"] else ""
     length, room = event["context"]
     return (
-        f"{event['tokens']:,} tokens{_rate(event['tokens'], event['seconds'])}, first after {event['first']:.2f} s "
+        f"{_tokens(event['tokens'], event['seconds'])}, first after {event['first']:.2f} s "
         f"({event['prompt']:,} read{held}) · context {length:,} of {room:,}{_memory(event, counts)}{ended}"
     )
 
 
-def _rate(tokens: int, seconds: float) -> str:
-    return f", {(tokens - 1) / seconds:.1f} tok/s" if tokens > 1 and seconds > 0 else ""
+def _tokens(count: int, seconds: float) -> str:
+    rate = f", {(count - 1) / seconds:.1f} tok/s" if count > 1 and seconds > 0 else ""
+    return f"{count:,} token{'' if count == 1 else 's'}{rate}"
 
 
 def _memory(event: dict[str, Any], counts: bool) -> str:

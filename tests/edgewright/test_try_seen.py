@@ -5,6 +5,7 @@ from __future__ import annotations
 import wave
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
@@ -36,10 +37,29 @@ def test_a_picture_is_asked_about_and_asked_about_again(seeing: Path, tmp_path: 
     assert "held" not in first and "of them held" in second, "the picture is not looked at again"
 
 
-def test_a_file_that_is_no_picture_is_one_message(seeing: Path, tmp_path: Path) -> None:
+def test_a_video_is_asked_about(seeing: Path, tmp_path: Path) -> None:
+    """Where a shape ended that moves from left to right, or the other way: from a file's frames."""
+    for start, end in (("left", "right"), ("right", "left")):
+        with av.open(str(tmp_path / "clip.mp4"), "w") as file:
+            stream = file.add_stream("libx264", rate=6, options={"crf": "8"})
+            stream.width = stream.height = 64
+            stream.pix_fmt = "yuv420p"
+            for at in np.linspace(16, 48, 24) if end == "right" else np.linspace(48, 16, 24):
+                image = Image.new("RGB", (64, 64), "white")
+                ImageDraw.Draw(image).rectangle((at - 8, 24, at + 8, 40), fill="red")
+                file.mux(stream.encode(av.VideoFrame.from_image(image)))
+            file.mux(stream.encode())
+        question = "Where did the moving object end?"
+        done = tried(str(seeing), "--greedy", "--video", str(tmp_path / "clip.mp4"), "--prompt", question)
+        said = done.stdout.split()
+        assert done.returncode == 0 and end in said and start not in said, done.stderr
+
+
+@pytest.mark.parametrize(("option", "said"), [("--image", "not an image"), ("--video", "not a video")])
+def test_a_file_that_is_none_is_one_message(seeing: Path, tmp_path: Path, option: str, said: str) -> None:
     (tmp_path / "no.png").write_text("no picture")
-    done = tried(str(seeing), "--image", str(tmp_path / "no.png"), "--prompt", "x")
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and "not an image" in done.stderr
+    done = tried(str(seeing), option, str(tmp_path / "no.png"), "--prompt", "x")
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and said in done.stderr
 
 
 def sound(path: Path, rate: int = 16000, seconds: float = 1.0) -> Path:
