@@ -66,11 +66,8 @@ def test_a_plan_grows_with_the_bound_on_images(place: Path) -> None:
     assert [part.component for part in text.components] == ["decoder"]
 
 
-# Core ML and TVM take most of the time
-TARGETS = [("onnx", "mlx"), pytest.param(("coreml", "tvm"), marks=pytest.mark.nightly)]
-
-
-@pytest.mark.parametrize("targets", TARGETS, ids=str)
+@pytest.mark.nightly
+@pytest.mark.parametrize("targets", [("onnx", "mlx"), ("coreml", "tvm")], ids=str)
 def test_a_checkpoint_compiles_whole_and_is_judged_with_its_largest_image(
     place: Path, targets: tuple[str, ...]
 ) -> None:

@@ -150,6 +150,7 @@ def test_a_package_in_genai_is_the_package(place: Place, edgewright: Any) -> Non
     assert not (place.genai / MANIFEST).exists()
 
 
+@pytest.mark.nightly
 def test_a_community_folder_is_scored_by_the_same_text(place: Place, edgewright: Any) -> None:
     code, out, err = edgewright("compare", str(place.int4), str(place.community), "--profile", "iphone-12", "--json")
     assert code == 0, err

@@ -43,9 +43,10 @@ def optimum(installed: Path, place: Path, *command: str) -> subprocess.Completed
 
 def test_it_runs_plans_and_validates(installed, workplace, tmp_path):
     door = ("-m", "optimum.commands.optimum_cli", "edgewright")
-    done = optimum(installed, tmp_path, *door, "run", str(workplace.recipe_file), "--out", "out", "--quiet")
-    assert done.returncode == 0 and "small: ✓ passed" in done.stdout, done.stderr
-    assert read_report(tmp_path / "out" / "small").verdict == "passed"
+    command = ("run", str(workplace.recipe_file), "--out", "out", "--no-validate", "--quiet")
+    done = optimum(installed, tmp_path, *door, *command)
+    assert done.returncode == 0 and "small: ! not validated" in done.stdout, done.stderr
+    assert read_report(tmp_path / "out" / "small").verdict == "not validated"
     done = optimum(installed, tmp_path, *door, "plan", str(workplace.recipe_file), "--target", "mlx", "--json")
     assert done.returncode == 0 and '"target": "mlx"' in done.stdout, done.stderr
     done = optimum(installed, tmp_path, *door, "validate", "out/small/onnx", "--profile", "iphone-12", "--quiet")

@@ -42,6 +42,7 @@ def test_int4_draws_as_near_to_the_truth_as_float32(face: Any) -> None:
     assert said["host_first_frame."].value > 0
 
 
+@pytest.mark.nightly
 def test_int8_activations_draw_as_near_to_the_truth_with_the_measured_tail(tmp_path: Path) -> None:
     report = ran("quickstart-avatar-int8", tmp_path)
     assert report.verdict == "passed"

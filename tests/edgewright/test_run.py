@@ -219,6 +219,7 @@ def test_ctrl_c_ends_with_130_one_line_and_nothing_half_written(workplace, tmp_p
     assert not list(tmp_path.glob("small/.*.partial-*"))
 
 
+@pytest.mark.nightly
 def test_after_a_kill_the_next_run_works_and_cleans_up(workplace, tmp_path):
     code, _ = _interrupted(workplace.recipe_file, tmp_path, signal.SIGKILL)
     assert code == -signal.SIGKILL

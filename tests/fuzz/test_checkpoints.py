@@ -100,7 +100,7 @@ def test_the_checkpoints_that_are_damaged_are_sound(bases: Path, place: Place, k
 
 
 def test_a_few_damaged_checkpoints(bases: Path, place: Place) -> None:
-    hold(range(24), bases, place)
+    hold(range(12), bases, place)
 
 
 @pytest.mark.nightly

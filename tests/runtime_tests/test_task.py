@@ -19,6 +19,7 @@ from artifacts.formats.tensor_file import write_tensors
 from recipes.checkpoints.scenes import HELD_OUT_SEED
 from recipes.checkpoints.write_questions import write_questions
 from runtime_tests.task import TaskLimits, ask, judge, read_questions
+from tests.edgewright.conftest import write_checkpoint
 
 ROOT = Path(__file__).parents[2] / "recipes" / "checkpoints"
 
@@ -146,13 +147,14 @@ def test_a_text_model_is_asked_and_can_fail(tmp_path: Path) -> None:
     """Its own most likely words are what is agreed on; the gate closes where too few are the same."""
     from edgewright.api import run
 
+    write_checkpoint(tmp_path / "weights")
     lines = [
         {"prompt": text, "answer": "x"} for text in ("import os\n\n\ndef ", "class A(", "    return self.", "for i")
     ]
     (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)))
     for bits, agreement, verdict in ((16, "100%", "passed"), (4, "99%", "failed")):
         recipe = tmp_path / f"r{bits}.yaml"
-        recipe.write_text(RECIPE.format(checkpoint=ROOT / "tiny-ministral3", bits=bits, agreement=agreement))
+        recipe.write_text(RECIPE.format(checkpoint="weights", bits=bits, agreement=agreement))
         report = run(recipe, out=tmp_path / "out")
         checks = {check.name: check for check in report.targets[0].checks}
         assert checks["task_agreement"].verdict == verdict and report.verdict == verdict

@@ -62,7 +62,8 @@ def assert_entries_equal_the_reference(job: BuildJob, target: str, folder: Path,
 @pytest.mark.parametrize(
     ("target", "mobileone", "others"),
     [
-        *(pytest.param(target, True, SMALLER, id=f"{target}-mobileone") for target in OPTIONS),
+        *(pytest.param(target, True, SMALLER, id=f"{target}-mobileone") for target in ("onnx", "coreml", "mlx")),
+        pytest.param("tvm", True, SMALLER, id="tvm-mobileone", marks=pytest.mark.nightly),
         *(pytest.param(target, False, {}, id=f"{target}-original") for target in ("onnx", "mlx")),
         *(
             pytest.param(target, False, {}, id=f"{target}-original", marks=pytest.mark.nightly)

@@ -23,7 +23,7 @@ from runtime_tests.sessions import make_session
 from tests.compiler.conftest import MINISTRAL3, job_logits, packed, quantized_job, random_tensors, save
 from tests.compiler.geometries import Geometry, draw, geometries
 
-COUNT, ALWAYS = 40, 4
+COUNT, ALWAYS = 40, 2
 OPTIONS: dict[str, dict[str, Any]] = {
     "onnx": {},
     "mlx": {},
@@ -66,7 +66,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama with biases": BIASED,
 }
 # What two targets make of one captured graph, of which every run looks at a part.
-OFTEN = {(target, family) for target in ("tvm", "coreml") for family in ("qwen2", "smollm3")}
+OFTEN = {(target, family) for target in ("tvm", "coreml") for family in FAMILIES if family != "qwen3"}
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def assert_entries_equal_the_reference(job: BuildJob, target: str, folder: Path,
                     assert np.abs(found[name] - values).max() <= limit * np.abs(values).max(), (component.name, name)
 
 
-@pytest.mark.parametrize("target", OPTIONS)
+@pytest.mark.parametrize("target", ["onnx", "coreml", "mlx", pytest.param("tvm", marks=pytest.mark.nightly)])
 def test_samples_of_a_volume_equal_the_reference(checkpoint: Path, jobs: Jobs, tmp_path: Path, target: str) -> None:
     job = only(jobs(checkpoint, OPTIONS[target], HALF, {}), ("warping",))
     assert_entries_equal_the_reference(job, target, tmp_path / target)

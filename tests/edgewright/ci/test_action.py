@@ -128,6 +128,7 @@ def test_the_same_in_a_fresh_environment_with_an_empty_home(tmp_path, hub):
     whole(runner, hub)
 
 
+@pytest.mark.nightly
 def test_a_build_that_fails_its_gate_still_leaves_its_report(tmp_path):
     folder = project(tmp_path)
     (folder / "recipe.yaml").write_text(RECIPE.replace("{peak_memory: 300MB}", "{peak_memory: 1MB}"))

@@ -58,7 +58,7 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]
     return float(rms), float((p.exp() * (p - q)).sum(-1).mean())
 
 
-@pytest.fixture(params=[INT4, INT8], ids=["int4", "int8"])
+@pytest.fixture(params=[pytest.param(INT4, id="int4"), pytest.param(INT8, id="int8", marks=pytest.mark.nightly)])
 def tiny(request: pytest.FixtureRequest, build: Builder) -> Built:
     return build(TINY, request.param, 512)
 
@@ -213,6 +213,7 @@ def test_a_context_of_two_tokens(decoder_folder: Path, build: Builder, options: 
     assert (torch.from_numpy(built.decoder(exact=True).logits(ids)) - expected).abs().max() <= 1e-4
 
 
+@pytest.mark.nightly
 def test_the_same_input_gives_the_same_bytes(decoder_folder: Path, tmp_path: Path) -> None:
     """Converted in processes, as the product does."""
     folders = tmp_path / "first", tmp_path / "second"

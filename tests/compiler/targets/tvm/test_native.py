@@ -160,6 +160,7 @@ def test_parameters_of_another_library_are_refused(everywhere: Artifact, program
     assert "cut short" in subprocess.run(command, capture_output=True, text=True, check=False).stderr
 
 
+@pytest.mark.nightly
 @needs_emulator
 def test_arm64_agrees_with_this_machine(
     everywhere: Artifact, scores: Scores, arm_programs: Programs, arm_packages: Path, tmp_path: Path
@@ -178,6 +179,7 @@ def test_arm64_agrees_with_this_machine(
             assert np.abs(found - same[alike]).max() <= (1e-5 if alike else 1e-3)
 
 
+@pytest.mark.nightly
 @needs_emulator
 def test_example_picks_the_variant_of_an_emulated_cpu(
     everywhere: Artifact, arm_programs: Programs, arm_packages: Path, tmp_path: Path
