@@ -210,6 +210,7 @@ def ray_folder(monkeypatch) -> Iterator[None]:
         yield
 
 
+@pytest.mark.nightly
 def test_a_cluster_gives_what_one_process_gives_though_a_worker_dies(recipes, sequential, tmp_path, ray_folder):
     out = tmp_path / "out"
     process = started(out, *recipes, "--executor", "ray", "--workers", 2)
