@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
+
+from tvm import tirx
 
 from artifacts import EdgewrightError
 from compiler.graph import Node
@@ -73,3 +75,13 @@ def halved(split: Node, x: Expr) -> bool:
     """Whether aten.split (x, size, axis) of floats gives the two halves of every row."""
     rank, axis = len(x.ty.shape), (*split.args, 0)[2]
     return axis % rank == rank - 1 and int(x.ty.shape[-1]) == 2 * split.args[1] and str(x.ty.dtype) == "float32"
+
+
+def is_size(size: Expr, value: int) -> bool:
+    """Whether a dimension is known to be so many."""
+    return isinstance(size, int | tirx.IntImm) and int(size) == value
+
+
+def sizes_of(shape: Sequence[Expr]) -> tuple[int, ...] | None:
+    """A shape whose dimensions are all known; None for another."""
+    return tuple(map(int, shape)) if all(isinstance(size, int | tirx.IntImm) for size in shape) else None

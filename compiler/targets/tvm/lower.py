@@ -9,7 +9,7 @@
 | rotary | `pointwise.look_up` in tables of the parameter file |
 | attention | `attention.append`, in place, then `attention.attend` |
 | bias, scale | an addition, a product |
-| convolution | `pointwise.dequantize`, then TOPI's convolution of floats |
+| convolution | `pointwise.dequantize`, then as in `convolutions.py`, with bias and relu |
 | silu of one half times the other | `pointwise.gated_silu` |
 
 Other ops go through upstream's converters with `compat.py`'s corrections. A function takes the inputs of its entry, its
@@ -30,9 +30,10 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 from artifacts import EdgewrightError
 from compiler.graph import Node
 from compiler.targets.tensors import Tensor
-from compiler.targets.tvm import compat, schedules
+from compiler.targets.tvm import aten, compat, schedules
 from compiler.targets.tvm.aten import Converter, gated, halved, last_slice, named, refuse_unlowered, whole_slice
 from compiler.targets.tvm.captured import Graph, factors_of, frequencies_of, heads_of, program
+from compiler.targets.tvm.convolutions import Convolutions
 from compiler.targets.tvm.isa import Isa
 from compiler.targets.tvm.kernels import attention, dot, exact, pointwise
 from compiler.targets.tvm.weights import Matrix, Tables
@@ -81,6 +82,7 @@ class Lowering:
             t.name: relax.Var(f"p{i}", relax.TensorType(t.shape, t.dtype)) for i, t in enumerate(parameters)
         }
         self._plain = {node.name: node for node in function.graph.nodes}
+        self.convolutions = Convolutions(kernels, self._call, isa)
 
     def run(self) -> Expr:
         """The Relax function; see the module's docstring. Raises EdgewrightError naming the ops without a lowering."""
@@ -121,6 +123,7 @@ class Lowering:
             "edge.scale.default": self.scale,
             "edge.convolution.default": self.convolution,
             "mul.Tensor": self.mul,
+            "relu.default": self.relu,
             "slice.Tensor": self.slice,
         }
 
@@ -146,7 +149,7 @@ class Lowering:
     def _rows(self, importer: Any, x: Expr, last: int = 1) -> Expr:
         """x with all dimensions but the last ones as [1, tokens]."""
         shape = list(x.ty.shape)
-        if len(shape) == 2 + last and _is(shape[0], 1):
+        if len(shape) == 2 + last and aten.is_size(shape[0], 1):
             return x
         count = 1
         for size in shape[: len(shape) - last]:
@@ -156,7 +159,7 @@ class Lowering:
     def _shaped(self, importer: Any, y: Expr, like: Expr, last: int = 1) -> Expr:
         """y [1, tokens, columns] with the leading dimensions of `like`."""
         lead = list(like.ty.shape)[: len(like.ty.shape) - last]
-        if len(lead) == 2 and _is(lead[0], 1):
+        if len(lead) == 2 and aten.is_size(lead[0], 1):
             return y
         return importer.block_builder.emit(relax.op.reshape(y, [*lead, y.ty.shape[2]]))
 
@@ -253,7 +256,7 @@ class Lowering:
         add = len(inputs) == 2
         count = inputs[0].ty.shape[1]
         # the last norm may see one token in a function of many
-        tokens = 1 if _is(count, 1) else None
+        tokens = 1 if aten.is_size(count, 1) else None
         kernel = self.kernels.get(
             f"{'add_' if add else ''}norm_{columns}_{'gemv' if tokens else 'gemm'}",
             lambda n: pointwise.rms_norm(n, tokens, columns, eps, add),
@@ -289,7 +292,7 @@ class Lowering:
 
     def attention(self, node: Node, importer: Any) -> tuple[Expr, Expr, Expr]:
         qkv, cos, sin, positions, keys, values = importer.retrieve_args(node)[:6]
-        if len(qkv.ty.shape) != 3 or not _is(qkv.ty.shape[0], 1):
+        if len(qkv.ty.shape) != 3 or not aten.is_size(qkv.ty.shape[0], 1):
             raise EdgewrightError("tvm: no lowering for edge.attention of more than one sequence")
         plain, builder, tokens = self._plain[node.name], importer.block_builder, self._tokens(qkv.ty.shape[1])
         at, scaling = heads_of(plain), factors_of(plain)
@@ -314,6 +317,8 @@ class Lowering:
         emit, rank = importer.block_builder.emit, len(x.ty.shape)
         vectors = [self.variables[slot] for slot in slots]
         vector = vectors[0] if len(vectors) == 1 else emit(relax.op.concat(vectors, 0))
+        if (found := self.convolutions.biased(node, importer, vector, axis % rank)) is not None:
+            return found
         return emit(relax.op.add(x, self._along(importer, vector, sum(rows), rank - 1 - axis % rank)))
 
     def _along(self, importer: Any, vector: Expr, count: int, behind: int) -> Expr:
@@ -340,10 +345,11 @@ class Lowering:
             lambda n: pointwise.dequantize(n, rows, columns, bits, matrix.group, kind),
         )
         flat = self._call(importer, kernel, weights, ((rows, columns), "float32"))
-        emit = importer.block_builder.emit
-        convolve = {1: relax.op.nn.conv1d, 2: relax.op.nn.conv2d, 3: relax.op.nn.conv3d}[len(stride)]
-        weight = emit(relax.op.reshape(flat, shape))
-        return emit(convolve(x, weight, strides=stride, padding=padding, dilation=dilation, groups=groups))
+        return self.convolutions.emit(node, importer, x, flat, (shape, stride, padding, dilation, groups))
+
+    def relu(self, node: Node, importer: Any) -> Expr:
+        found = self.convolutions.relu(node, importer)
+        return self._upstream["relu.default"](node, importer) if found is None else found
 
     # -- what the dialect leaves to aten ------------------------------------------------------------------------
 
@@ -365,10 +371,10 @@ class Lowering:
         x = importer.retrieve_args(node)[0]
         if whole_slice(node.args):
             return x
-        one = len(x.ty.shape) == 3 and _is(x.ty.shape[0], 1) and str(x.ty.dtype) == "float32"
+        one = len(x.ty.shape) == 3 and aten.is_size(x.ty.shape[0], 1) and str(x.ty.dtype) == "float32"
         if not one or not last_slice(node.args):
             return self._upstream["slice.Tensor"](node, importer)
-        if _is(x.ty.shape[1], 1):
+        if aten.is_size(x.ty.shape[1], 1):
             return x
         columns = int(x.ty.shape[2])
         kernel = self.kernels.get("last_token", lambda n: pointwise.last_token(n, None, columns), columns)
@@ -377,7 +383,3 @@ class Lowering:
 
 def _suffix(tokens: int | None) -> str:
     return "gemv" if tokens == 1 else "gemm"
-
-
-def _is(size: Expr, value: int) -> bool:
-    return isinstance(size, (int, tvm.tirx.IntImm)) and int(size) == value

@@ -27,6 +27,9 @@ GEMM: dict[str, Tile] = {
 EXACT_GEMV: Tile = (1, 1)
 EXACT_GEMM: dict[str, Tile] = {"avx512vnni": (4, 4), "avx2": (2, 2), "neon": (2, 4), "dotprod": (2, 4), "i8mm": (2, 4)}
 
+# rows and vectors of pixels: as many sums as leave registers for what is multiplied
+CONVOLUTION: dict[str, Tile] = {"avx512vnni": (4, 4), "avx2": (4, 2), "neon": (4, 2), "dotprod": (4, 2), "i8mm": (4, 2)}
+
 
 def fitting(tile: Tile, rows: int) -> Tile:
     """The tile with the most rows, at most its own, that divides `rows`."""

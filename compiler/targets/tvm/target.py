@@ -9,6 +9,7 @@ The packaging of a model's driver adds what its apps call it by; without one the
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -61,8 +62,9 @@ class TvmTarget:
         return found
 
     def estimate(self, job: Job) -> list[Estimate]:
-        """Sizes in bytes; activations are those of the largest call, in float32, and of convolutions the weights of the
-        largest, which is decoded in every call."""
+        """Sizes in bytes; activations are those of the largest call, in float32. Of convolutions the weights of the
+        largest, which is decoded in every call, and the copy of an image with zeros around it: it lies beside the image
+        and what comes of it, and is at the most as large as half of the two."""
         return [self._estimate(job, component) for component in job.model.components]
 
     def _estimate(self, job: Job, component: Component) -> Estimate:
@@ -82,7 +84,10 @@ class TvmTarget:
             sizes = entry.largest()
             sizes |= {d: narrowed[key].high for d in sizes if (key := (component.name, entry.name, d)) in narrowed}
             live = max(live, component.live(entry, sizes))
-        live += max((s.rows * s.columns for s in component.slots if s.kind == "convolution"), default=0)
+        convolutions = [slot for slot in component.slots if slot.kind == "convolution"]
+        if any(math.prod(slot.kernel) > 1 for slot in convolutions):
+            live += live // 2
+        live += max((slot.rows * slot.columns for slot in convolutions), default=0)
         code: dict[str, int] = {}
         first = component is job.model.components[0]  # one library holds them all
         for machine in _known_machines(job):
