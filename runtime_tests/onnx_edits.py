@@ -5,7 +5,8 @@ The edits, on a graph alone (the weights stay in their file, which onnxruntime m
 - exact: ``accuracy_level`` 0 on every MatMulNBits, and a float32 product in place of every DynamicQuantizeMatMul, so
   that activations are not rounded to int8; float32 caches where they are quantized;
 - exact, where activations are codes: QuantizeLinear and DequantizeLinear of an activation are bypassed;
-- cut: codes of every rounded activation are outputs, and what is behind them goes on from inputs in their place;
+- cut: codes of every rounded activation are outputs, and what is behind them goes on from inputs in their place, of
+  the shapes given or, where channels are filled up with zeros, told by the file;
 - score: the node that keeps the last token before the head is bypassed, which gives the outputs of all tokens.
 
 An edited graph is given as bytes; ``session.model_external_initializers_file_folder_path`` tells where its weights are.
@@ -42,7 +43,9 @@ def edited_graph(path: Path, *, exact: bool, score: bool, cut: Mapping[str, tupl
     for node in graph.node:
         if cut and node.op_type == "DequantizeLinear" and node.input[0] in cut:
             node.input[0] = f"{GIVEN}{node.input[0]}"
-    for name, shape in (cut or {}).items():
+    told = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in graph.value_info}
+    for name, own in (cut or {}).items():
+        shape = told.get(name, own)
         graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, shape))
         graph.input.append(onnx.helper.make_tensor_value_info(f"{GIVEN}{name}", onnx.TensorProto.UINT8, shape))
     if score:

@@ -70,7 +70,8 @@ class Graph(_Strict):
     tokens: whether its outputs are the last token's or of all; None where entries have no `SCORE` beside them.
     images: None where every input is as its port. prepacked: the same with weights as a processor's kernels pack them,
     over the same data; None without. ort: the same in the ORT format, with its weights; None without.
-    codes: tensors of the file with codes of rounded activations, by the names that `vectors.safetensors` has for them.
+    codes: tensors of the file with codes of rounded activations, by the names that `vectors.safetensors` has for them;
+    one whose shape the file tells has more channels than the activation, which mean nothing, behind its own.
     """
 
     file: str

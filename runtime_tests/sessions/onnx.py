@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -202,13 +203,15 @@ class OnnxSession:
         source = edited_graph(self._files[graph.file], exact=False, score=False, cut=shapes)
         session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         wanted = {port: np.ascontiguousarray(arrays[port]) for port in graph.inputs}
+        known = {value.name: value.shape for value in session.get_inputs()}
         given = {f"{GIVEN}{graph.codes[name]}": values for name, values in codes.items()}
-        feeds = {name: wanted[port] for port, name in graph.inputs.items()} | given
-        known = {value.name for value in session.get_inputs()}
+        given = {name: _filled(values, known[name]) for name, values in given.items() if name in known}
+        feeds = {name: wanted[port] for port, name in graph.inputs.items() if name in known} | given
         names = [*graph.outputs.values(), *graph.codes.values()]
-        found = dict(zip(names, session.run(names, {k: v for k, v in feeds.items() if k in known}), strict=True))
-        outputs, answered = ({k: found[name] for k, name in keys.items()} for keys in (graph.outputs, graph.codes))
-        return outputs, answered
+        found = dict(zip(names, session.run(names, feeds), strict=True))
+        outputs = {port: found[name] for port, name in graph.outputs.items()}
+        own = {name: tuple(map(slice, shapes[graph.codes[name]])) for name in codes}
+        return outputs, {name: found[graph.codes[name]][of] for name, of in own.items()}
 
     def footprint(self) -> list[Figure]:
         """Nothing: memory is measured."""
@@ -347,6 +350,11 @@ def _total(cache: formats.Cache, positions: NDArray[np.int64]) -> int:
     if past < 0 or past + count > cache.most:
         raise EdgewrightError(f"{count} tokens after {past} do not fit the context of {cache.most}")
     return past + count
+
+
+def _filled(values: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
+    """Up to a shape with zeros behind."""
+    return np.pad(values, [(0, size - own) for size, own in zip(shape, values.shape, strict=True)])
 
 
 SESSION = OnnxSession

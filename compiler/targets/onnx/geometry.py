@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 _ROWS = Scheme(bits=8, group=0)
 BLOCKS = (16, 32, 64, 128, 256)
 _HEAD_MULTIPLE = 16
+_VECTOR = 16
 
 
 def by_row(scheme: Scheme, component: Component, options: OnnxOptions) -> bool:
@@ -31,12 +32,17 @@ def block_size(columns: int, group: int) -> int | None:
 
 
 def multiplies_codes(groups: int, channels: int) -> bool:
-    """Whether a convolution between codes is for QLinearConv: one in groups takes five times as long as in float32
-    where its channels do not fill vectors of 16 (ONNX Runtime 1.31, x86; 12 channels of 160 x 160).
+    """Whether a convolution between codes is for QLinearConv: one in groups takes two and a half times as long as in
+    float32 where its channels do not fill vectors of 16 (ONNX Runtime 1.31, x86; 12 channels of 160 x 160).
 
     Its weight is then decoded in every call: one in floats between codes ONNX Runtime rounds by itself, to other codes.
     """
-    return groups == 1 or channels % 16 == 0
+    return groups == 1 or filled_up(channels) == channels
+
+
+def filled_up(channels: int) -> int:
+    """The channels that fill whole vectors, and whole blocks of those in floats."""
+    return -(-channels // _VECTOR) * _VECTOR
 
 
 def padded_head(head_dim: int) -> int:

@@ -13,6 +13,8 @@
 | rotary, attention | com.microsoft::GroupQueryAttention (`attention.py`) |
 | x * sigmoid(x) | com.microsoft::QuickGelu |
 
+Around convolutions of codes some of that depends on the neighbours: `chains.py`.
+
 Operator reference: onnxruntime `docs/ContribOperators.md`. Weights are named here and bound later (`weights.py`); what
 a graph's inputs and outputs are called is its layout's.
 """
@@ -31,6 +33,7 @@ from artifacts import EdgewrightError
 from compiler.activations import Rounding
 from compiler.models.base import Component
 from compiler.slots import Scheme, Slot
+from compiler.targets.onnx import chains
 from compiler.targets.onnx.geometry import block_size, by_row, multiplies_codes
 from compiler.targets.onnx.importer import EDGE, OPSET
 from compiler.targets.onnx.options import OnnxOptions
@@ -45,9 +48,9 @@ class Lowering:
     """Rewrites one imported graph in place.
 
     rounding: of its activations, if any; asked: the convolutions that were to multiply codes, of which some may not.
-    codes: those of rounded values, by their names. scaled: products with a slot along the channels.
-    weights: what its initializers are to be. unused: outputs that no kernel is to compute. before: the node that is
-    being replaced; new ones go before it.
+    filled, meeting: see `chains`. codes: those of rounded values, by their names; wide: which of them are filled
+    up, and have shapes in the file. scaled: products with a slot along the channels. weights: what its initializers are
+    to be. unused: outputs that no kernel is to compute. before: the node that is being replaced; new ones go before it.
     """
 
     def __init__(
@@ -64,7 +67,10 @@ class Lowering:
         self.where = where
         self.rounded = frozenset() if rounding is None else rounding.slots
         self.spared = frozenset(asked) - self.rounded if rounding is not None else frozenset()
+        self.filled = chains.filled(self.graph, self.rounded)
+        self.meeting = chains.meeting(self.graph, self.spared)
         self.codes: dict[str, ir.Value] = {}
+        self.wide: set[ir.Value] = set()
         self.scaled: dict[ir.Value, str] = {}
         self.weights: dict[ir.Value, Weight] = {}
         self.unused: list[ir.Value] = []
@@ -85,7 +91,7 @@ class Lowering:
                 self.weights.pop(value, None)
         for node in self.graph:
             for value in node.outputs:
-                if not value.is_graph_output():
+                if not value.is_graph_output() and value not in self.wide:
                     value.type = value.shape = None  # ONNX Runtime infers them
         self.graph.opset_imports.clear()
         self.graph.opset_imports.update({"": OPSET, MICROSOFT: 1})
@@ -95,6 +101,8 @@ class Lowering:
         for old, new in zip(node.outputs, outputs, strict=True):
             if new.producer() is not None:
                 new.name, new.type, new.shape = old.name, old.type, old.shape
+            if old in self.filled:
+                self.filled[new] = self.filled[old]
             ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         self.graph.remove(node, safe=True)
 
@@ -152,6 +160,17 @@ class Lowering:
             value = self.graph.initializers[name] = ir.val(name, dtype, shape)
             self.weights[value] = Weight(part, tuple(slots), bits, repeated)
         return self.graph.initializers[name]
+
+    def fill(self, value: ir.Value, sizes: Sequence[int], mode: str = "constant") -> ir.Value:
+        """An initializer up to these sizes, with zeros behind it or, with `edge`, its last value. What is stored stays
+        as it was: ONNX Runtime folds this when it loads a graph."""
+        assert value.shape is not None
+        more = [size - own for size, own in zip(sizes, value.shape.numpy(), strict=True)]
+        if not any(more):
+            return value
+        pads = self.constant(f"pads.{'x'.join(map(str, more))}", np.asarray([0] * len(more) + more, np.int64))
+        (found,) = self.op("Pad", [value, pads], mode=mode)
+        return found
 
     def slots(self, names: Sequence[str]) -> list[Slot]:
         return [self._slots[name] for name in names]
@@ -239,11 +258,17 @@ def _convolution(low: Lowering, node: ir.Node) -> Values:
     name, shape, bits = a["slot"], a["shape"], a["bits"]
     settings = {"strides": a["stride"], "dilations": a["dilation"], "group": a["groups"]}
     settings |= {"pads": [*a["padding"], *a["padding"]], "kernel_shape": shape[2:]}
-    if name in low.rounded and multiplies_codes(a["groups"], shape[0]):
+    rows, columns = low.filled.get(node.outputs[0], shape[0]), shape[1]
+    if name in low.rounded and multiplies_codes(a["groups"], rows):
+        if a["groups"] == 1:
+            columns = low.filled.get(_x(node), columns)
+        else:
+            settings["group"] += rows - shape[0]
         # signed codes: kernels for unsigned weights take three times as long (ONNX Runtime 1.31, x86 with VNNI)
         codes = low.weight(f"{name}.s8", ir.DataType.INT8, shape, "signed", low.slots([name]))
         scales = low.weight(f"{name}.scales", ir.DataType.FLOAT, shape[:1], "scales", low.slots([name]))
-        zeros = low.constant(f"zeros.{shape[0]}", np.zeros(shape[0], np.int8))
+        zeros = low.constant(f"zeros.{rows}", np.zeros(rows, np.int8))
+        codes, scales = low.fill(codes, [rows, columns, *shape[2:]]), low.fill(scales, [rows], "edge")
         return low.op("Conv", [_x(node), *low.op("DequantizeLinear", [codes, scales, zeros], axis=0)], **settings)
     if bits == 16 or name in low.spared:  # beside integer kernels, a weight that is decoded in every call takes long
         return low.op("Conv", [_x(node), low.values([name], shape)], **settings)
@@ -264,9 +289,21 @@ def _rounded(low: Lowering, node: ir.Node) -> Values:
     name = f"codes.{a['value']}"
     scale = low.constant(f"{name}.scale", np.asarray(a["scale"], np.float32))
     zero = low.constant(f"{name}.zero", np.asarray(a["zero"], np.uint8))
-    (codes,) = low.op("QuantizeLinear", [_x(node), scale, zero])
+    (codes,) = low.op("QuantizeLinear", [x := _x(node), scale, zero])
     low.codes[a["value"]] = codes
-    return low.op("DequantizeLinear", [codes, scale, zero])
+    if x in low.filled:
+        assert x.shape is not None
+        codes.type = ir.TensorType(ir.DataType.UINT8)
+        codes.shape = ir.Shape([x.shape[0], low.filled[x], *x.shape[2:]])
+        low.wide.add(codes)
+    found = low.op("DequantizeLinear", [codes, scale, zero])
+    if node not in low.meeting:
+        return found
+    assert x.shape is not None
+    count = x.shape[1]
+    assert isinstance(count, int)
+    ones = low.constant(f"ones.{count}", np.ones((count, 1, 1, 1), np.float32))
+    return low.op("Conv", [*found, ones], group=count, kernel_shape=[1, 1])
 
 
 # kernels with a bias of their own: which input it is, and along which axis of the output
@@ -294,7 +331,8 @@ def _bias(low: Lowering, node: ir.Node) -> Values:
         wanted %= len(x.shape)
         if place and axis == wanted and len(kernel.inputs) <= place:
             kernel.resize_inputs(place + 1)
-            kernel.replace_input_with(place, low.values(a["slots"], [count]))
+            low.before, values = kernel, low.values(a["slots"], [count])
+            kernel.replace_input_with(place, low.fill(values, [low.filled.get(x, count)]))
             return (x,)
     return low.op("Add", [x, _along(low, a["slots"], count, len(x.shape) - 1 - axis)])
 

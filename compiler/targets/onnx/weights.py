@@ -112,5 +112,8 @@ def pack_zero_points(zeros: Int8, bits: int) -> NDArray[np.uint8]:
 def write_model(model: ir.Model, path: Path) -> None:
     """Write a graph, the same bytes for the same graph; its external data must already lie beside it."""
     proto = ir.to_proto(model)
-    del proto.graph.value_info[:]  # of initializers, which say it themselves
+    known = {tensor.name for tensor in proto.graph.initializer}  # these say it themselves
+    told = [value for value in proto.graph.value_info if value.name not in known]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(told)
     path.write_bytes(proto.SerializeToString(deterministic=True))
