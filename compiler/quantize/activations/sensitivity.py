@@ -75,7 +75,7 @@ def choose(
         return Measured({}, (), before, after)
     found = order()
     by_slot = {slot: min(found[node] for node in nodes) for slot, nodes in touched.items()}
-    worst = dict(sorted(by_slot.items(), key=lambda item: item[1]))
+    worst = dict(sorted(by_slot.items(), key=lambda item: (item[1], item[0])))  # ties too have one order
     steps = sorted(set(worst.values()))  # convolutions around one value come together
 
     def kept(count: int) -> frozenset[str]:
