@@ -5,8 +5,9 @@
 Our recipes for ONNX Runtime over random weights, each entry called with the same inputs as the same package in float32;
 ratios are medians over interleaved rounds, so what else the machine does counts on both sides. The Gaussians are held
 against LAM's own computation, who the avatar is not folded, exported here from PyTorch, after both have given the same
-points. Which convolutions cost a picture too much says nothing on random weights: those of the U-Net's tail that a
-trained one was measured to need in float stay there.
+points. The same packages for TVM and MLX are timed beside onnxruntime's float32; MLX's kernels for a CPU stand in for
+Metal's, and say nothing of an iPhone. Which convolutions cost a picture too much is nothing that random weights know:
+those of the U-Net's tail that a trained one was measured to need in float stay there.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from tests.bench.measure import python, size_of, table
 from tests.bench.synthetic import ROOT
 
 RECIPES = ("feathertalk", "feathertalk-mobileone", "audio2expression", "gaussian")
+BESIDE = ("tvm", "mlx")
 THREADS, POINTS, VERTICES, SHAPES = 1, 20018, 5023, 300
 LIMITS = {
     ("feathertalk", "audio.encode"): 0.5,
@@ -74,10 +76,10 @@ def _head() -> dict[str, Any]:
     return flame(POINTS, VERTICES, SHAPES)
 
 
-def package(work: Path, name: str, bits: int) -> Path:
-    """The ONNX package of a shipped recipe, or of the same with all weights in float32."""
+def package(work: Path, name: str, bits: int, target: str = "onnx") -> Path:
+    """The package of a shipped recipe, or of the same with all weights in float32."""
     recipe = yaml.safe_load((ROOT / "recipes" / "avatar" / f"{name}-int8.yaml").read_text())
-    recipe |= {"name": f"{name}-{bits}", "targets": {"onnx": {}}}
+    recipe |= {"name": f"{name}-{bits}", "targets": {target: {"triples": []} if target == "tvm" else {}}}
     for rule in recipe["quantize"]["rules"]:
         rule.pop("min_snr", None)
     if name.startswith("feathertalk"):
@@ -91,7 +93,7 @@ def package(work: Path, name: str, bits: int) -> Path:
         checkpoint(source, name)
     del recipe["validate"], recipe["checkpoint"]["config"]
     recipe["checkpoint"]["path"] = str(source)
-    found = work / recipe["name"] / "onnx"
+    found = work / recipe["name"] / target
     if not found.exists():
         (file := work / f"{recipe['name']}.yaml").write_text(yaml.safe_dump(recipe))
         python("edgewright.cli", "run", file, "--out", work, "--no-validate", "--quiet")
@@ -192,6 +194,11 @@ def rows(work: Path, name: str, rounds: int) -> Iterator[list[object]]:
     for entry in sides[32]:
         taken = times({str(bits): calls[entry] for bits, calls in sides.items()}, rounds)
         yield _row((name, entry), taken["8"], taken["32"], sizes)
+    for target in BESIDE:  # weights alone have 8 bits there
+        others, size = entries(folder := package(work, name, 8, target)), size_of(folder) / 1e6
+        for entry, call in others.items():
+            taken = times({"other": call, "32": sides[32][entry]}, max(1, rounds // 5))
+            yield _row((name, f"{entry} {target}"), taken["other"], taken["32"], f"{size:.1f}")
     if name == "gaussian":
         from artifacts import read_manifest
         from runtime_tests.sessions import make_session
@@ -231,7 +238,7 @@ def main() -> int:
     work: Path = options.work.resolve() / "avatar"
     found = [row for name in RECIPES for row in rows(work, name, options.rounds)]
     table(
-        f"Avatars in onnxruntime, {THREADS} thread, milliseconds a call: float32 (or unfolded) and INT8",
+        f"Avatars, {THREADS} thread, milliseconds a call: float32 in onnxruntime (or unfolded) and INT8",
         ["", "float32", "INT8", "ratio", "limit", "MB"],
         found,
     )
