@@ -26,16 +26,17 @@ values into the caches [batch, kv_heads, max_tokens, head_dim] at `positions` an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from compiler.convolution import convolved, convolved_sizes
 from compiler.matmul import linear
 from compiler.slots import Weights
 from compiler.tensors import row_blocks
@@ -46,7 +47,6 @@ _workers: ContextVar[ThreadPoolExecutor | None] = ContextVar("workers", default=
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _SCHEME = "int bits, int group, bool symmetric"
-_PLACE_BYTES = 1 << 24  # of what one block of a convolution reads and gives
 _BLOCK_BYTES = 1 << 22  # of a block of weights in float32: each of the workers holds one, and what it is decoded from
 
 _library = torch.library.Library("edge", "DEF")
@@ -321,42 +321,15 @@ def _convolution(
     dilation: list[int],
     groups: int,
 ) -> Tensor:
-    """In blocks of outputs, and of places along the first dimension of space: what a kernel lays out anew, of weights
-    and of places, stays small beside what comes in and goes out."""
-    dims, first = len(stride), padding[0]
-
-    def convolved(part: Tensor, weight: Tensor, first: int) -> Tensor:
-        weight = weight.reshape(-1, *shape[1:]).to(x.dtype)
-        padded = [first, *padding[1:]]
-        return torch.convolution(part, weight, None, stride, padded, dilation, False, [0] * dims, groups)
-
-    sizes = _convolved(x, shape, stride, padding, dilation)
-    columns = math.prod(shape[1:])
-    outputs = list(row_blocks(shape[0], columns, _BLOCK_BYTES)) if groups == 1 else [(0, shape[0])]
-    place = x.shape[1] * stride[0] * math.prod(x.shape[3:]) + shape[0] * math.prod(sizes[1:])
-    step = max(1, _PLACE_BYTES // (place * x.shape[0] * x.element_size()))
-    if len(outputs) == 1 and step >= sizes[0]:
-        return convolved(x, rows_of(slot), first)
-    out, reach = x.new_empty((x.shape[0], shape[0], *sizes)), dilation[0] * (shape[2] - 1) + 1
-    for start, stop in outputs:
-        weight = rows_of(slot, start, stop)
-        for at in range(0, sizes[0], step):
-            until = min(at + step, sizes[0])
-            low, high = at * stride[0] - first, (until - 1) * stride[0] - first + reach
-            part = x[:, :, max(low, 0) : high]
-            beyond = max(-low, 0), max(high - x.shape[2], 0)
-            if any(beyond):
-                part = torch.nn.functional.pad(part, (*[0, 0] * (dims - 1), *beyond))
-            out[:, start:stop, at:until] = convolved(part, weight, 0)
+    sizes = convolved_sizes(x, shape, stride, padding, dilation)
+    out = None
+    for outputs, places, made in convolved(x, partial(rows_of, slot), shape, stride, padding, dilation, groups):
+        if made.shape[1:3] == (shape[0], sizes[0]):
+            return made
+        out = x.new_empty((x.shape[0], shape[0], *sizes)) if out is None else out
+        out[:, outputs, places] = made
+    assert out is not None
     return out
-
-
-def _convolved(x: Tensor, shape: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> list[int]:
-    """The sizes of a convolution's output behind its channels."""
-    return [
-        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel - 1) - 1) // stride[i] + 1
-        for i, kernel in enumerate(shape[2:])
-    ]
 
 
 @torch.library.register_fake("edge::convolution")
@@ -372,7 +345,7 @@ def _(
     dilation: list[int],
     groups: int,
 ) -> Tensor:
-    return x.new_empty((x.shape[0], shape[0], *_convolved(x, shape, stride, padding, dilation)))
+    return x.new_empty((x.shape[0], shape[0], *convolved_sizes(x, shape, stride, padding, dilation)))
 
 
 def codes_of(x: Tensor, scale: float, zero: int) -> Tensor:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from artifacts.formats import interface, vectors
 from compiler.activations import Roundings
 from compiler.graph import Node, capture
+from compiler.heap import returned_blocks
 from compiler.models.base import Model
 from compiler.slots import Schemes, Weights
 
@@ -43,7 +44,7 @@ def entry_outputs(
     }
     found: list[Mapping[str, NDArray[Any]]] = []
     answered: dict[str, NDArray[Any]] = {}
-    with torch.no_grad(), dialect.weights(weights):
+    with torch.no_grad(), returned_blocks(), dialect.weights(weights):
         for call, arrays in vectors.inputs(plan, components, answered):
             component = model.component(call.component)
             entry = component.entry(call.entry)
@@ -85,7 +86,7 @@ def rounded(
     found: list[vectors.Steps] = []
     squares: dict[str, NDArray[np.float64]] = {name: np.zeros(2) for name in walks}
     singly: dict[str, float] = dict.fromkeys(walks, 0.0)
-    with torch.no_grad(), dialect.weights(weights, torch.float64):
+    with torch.no_grad(), returned_blocks(), dialect.weights(weights, torch.float64):
         for at, (call, arrays) in enumerate(vectors.inputs(plan, components)):
             if call.component not in walks:
                 found.append(vectors.Steps({}, {}, {}))

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Dtype = Literal["float32", "int64", "int32", "uint8"]
 
+_WIDE_VALUES = 1 << 24  # a process for each stage costs seconds and saves 200 MB: where references hold 64 MiB or more
+
 
 @dataclass(frozen=True)
 class Port:
@@ -156,6 +158,12 @@ class Model:
     def slots(self) -> list[Slot]:
         """Of every component, in order; names are unique in a model."""
         return [slot for component in self.components for slot in component.slots]
+
+    @property
+    def wide(self) -> bool:
+        """Whether one call holds so much that no stage of its compilation should leave its memory to the next: those
+        then have processes of their own."""
+        return any(c.live(entry, entry.largest()) >= _WIDE_VALUES for c in self.components for entry in c.shipped)
 
     def component(self, name: str) -> Component:
         return next(component for component in self.components if component.name == name)

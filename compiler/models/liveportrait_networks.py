@@ -65,9 +65,9 @@ class Spec:
         return 1, self.volume, self.depth, self.edge, self.edge
 
 
-def _same(layers: Layers[V], x: V, name: str, outputs: int, edge: int = 3, dims: int = 2) -> V:
+def _same(layers: Layers[V], x: V, name: str, outputs: int, edge: int = 3, dims: int = 2, onto: V | None = None) -> V:
     """A convolution that keeps the sizes."""
-    return layers.convolution(x, name, outputs, (edge,) * dims, padding=edge // 2)
+    return layers.convolution(x, name, outputs, (edge,) * dims, padding=edge // 2, onto=onto)
 
 
 def _halved(layers: Layers[V], x: V, shape: tuple[int, ...]) -> V:
@@ -82,14 +82,20 @@ def _halved(layers: Layers[V], x: V, shape: tuple[int, ...]) -> V:
     return layers.applied(pooled, after, x)
 
 
-def _enlarged(layers: Layers[V], x: V, shape: tuple[int, ...], factor: int) -> V:
-    """Every place of each plane `factor` times in both directions; shape: before."""
+def _enlarged(layers: Layers[V], x: V, shape: tuple[int, ...], factor: int, *, apart: bool = False) -> V:
+    """Every place of each plane `factor` times in both directions; shape: before.
+
+    apart: nothing reads it but `applied`, channel by channel. Where values are computed it is then a view of x, [1,
+    channels, height, factor, width, factor]: the widest of all takes no memory.
+    """
     if factor == 1:
         return x
 
     def repeated(x: torch.Tensor) -> torch.Tensor:
         import torch
 
+        if apart and not torch.compiler.is_exporting():
+            return x[:, :, :, None, :, None].expand(*shape[:3], factor, shape[3], factor)
         planes, sizes = x.reshape(1, -1, *shape[-2:]), [size * factor for size in shape[-2:]]
         return torch.nn.functional.interpolate(planes, sizes).reshape(after)
 
@@ -98,12 +104,14 @@ def _enlarged(layers: Layers[V], x: V, shape: tuple[int, ...], factor: int) -> V
 
 
 def _leaky(layers: Layers[V], x: V, slope: float, shape: tuple[int, ...]) -> V:
+    """Nothing else reads x any more."""
+
     def function(x: torch.Tensor) -> torch.Tensor:
         import torch
 
         return torch.nn.functional.leaky_relu(x, slope)
 
-    return layers.applied(function, shape, x)
+    return layers.applied(function, shape, x, apart=True)
 
 
 def _reshaped(layers: Layers[V], x: V, *shape: int) -> V:
@@ -116,17 +124,17 @@ def _reshaped(layers: Layers[V], x: V, *shape: int) -> V:
 def extracted(layers: Layers[V], spec: Spec, image: V) -> V:
     """[1, 3, size, size] -> [1, volume, depth, edge, edge]."""
     name, edge = APPEARANCE, spec.size
-    x = layers.pointwise(_same(layers, image, f"{name}first.conv", spec.first), "relu")
+    x = layers.pointwise(_same(layers, image, f"{name}first.conv", spec.first), "relu", over=True)
     for i, width in enumerate(spec.down):
-        x = layers.pointwise(_same(layers, x, f"{name}down_blocks.{i}.conv", width), "relu")
+        x = layers.pointwise(_same(layers, x, f"{name}down_blocks.{i}.conv", width), "relu", over=True)
         x = _halved(layers, x, (1, width, edge, edge))
         edge //= 2
     x = layers.convolution(x, f"{name}second", spec.volume * spec.depth, (1, 1))
     x = _reshaped(layers, x, *spec.feature)
     for i in range(spec.blocks):
         block = f"{name}resblocks_3d.3dr{i}."
-        y = layers.pointwise(layers.affine(x, f"{block}norm1", 1), "relu")
-        y = layers.pointwise(_same(layers, y, f"{block}conv1", spec.volume, dims=3), "relu")
+        y = layers.pointwise(layers.affine(x, f"{block}norm1", 1), "relu", over=True)
+        y = layers.pointwise(_same(layers, y, f"{block}conv1", spec.volume, dims=3), "relu", over=True)
         x = layers.add(x, _same(layers, y, f"{block}conv2", spec.volume, dims=3))
     return x
 
@@ -156,7 +164,7 @@ def estimated(layers: Layers[V], spec: Spec, image: V) -> dict[str, V]:
 def _convnext(layers: Layers[V], x: V, name: str, width: int, edge: int) -> V:
     y = layers.convolution(x, f"{name}dwconv", width, (7, 7), padding=3, groups=width)
     y = layers.layer_norm(_rows(layers, y, width, edge), f"{name}norm", _EPS)
-    y = layers.pointwise(layers.linear(y, f"{name}pwconv1", 4 * width), "gelu")
+    y = layers.pointwise(layers.linear(y, f"{name}pwconv1", 4 * width), "gelu", over=True)
 
     def responding(y: torch.Tensor) -> torch.Tensor:
         """By how much a channel responds over all places, beside the others."""
@@ -186,7 +194,7 @@ def retargeted(layers: Layers[V], spec: Spec, entry: str, x: V) -> V:
     widths = spec.mlps[entry][1:]
     for i, width in enumerate(widths):
         x = layers.linear(x, f"{STITCHING}{MLPS[entry]}.mlp.{2 * i}", width)
-        x = layers.pointwise(x, "relu") if i + 1 < len(widths) else x
+        x = layers.pointwise(x, "relu", over=True) if i + 1 < len(widths) else x
     return x
 
 
@@ -198,7 +206,7 @@ def warped(layers: Layers[V], spec: Spec, feature: V, source: V, driving: V) -> 
     name, (_, _, depth, edge, _) = f"{WARPING}dense_motion_network.", spec.feature
     parts, sizes = spec.keypoints + 1, (depth, edge, edge)
     small = _same(layers, feature, f"{name}compress", spec.compressed, 1, 3)
-    small = layers.pointwise(small, "relu")
+    small = layers.pointwise(small, "relu", over=True)
     inputs = parts * (1 + spec.compressed)
     x = layers.applied(_moved(sizes), (1, inputs, *sizes), small, source, driving)
     x = _hourglass(layers, spec, x, inputs, f"{name}hourglass.")
@@ -208,7 +216,7 @@ def warped(layers: Layers[V], spec: Spec, feature: V, source: V, driving: V) -> 
     out = _leaky(layers, _same(layers, out, f"{WARPING}third.conv", spec.warped), 0.01, (1, spec.warped, edge, edge))
     out = layers.convolution(out, f"{WARPING}fourth", spec.warped, (1, 1))
     flat = _reshaped(layers, x, 1, (spec.hourglass[1][-1] + inputs) * depth, edge, edge)
-    seen = layers.pointwise(_same(layers, flat, f"{name}occlusion", 1, 7), "sigmoid")
+    seen = layers.pointwise(_same(layers, flat, f"{name}occlusion", 1, 7), "sigmoid", over=True)
     return layers.applied(lambda out, seen: out * seen, (1, spec.warped, edge, edge), out, seen)
 
 
@@ -216,17 +224,19 @@ def _hourglass(layers: Layers[V], spec: Spec, x: V, inputs: int, name: str) -> V
     edge, widths = spec.edge, (inputs, *spec.hourglass[0])
     down = [x]
     for i, width in enumerate(spec.hourglass[0]):
-        x = layers.pointwise(_same(layers, down[-1], f"{name}encoder.down_blocks.{i}.conv", width, dims=3), "relu")
+        x = layers.pointwise(
+            _same(layers, down[-1], f"{name}encoder.down_blocks.{i}.conv", width, dims=3), "relu", over=True
+        )
         down.append(_halved(layers, x, (1, width, spec.depth, edge, edge)))
         edge //= 2
     x, width = down.pop(), widths[-1]
     for i, outputs in enumerate(spec.hourglass[1]):
         x = _enlarged(layers, x, (1, width, spec.depth, edge, edge), 2)
         edge *= 2
-        x = layers.pointwise(_same(layers, x, f"{name}decoder.up_blocks.{i}.conv", outputs, dims=3), "relu")
+        x = layers.pointwise(_same(layers, x, f"{name}decoder.up_blocks.{i}.conv", outputs, dims=3), "relu", over=True)
         x = layers.concatenate(x, down.pop())
         width = outputs + widths[-2 - i]
-    return layers.pointwise(_same(layers, x, f"{name}decoder.conv", width, dims=3), "relu")
+    return layers.pointwise(_same(layers, x, f"{name}decoder.conv", width, dims=3), "relu", over=True)
 
 
 def _moved(sizes: tuple[int, int, int]) -> Callable[..., torch.Tensor]:
@@ -318,13 +328,13 @@ def generated(layers: Layers[V], spec: Spec, feature: V) -> V:
     x, before = _same(layers, feature, f"{GENERATOR}fc", wide), 1
     for name, inputs, outputs, factor in shapes:
         at = edge * before
-        x = _enlarged(layers, x, (1, inputs, at, at), factor // before)
+        x = _enlarged(layers, x, (1, inputs, at, at), factor // before, apart=True)
         x = _spade_block(layers, spec, x, feature, f"{GENERATOR}{name}.", inputs, outputs, factor)
         before = factor
     edge *= before
     x = _leaky(layers, x, 0.2, (1, spec.drawn, edge, edge))
     if spec.upscale == 1:
-        return layers.pointwise(_same(layers, x, f"{GENERATOR}conv_img", 3), "sigmoid")
+        return layers.pointwise(_same(layers, x, f"{GENERATOR}conv_img", 3), "sigmoid", over=True)
     x = _same(layers, x, f"{GENERATOR}conv_img.0", 3 * spec.upscale**2)
 
     def shuffled(x: torch.Tensor) -> torch.Tensor:
@@ -333,14 +343,14 @@ def generated(layers: Layers[V], spec: Spec, feature: V) -> V:
         return torch.nn.functional.pixel_shuffle(x, spec.upscale)
 
     pixels = edge * spec.upscale
-    return layers.pointwise(layers.applied(shuffled, (1, 3, pixels, pixels), x), "sigmoid")
+    return layers.pointwise(layers.applied(shuffled, (1, 3, pixels, pixels), x), "sigmoid", over=True)
 
 
 def _spade_block(layers: Layers[V], spec: Spec, x: V, seen: V, name: str, inputs: int, outputs: int, factor: int) -> V:
     middle, edge, past = min(inputs, outputs), spec.edge * factor, x
     if inputs != outputs:
-        y = _spade(layers, spec, x, seen, f"{name}norm_s", inputs, factor)
-        past = layers.convolution(y, f"{name}conv_s", outputs, (1, 1), bias=False)
+        past = _spade(layers, spec, x, seen, f"{name}norm_s", inputs, factor)
+        past = layers.convolution(past, f"{name}conv_s", outputs, (1, 1), bias=False)
     y = _leaky(layers, _spade(layers, spec, x, seen, f"{name}norm_0", inputs, factor), 0.2, (1, inputs, edge, edge))
     y = _same(layers, y, f"{name}conv_0", middle)
     y = _leaky(layers, _spade(layers, spec, y, seen, f"{name}norm_1", middle, factor), 0.2, (1, middle, edge, edge))
@@ -354,13 +364,12 @@ def _spade(layers: Layers[V], spec: Spec, x: V, seen: V, name: str, channels: in
     def normed(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
         import torch
 
-        return torch.nn.functional.group_norm(x, channels) * (1 + gain)
+        return torch.nn.functional.group_norm(x, x.shape[1]) * (1 + gain)
 
     edge = spec.edge * factor
     seen = _enlarged(layers, seen, (1, spec.warped, spec.edge, spec.edge), factor)
-    hidden = layers.pointwise(_same(layers, seen, f"{name}.mlp_shared.0", spec.hidden), "relu")
+    hidden = layers.pointwise(_same(layers, seen, f"{name}.mlp_shared.0", spec.hidden), "relu", over=True)
     del seen
     gain = _same(layers, hidden, f"{name}.mlp_gamma", channels)
-    x = layers.applied(normed, (1, channels, edge, edge), x, gain)
-    del gain
-    return layers.add(x, _same(layers, hidden, f"{name}.mlp_beta", channels))
+    normal = layers.applied(normed, (1, channels, edge, edge), x, gain, apart=True)
+    return _same(layers, hidden, f"{name}.mlp_beta", channels, onto=normal)

@@ -45,8 +45,9 @@ class Layers(Protocol[V]):
         dilation: int = 1,
         groups: int = 1,
         bias: bool = True,
+        onto: V | None = None,
     ) -> V:
-        """stride: for each dimension, 1 by default."""
+        """stride: for each dimension, 1 by default. onto: what it is added to; nothing else reads that any more."""
 
     def linear(self, x: V, name: str, outputs: int) -> V:
         """Over the last dimension, with a bias."""
@@ -60,10 +61,14 @@ class Layers(Protocol[V]):
     def affine(self, x: V, name: str, axis: int, gain: str = "weight", bias: str = "bias") -> V:
         """A factor and a bias for each place along an axis; gain, bias: what their tensors are called."""
 
-    def applied(self, function: Callable[..., torch.Tensor], shape: Sequence[int], *values: V) -> V:
-        """What reads no weights: a function of tensors that gives one of this shape."""
+    def applied(
+        self, function: Callable[..., torch.Tensor], shape: Sequence[int], *values: V, apart: bool = False
+    ) -> V:
+        """What reads no weights: a function of tensors that gives one of this shape. apart: each channel comes of the
+        same channel of the values; the last one has this shape, and nothing else reads it any more."""
 
-    def pointwise(self, x: V, kind: Pointwise) -> V: ...
+    def pointwise(self, x: V, kind: Pointwise, *, over: bool = False) -> V:
+        """over: nothing else reads x any more."""
 
     def add(self, x: V, y: V) -> V: ...
 
@@ -158,6 +163,7 @@ class Shapes:
         dilation: int = 1,
         groups: int = 1,
         bias: bool = True,
+        onto: Value | None = None,
     ) -> Value:
         columns = x.shape[1] // groups * math.prod(kernel)
         self.slots.append(Slot(name, f"{name}.weight", outputs, columns, "convolution", kernel))
@@ -171,7 +177,8 @@ class Shapes:
         made = self._made((x.shape[0], outputs, *sizes), x)
         dense = "conv3d" if len(kernel) == 3 else "conv"
         kind = dense if groups == 1 else "depthwise" if groups == x.shape[1] == outputs else "grouped"
-        return self._product(x, made, kind, made.size * columns)
+        self._product(x, made, kind, made.size * columns)
+        return made if onto is None else self.add(onto, made)
 
     def linear(self, x: Value, name: str, outputs: int) -> Value:
         self.slots.append(Slot(name, f"{name}.weight", outputs, x.shape[-1], "linear"))
@@ -191,7 +198,9 @@ class Shapes:
         self.slots.append(Slot(f"{name}.bias", f"{name}.{bias}", 1, size, "bias"))
         return self._counted(self._made(x.shape, x), activated=x.size)
 
-    def applied(self, function: Callable[..., torch.Tensor], shape: Sequence[int], *values: Value) -> Value:
+    def applied(
+        self, function: Callable[..., torch.Tensor], shape: Sequence[int], *values: Value, apart: bool = False
+    ) -> Value:
         made = self._made(tuple(shape), *values)
         return self._counted(made, moved=made.size)
 
@@ -199,7 +208,7 @@ class Shapes:
         self.slots += [self._vector(name, size, "norm"), self._vector(f"{name}.bias", size, "bias")]
         return self._counted(self._made(x.shape, x), normed=10 * x.size, activated=x.size)
 
-    def pointwise(self, x: Value, kind: Pointwise) -> Value:
+    def pointwise(self, x: Value, kind: Pointwise, *, over: bool = False) -> Value:
         made = self._made(x.shape, x)
         if kind == "relu":  # every runtime fuses it into what comes before
             return made
@@ -236,7 +245,11 @@ class Shapes:
 
 
 class Tensors:
-    """Layers over tensors, as a graph of edge ops under the schemes of its slots."""
+    """Layers over tensors, as a graph of edge ops under the schemes of its slots.
+
+    Called to compute and not to be captured, they write over what nothing else reads any more, to the same bits: the
+    references of a renderer would take twice the memory otherwise.
+    """
 
     def __init__(self, slots: Iterable[Slot], schemes: Schemes) -> None:
         self._schemes = schemes
@@ -257,17 +270,21 @@ class Tensors:
         dilation: int = 1,
         groups: int = 1,
         bias: bool = True,
+        onto: torch.Tensor | None = None,
     ) -> torch.Tensor:
         from compiler.dialect import edge
+        from compiler.over import OVER, add_convolution
 
         dims = len(kernel)
         shape = [outputs, x.shape[1] // groups, *kernel]
         steps = list(stride) or [1] * dims
         places = steps, [padding] * dims, [dilation] * dims
+        if onto is not None and _computes():
+            return add_convolution(onto, f"{name}.bias" if bias else None, x, name, shape, *places, groups)
         out: torch.Tensor = edge.convolution(x, name, shape, *scheme_arguments(self._schemes, name), *places, groups)
         if bias:
-            out = edge.bias(out, [f"{name}.bias"], [outputs], 1)
-        return out
+            out = (OVER["edge::bias"] if _computes() else edge.bias)(out, [f"{name}.bias"], [outputs], 1)
+        return out if onto is None else onto + out
 
     def linear(self, x: torch.Tensor, name: str, outputs: int) -> torch.Tensor:
         return self._linear(x, name)
@@ -292,13 +309,23 @@ class Tensors:
         return out
 
     def applied(
-        self, function: Callable[..., torch.Tensor], shape: Sequence[int], *values: torch.Tensor
+        self,
+        function: Callable[..., torch.Tensor],
+        shape: Sequence[int],
+        *values: torch.Tensor,
+        apart: bool = False,
     ) -> torch.Tensor:
-        return function(*values)
+        from compiler.over import by_channels
 
-    def pointwise(self, x: torch.Tensor, kind: Pointwise) -> torch.Tensor:
+        return by_channels(function, *values) if apart and _computes() else function(*values)
+
+    def pointwise(self, x: torch.Tensor, kind: Pointwise, *, over: bool = False) -> torch.Tensor:
         import torch
 
+        from compiler.over import OVER
+
+        if over and _computes():
+            return OVER[f"aten::{kind}"](x)
         function = {"relu": torch.relu, "gelu": torch.nn.functional.gelu, "sigmoid": torch.sigmoid}[kind]
         return function(x)
 
@@ -334,3 +361,10 @@ class Tensors:
         # the default scale: keyword arguments are what importers lose
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
         return out.transpose(1, 2).reshape(batch, length, columns)
+
+
+def _computes() -> bool:
+    """Whether tensors have values: nothing is captured."""
+    import torch
+
+    return not torch.compiler.is_exporting()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts import Progress
+from compiler.apart import apart
 from compiler.checkpoint import Checkpoint
+from compiler.heap import return_large_blocks
 from compiler.models.base import Model
 from compiler.quantize.evidence import LayerEvidence, QuantizationEvidence, TensorEvidence
 from compiler.quantize.interface import Treatment
@@ -17,7 +19,7 @@ from compiler.quantize.methods import keep, load_method
 from compiler.quantize.packed import PackedWriter
 from compiler.quantize.rules import Assignment, options_of
 from compiler.quantize.stream import half_dtype, quantize_checkpoint
-from compiler.slots import HALF, Slot, Weights
+from compiler.slots import HALF, Schemes, Slot, Weights
 from compiler.tensors import row_blocks
 from recipes.schema import Calibration, Rule
 
@@ -49,17 +51,15 @@ def run(
     samples: from the unquantized weights, what every component is calibrated on; None where no method looks. work: a
     folder for finished segments, from which a killed run goes on; the caller deletes it when the result is safe.
     """
-    slots, config = model.slots, model.config
+    slots = model.slots
     keep.check(checkpoint, slots, assignment)
     treatments = _treatments(assignment)
     if not calibrates(assignment):
-        rounders = {name: treatment.prepare(None) for name, treatment in treatments.items()}
-        loss = quantize_checkpoint(checkpoint, slots, assignment.schemes, rounders, folder, config, progress)
-        schemes, method = assignment.schemes, assignment.method
-        lost = [s for s in slots if s.name in loss]
-        return QuantizationEvidence.of(
-            [TensorEvidence.of(s, schemes[s.name], method(s.name), *loss[s.name]) for s in lost], []
-        )
+        if not model.wide:
+            return _streamed(checkpoint, model, assignment.schemes, treatments, folder, progress)
+        given = checkpoint.path, model, assignment.schemes, treatments, folder
+        evidence: QuantizationEvidence = apart(_opened, *given, progress=progress)
+        return evidence
 
     from compiler.quantize.calibrated.run import run as run_calibrated
     from compiler.quantize.calibrated.task import Task
@@ -79,8 +79,38 @@ def run(
             files += run_calibrated(task, place, progress)
     writer = PackedWriter(folder, slots, assignment.schemes, half_dtypes)
     tensors, layers = _assemble(files, writer, checkpoint, table, slots, assignment, progress)
-    writer.close(config)
+    writer.close(model.config)
     return QuantizationEvidence.of(tensors, layers, calibration.model_dump_json())
+
+
+def _opened(
+    path: Path,
+    model: Model,
+    schemes: Schemes,
+    treatments: Mapping[str, Treatment],
+    folder: Path,
+    progress: Progress,
+) -> QuantizationEvidence:
+    """`_streamed`, in a process that has no checkpoint open yet."""
+    return_large_blocks()
+    return _streamed(Checkpoint(path), model, schemes, treatments, folder, progress)
+
+
+def _streamed(
+    checkpoint: Checkpoint,
+    model: Model,
+    schemes: Schemes,
+    treatments: Mapping[str, Treatment],
+    folder: Path,
+    progress: Progress,
+) -> QuantizationEvidence:
+    """By methods that look at one tensor after the other."""
+    rounders = {name: treatment.prepare(None) for name, treatment in treatments.items()}
+    loss = quantize_checkpoint(checkpoint, model.slots, schemes, rounders, folder, model.config, progress)
+    lost = [s for s in model.slots if s.name in loss]
+    return QuantizationEvidence.of(
+        [TensorEvidence.of(s, schemes[s.name], treatments[s.name].method, *loss[s.name]) for s in lost], []
+    )
 
 
 class OriginalWeights:

@@ -16,6 +16,7 @@ from compiler.models.base import Model, Port, read_model, scheme_arguments
 from compiler.models.interface import described
 from compiler.slots import Scheme
 from compiler.tensors import CheckpointError
+from tests.compiler import portrait
 from tests.compiler.conftest import MINISTRAL3, original, reference_logits
 
 TOY = {"model_type": "toy_renderer", "image_size": 16, "hidden_size": 64, "channels": 32}
@@ -138,3 +139,11 @@ def test_a_manifest_states_what_an_app_can_call_and_what_a_target_narrowed() -> 
     assert interface.Component.model_validate_json(part.model_dump_json()) == part
     with pytest.raises(KeyError, match="decoder has no entry 'score'"):
         part.entry("score")
+
+
+def test_a_renderer_of_full_size_is_wide_and_small_ones_are_not() -> None:
+    """260 MiB of values at once, 25, and a handful; a decoder's grow with its context."""
+    types = {"liveportrait": True, "feathertalk": False}
+    assert {kind: read_model({"model_type": kind}, None, 2).wide for kind in types} == types
+    assert not read_model({"model_type": "liveportrait", **portrait.SMALL}, None, 2).wide
+    assert not read_model(MINISTRAL3, None, 64).wide

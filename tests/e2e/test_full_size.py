@@ -10,6 +10,7 @@ import pytest
 from artifacts import read_manifest
 from runtime_tests.golden import read_golden
 from runtime_tests.sessions import make_session
+from tests.bench import avatar
 from tests.bench.measure import MB, python, size_of
 from tests.bench.synthetic import make_checkpoint
 
@@ -57,3 +58,15 @@ def test_smolvlm2_compiles_small(size: str, recipe: str, target: str, decoder: f
     assert built.peak_bytes <= 600e6
     if decoder is not None:
         assert 0 < sum(path.stat().st_size for path in package.glob("onnx/decoder_model_merged_*")) <= decoder
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("target", ["onnx", "coreml", "mlx"])
+def test_a_portrait_compiles_small(target: str, tmp_path: Path) -> None:
+    """Its renderer holds 260 MiB of values at once where a runtime computes it, and so did the reference."""
+    source = avatar.checkpoint(tmp_path / "liveportrait", "liveportrait")
+    recipe = "liveportrait-int8"
+    to_do = ("run", recipe, "--checkpoint", source, "--target", target, "--out", tmp_path, "--no-validate", "--quiet")
+    built = python("edgewright.cli", *to_do)
+    print(f"{recipe}, {target}: {built.seconds:.0f} s, {built.peak_bytes / MB:.0f} MB")
+    assert built.peak_bytes <= 600e6

@@ -159,7 +159,7 @@ def check(job: Job) -> None:
 
 
 def export_entry(
-    job: BuildJob,
+    job: Job,
     component: Component,
     entry: Entry,
     sizes: Sequence[Mapping[str, int]],

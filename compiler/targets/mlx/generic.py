@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from artifacts import Progress
+from artifacts import Progress, silent
 from artifacts.formats.interface import Dimension
 from artifacts.formats.mlx import Function, MlxRuntime
+from compiler.apart import apart
 from compiler.models.base import Component, Entry
-from compiler.targets.base import BuildJob, Job
+from compiler.targets.base import BuildJob, Job, bare
 from compiler.targets.card import About
 from compiler.targets.mlx.packaging import Narrowed
 
@@ -30,6 +31,13 @@ def refusals(job: Job) -> list[str]:
 
 def check(job: Job) -> None:
     """See `packaging.Packaging`: every entry is walked."""
+    if job.model.wide:
+        apart(_check, bare(job), progress=silent)
+    else:
+        _check(job, silent)
+
+
+def _check(job: Job, _: Progress) -> None:
     from compiler.targets.mlx.functions import check
 
     check(job)
@@ -52,6 +60,13 @@ def named(job: BuildJob) -> Callable[[str], str]:
 
 def write(job: BuildJob, folder: Path, progress: Progress) -> tuple[MlxRuntime, Narrowed]:
     """The traces."""
+    if not job.model.wide:
+        return _traced(job, folder, progress)
+    found: tuple[MlxRuntime, Narrowed] = apart(_traced, bare(job), folder, progress=progress)
+    return found
+
+
+def _traced(job: Job, folder: Path, progress: Progress) -> tuple[MlxRuntime, Narrowed]:
     return traced(job, folder, progress, str)
 
 
@@ -65,9 +80,7 @@ def sections(job: BuildJob, runtime: MlxRuntime) -> list[str]:
     return [calling(runtime), RUN]
 
 
-def traced(
-    job: BuildJob, folder: Path, progress: Progress, slotted: Callable[[str], str]
-) -> tuple[MlxRuntime, Narrowed]:
+def traced(job: Job, folder: Path, progress: Progress, slotted: Callable[[str], str]) -> tuple[MlxRuntime, Narrowed]:
     """Functions over the package's tensors. slotted: a tensor's name by its slot."""
     from compiler.targets.mlx.functions import export_entry
 

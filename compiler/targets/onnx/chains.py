@@ -20,8 +20,7 @@ from collections.abc import Collection
 
 import onnx_ir as ir
 
-from compiler.targets.onnx.geometry import filled_up
-from compiler.targets.onnx.importer import EDGE
+from compiler.targets.onnx.geometry import EDGE, filled_up
 
 _BEHIND = ("bias", "Relu", "rounded")
 

@@ -1,4 +1,5 @@
-"""Sizes that ONNX Runtime's kernels take, and what a recipe's sizes become for them. Imports no framework."""
+"""Sizes that ONNX Runtime's kernels take, and what a recipe's sizes become for them; which operators graphs are written
+in. Imports no framework."""
 
 from __future__ import annotations
 
@@ -9,6 +10,10 @@ from compiler.slots import Scheme
 if TYPE_CHECKING:
     from compiler.models.base import Component
     from compiler.targets.onnx.options import OnnxOptions
+
+EDGE = "edge"
+"""The domain of edge ops in an imported graph."""
+OPSET = 21  # the first with 4-bit integers
 
 _ROWS = Scheme(bits=8, group=0)
 BLOCKS = (16, 32, 64, 128, 256)

@@ -7,24 +7,28 @@ process, without weights, and each gets a copy with its own numbers. What must n
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from artifacts import EdgewrightError
+from artifacts import EdgewrightError, Progress, silent
+from compiler.apart import apart
 from compiler.graph import capture
 from compiler.models.base import Component, Entry, scheme_arguments
 from compiler.slots import Schemes
-from compiler.targets.onnx.importer import EDGE, import_program
+from compiler.targets.onnx.geometry import EDGE
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-_MOST = 4  # a model's entries; no graph holds more than a table or a mask
+_MOST = 8  # a model's entries; no graph holds more than a table or a mask
 _SCHEME = ("bits", "group", "symmetric")
 _kept: list[tuple[Any, ModelProto]] = []
+
+Wanted = tuple[Component, Entry, Schemes, Collection[str]]
+"""The arguments of `imported`."""
 
 
 def imported(component: Component, entry: Entry, schemes: Schemes, ops: Collection[str]) -> ir.Model:
@@ -34,14 +38,42 @@ def imported(component: Component, entry: Entry, schemes: Schemes, ops: Collecti
     Raises EdgewrightError naming every op that has no lowering.
     """
     where, wanted = f"{component.name}.{entry.name}", _made_of(component, entry, schemes, ops)
-    proto = next((known for given, known in _kept if given == wanted), None)
+    proto = _found(wanted)
     if proto is None:
-        proto = ir.to_proto(import_program(capture(component, entry, schemes), ops, where))
-        _kept.append((wanted, proto))
-        del _kept[:-_MOST]
+        proto = _imported(component, entry, schemes, ops)
+        _keep(wanted, proto)
     model = ir.from_proto(proto)
     _renumber(model, schemes, where)
     return model
+
+
+def import_ahead(graphs: Sequence[Wanted]) -> None:
+    """Have graphs imported by another process, for `imported` to find. Raises as it does."""
+    missing = [graph for graph in graphs if _found(_made_of(*graph)) is None][:_MOST]
+    if missing:
+        protos: list[ModelProto] = apart(_import_all, missing, progress=silent)
+        for graph, proto in zip(missing, protos, strict=True):
+            _keep(_made_of(*graph), proto)
+
+
+def _import_all(graphs: Sequence[Wanted], _: Progress) -> list[ModelProto]:
+    return [_imported(*graph) for graph in graphs]
+
+
+def _imported(component: Component, entry: Entry, schemes: Schemes, ops: Collection[str]) -> ModelProto:
+    from compiler.targets.onnx.importer import import_program
+
+    program = capture(component, entry, schemes)
+    return ir.to_proto(import_program(program, ops, f"{component.name}.{entry.name}"))
+
+
+def _found(wanted: Any) -> ModelProto | None:
+    return next((known for given, known in _kept if given == wanted), None)
+
+
+def _keep(wanted: Any, proto: ModelProto) -> None:
+    _kept.append((wanted, proto))
+    del _kept[:-_MOST]
 
 
 def _made_of(component: Component, entry: Entry, schemes: Schemes, ops: Collection[str]) -> Any:

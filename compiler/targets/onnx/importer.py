@@ -21,12 +21,11 @@ from onnx.defs import OpSchema
 from onnxscript import opset21, values
 
 from artifacts import EdgewrightError
+from compiler.targets.onnx.geometry import EDGE, OPSET
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-EDGE = "edge"
-OPSET = 21  # the first with 4-bit integers
 _UNKNOWN = "unknown"
 _onnx: Any = opset21
 _ATTRIBUTES = {

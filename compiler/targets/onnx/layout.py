@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,8 +15,7 @@ from compiler.graph import capture
 from compiler.models.base import Component, Entry, Port
 from compiler.targets.base import BuildJob, Job
 from compiler.targets.onnx.attention import Attention
-from compiler.targets.onnx.imported import imported
-from compiler.targets.onnx.importer import import_program
+from compiler.targets.onnx.imported import import_ahead, imported
 from compiler.targets.onnx.lower import Lowering
 from compiler.targets.onnx.weights import Weight
 
@@ -55,6 +54,15 @@ class Lowered:
     record: formats.Graph | None
 
 
+def lower_all(job: Job, plans: Sequence[Plan]) -> list[Lowered]:
+    """`lower` of each. The graphs of a wide model are captured and imported elsewhere, for what PyTorch's exporters
+    load to be gone again."""
+    if job.model.wide:
+        floats = [p for p in plans if not (isinstance(job, BuildJob) and p.component.name in job.roundings)]
+        import_ahead([(p.component, p.entry, job.schemes, frozenset(p.attention.table)) for p in floats])
+    return [lower(job, plan) for plan in plans]
+
+
 def lower(job: Job, plan: Plan) -> Lowered:
     """Capture, import and rewrite. Raises EdgewrightError naming what has no lowering; no weight is read."""
     component, entry = plan.component, plan.entry
@@ -63,6 +71,8 @@ def lower(job: Job, plan: Plan) -> Lowered:
     if rounding is None:
         model = imported(component, entry, job.schemes, plan.attention.table)
     else:  # which puts nodes of its own into the graph
+        from compiler.targets.onnx.importer import import_program
+
         program = capture(component, entry, job.schemes)
         activations.insert(program, rounding)
         model = import_program(program, plan.attention.table, where)

@@ -34,8 +34,7 @@ from compiler.activations import Rounding
 from compiler.models.base import Component
 from compiler.slots import Scheme, Slot
 from compiler.targets.onnx import chains
-from compiler.targets.onnx.geometry import block_size, by_row, multiplies_codes
-from compiler.targets.onnx.importer import EDGE, OPSET
+from compiler.targets.onnx.geometry import EDGE, OPSET, block_size, by_row, multiplies_codes
 from compiler.targets.onnx.options import OnnxOptions
 from compiler.targets.onnx.weights import Part, Weight
 

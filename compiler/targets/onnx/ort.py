@@ -10,10 +10,12 @@ Format: onnxruntime.ai/docs/performance/model-optimizations/ort-format-models.ht
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from artifacts import Progress, silent
 from artifacts.formats import onnx as formats
+from compiler.apart import apart
 from compiler.models.base import Component
 from compiler.targets.base import Estimate, Job
 
@@ -37,29 +39,31 @@ def refusals(job: Job, estimates: Sequence[Estimate], packaged: bool) -> Iterato
 
 
 def convert(folder: Path, graphs: Sequence[formats.Graph], components: set[str]) -> list[formats.Graph]:
-    """Write the graphs of these components in the ORT format, and what they need; the records of all graphs."""
+    """Write the graphs of these components in the ORT format, and what they need; the records of all graphs.
+
+    In a process of its own: ONNX Runtime reads weights into memory, of which it gives little back.
+    """
+    (folder / formats.ORT).mkdir()
+    files = {g.file: f"{formats.ORT}/{Path(g.file).stem}.ort" for g in graphs if g.component in components}
+    apart(_convert, folder, files, progress=silent)
+    return [graph.model_copy(update={"ort": files.get(graph.file)}) for graph in graphs]
+
+
+def _convert(folder: Path, files: Mapping[str, str], _: Progress) -> None:
     import onnxruntime
     from onnxruntime.tools.ort_format_model import create_config_from_models
 
-    (folder / formats.ORT).mkdir()
-    found = []
-    for graph in graphs:
-        if graph.component not in components:
-            found.append(graph)
-            continue
-        file = f"{formats.ORT}/{Path(graph.file).stem}.ort"
+    for source, file in files.items():
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(folder / file)
         options.add_session_config_entry("session.save_model_format", "ORT")
-        onnxruntime.InferenceSession(str(folder / graph.file), options, providers=["CPUExecutionProvider"])
-        found.append(graph.model_copy(update={"ort": file}))
-    written = [folder / graph.ort for graph in found if graph.ort is not None]
+        onnxruntime.InferenceSession(str(folder / source), options, providers=["CPUExecutionProvider"])
+    written = [folder / file for file in files.values()]
     create_config_from_models(written, folder / formats.ORT_OPERATORS, enable_type_reduction=True)
     text = (folder / formats.ORT_OPERATORS).read_text(encoding="utf-8")
     (folder / formats.ORT_OPERATORS).write_text(text.replace(f"{folder / formats.ORT}/", ""), encoding="utf-8")
-    return found
 
 
 def section(graphs: Sequence[formats.Graph]) -> list[str]:

@@ -85,15 +85,15 @@ class OnnxTarget:
 
     def check(self, job: Job) -> object:
         """Lower every graph of the package, without weights. Returns them, unless they depend on what is measured."""
-        from compiler.targets.onnx.layout import lower
+        from compiler.targets.onnx.layout import lower_all
 
-        found = [lower(job, plan) for plan in _packaging(job).plans(job, None)]
+        found = lower_all(job, _packaging(job).plans(job, None))
         return None if job.options.kv_bits == 8 or job.rounded else found
 
     def build(self, job: BuildJob, folder: Path, progress: Progress) -> Built:
         """Write graphs, their external data, the tokenizer's files and what the model's ecosystem wants."""
         from compiler.targets.onnx.external import ExternalData
-        from compiler.targets.onnx.layout import lower
+        from compiler.targets.onnx.layout import lower_all
         from compiler.targets.onnx.weights import bind, write_model
         from compiler.targets.tensors import SlotReader
 
@@ -114,8 +114,8 @@ class OnnxTarget:
         reader = SlotReader(job.weights, advance)
         data: dict[str, ExternalData] = {}
         graphs = []
-        for at, plan in enumerate(packaging.plans(job, cache)):
-            lowered = job.checked[at] if job.checked else lower(job, plan)
+        plans = packaging.plans(job, cache)
+        for plan, lowered in zip(plans, job.checked or lower_all(job, plans), strict=True):
             if plan.data not in data:
                 (folder / plan.data).parent.mkdir(exist_ok=True)
                 data[plan.data] = ExternalData(folder / plan.data)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from artifacts.formats import vectors
-from compiler import dialect
+from compiler import convolution, dialect
 from compiler.dialect import edge
 from compiler.graph import Node, op_name
 from compiler.quantize.activations.walk import Walk
@@ -42,7 +42,7 @@ def test_a_convolution_in_blocks_is_that_in_one(name: str, place_bytes: int, mon
     expected = getattr(functional, f"conv{len(kernel)}d")(
         x, weight.double(), None, padding=padding, groups=groups, **settings
     )
-    monkeypatch.setattr(dialect, "_PLACE_BYTES", place_bytes)
+    monkeypatch.setattr(convolution, "_PLACE_BYTES", place_bytes)
     monkeypatch.setattr(dialect, "_BLOCK_BYTES", 1)
     with torch.no_grad(), dialect.weights(Weights({"conv": weight.flatten(1)}), torch.float64):
         found = convolve(x, **geometry)

@@ -9,7 +9,7 @@ import pytest
 from compiler.models.base import Model, read_model
 from compiler.slots import Scheme
 from compiler.targets.onnx import imported
-from tests.compiler.conftest import packed
+from tests.compiler.conftest import packed, travelled
 
 from .packages import make_job
 
@@ -65,3 +65,14 @@ def test_what_is_fused_otherwise_is_imported_anew(tmp_path: Path, captures: list
     fused = graph(tmp_path / "fused", Scheme(4, 32))
     other = {"model.layers.0.self_attn.q_proj": Scheme(8, 32)}
     assert graph(tmp_path / "apart", Scheme(4, 32), other) != fused and len(captures) == 2
+
+
+def test_a_wide_model_is_imported_ahead_to_the_same_graph(
+    tmp_path: Path, captures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = graph(tmp_path / "here", Scheme(4, 32))
+    monkeypatch.setattr(imported, "_kept", [])
+    monkeypatch.setattr(imported, "apart", travelled)
+    monkeypatch.setattr(Model, "wide", True)
+    assert graph(tmp_path / "ahead", Scheme(4, 32)) == here
+    assert len(captures) == 2 and len(imported._kept) == 1
