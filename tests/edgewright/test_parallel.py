@@ -143,7 +143,9 @@ def test_a_failure_stops_nothing_else(recipes, workplace, tmp_path):
     assert not (tmp_path / "out" / "absent").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly), signal.SIGKILL]
+)
 def test_a_signal_ends_every_child(recipes, tmp_path, number):
     """Of a kill -9 too: children see that nobody is there any more."""
     out = tmp_path / "out"

@@ -30,6 +30,7 @@ def face(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return ran("quickstart-avatar", tmp_path_factory.mktemp("face"))
 
 
+@pytest.mark.nightly
 def test_int4_draws_as_near_to_the_truth_as_float32(face: Any) -> None:
     assert face.verdict == "passed"
     said = found(face)
@@ -55,6 +56,7 @@ def test_int8_activations_draw_as_near_to_the_truth_with_the_measured_tail(tmp_p
     assert 0 < len(drawn["kept"]) < drawn["of"] // 2 and "unet.outc.conv" in drawn["kept"]
 
 
+@pytest.mark.nightly
 def test_the_report_names_a_film_of_original_quantized_and_compiled(face: Any) -> None:
     folder = Path(face.folder)
     (target,) = face.targets
@@ -64,6 +66,7 @@ def test_the_report_names_a_film_of_original_quantized_and_compiled(face: Any) -
         assert sum(1 for _ in file.decode(video=0)) == 60
 
 
+@pytest.mark.nightly
 def test_a_package_proves_itself_without_its_recipe(face: Any) -> None:
     report = api.validate(Path(face.folder) / "onnx")
     assert report.verdict == "passed" and report.film is None

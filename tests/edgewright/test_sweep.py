@@ -160,7 +160,7 @@ def test_a_package_that_is_changed_meanwhile_ends_no_other(workplace, tmp_path, 
     assert [(item["variant"], item["verdict"]) for item in found["variants"]] == [("int8-g32-rtn", "passed")]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.nightly)])
 def test_a_signal_ends_the_validation_beside(workplace, tmp_path, number):
     process = started(tmp_path, workplace.recipe_file, "--bits", "4,8", "--target", "onnx", command="sweep")
     until(lambda: children(tmp_path), 120)

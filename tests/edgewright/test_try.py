@@ -37,9 +37,12 @@ GREEDY = {"temperature": 0.0, "top_p": 1.0, "seed": None}
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The quickstart of all targets, built and not validated."""
+    """The quickstart of all targets, TVM's for this machine alone, built and not validated."""
     out = tmp_path_factory.mktemp("out")
-    report = api.run("quickstart-four-targets", out=out, validate=False)
+    recipe = api.load_recipe("quickstart-four-targets")
+    here = recipe.targets["tvm"].model_copy(update={"triples": ()})
+    recipe = recipe.model_copy(update={"targets": {**recipe.targets, "tvm": here}})
+    report = api.run(recipe, out=out, validate=False)
     return Path(report.folder)
 
 

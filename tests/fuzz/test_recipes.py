@@ -77,7 +77,7 @@ def hold(seeds: Iterable[int], place: Place) -> None:
 
 
 def test_a_few_damaged_recipes(place: Place) -> None:
-    hold(range(100), place)
+    hold(range(60), place)
 
 
 @pytest.mark.nightly

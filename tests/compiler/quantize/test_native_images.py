@@ -115,6 +115,7 @@ targets: {{onnx: {{}}}}
 """
 
 
+@pytest.mark.nightly
 def test_gptq_sees_images_and_is_nearer_than_rounding(place: Path) -> None:
     model, weights, record = looked_at(place)
     vision = model.component("vision")

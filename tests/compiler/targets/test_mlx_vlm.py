@@ -72,6 +72,7 @@ def test_the_same_answers_as_our_session(package: Package) -> None:
     assert right >= 3  # no model that guesses
 
 
+@pytest.mark.nightly
 def test_an_answer_as_it_is_loaded(package: Package) -> None:
     """In float16, which takes a CPU many times as long."""
     question = min(questions(SCENES), key=lambda q: len(q.example.answer))

@@ -63,6 +63,7 @@ def test_every_entry_is_what_pytorch_computes(target: str, name: str, tmp_path: 
     check(job, target, tmp_path / target)
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("here")
 def test_a_function_of_mlx_takes_the_tensors_of_a_deep_model(tmp_path: Path) -> None:
     """SmolVLM2 has more than 1,024: what MLX takes by keyword."""
