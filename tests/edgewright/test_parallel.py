@@ -81,6 +81,7 @@ def workers(out: Path, process: subprocess.Popen[str]) -> set[int]:
     return found
 
 
+@pytest.mark.nightly
 def test_child_processes_give_what_one_process_gives(recipes, sequential, tmp_path):
     out = tmp_path / "out"
     process = started(out, *recipes, "--workers", 2, "--json")
