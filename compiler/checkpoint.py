@@ -56,6 +56,9 @@ class Checkpoint:
         self.tensors = TensorFiles(_weight_files(path))
         self.compressed = CompressedTensors(self.tensors, self._section)
 
+    def __reduce__(self) -> tuple[type[Checkpoint], tuple[Path]]:
+        return Checkpoint, (self.path,)  # another process opens its files anew
+
     def __contains__(self, name: str) -> bool:
         return name in self.tensors or name in self.compressed
 

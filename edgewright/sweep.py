@@ -26,6 +26,7 @@ from compiler.plan import plan
 from compiler.quantize.methods import method_options
 from compiler.quantize.rules import assign, options_of
 from edgewright import __version__, api
+from edgewright.parallel import opened
 from edgewright.parallel.beside import Beside
 from edgewright.parallel.local import available_bytes, usable_cores
 from edgewright.parallel.stages import Arguments, Order, memory
@@ -147,7 +148,7 @@ def run(
         for at, variant in enumerate(found):
             said = prefixed(progress, f"{variant.choice.name} ({at + 1} of {len(found)})")
             waiting.append(_begin(variant, given, beside, said))
-            while waiting and (waiting[0].done() or not _room_beside(variant, checkpoint)):
+            while waiting and (waiting[0].done() or not _room_beside(variant, given)):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -172,15 +173,7 @@ def _begin(variant: Variant, given: Arguments, beside: Beside, progress: Progres
             return failed(error)
 
     try:
-        run = api.opened(
-            variant.recipe,
-            out=given.out,
-            targets=given.targets,
-            profiles=given.profiles,
-            checkpoint=given.checkpoint,
-            validate=True,
-            fresh=False,
-        )
+        run = opened(variant.recipe, given)
         with ExitStack() as held:
             held.enter_context(run.held(progress))
             if (report := run.asked.unchanged()) is not None:
@@ -217,12 +210,13 @@ def _order(run: Run, given: Arguments, target: str) -> Order:
     )
 
 
-def _room_beside(variant: Variant, checkpoint: str | None) -> bool:
-    """Whether this machine holds the validation of a variant and the making of the next one at once."""
-    if usable_cores() < 2:
+def _room_beside(variant: Variant, given: Arguments) -> bool:
+    """Whether this machine holds the validation of a variant and the making of the next one at once; of a model that
+    nothing says the size of yet, it does not."""
+    config = _config(variant.recipe, given.checkpoint)
+    if config is None or usable_cores() < 2:
         return False
-    config = _config(variant.recipe, checkpoint)
-    plans = [] if config is None else plan(variant.recipe, config)
+    plans = plan(api.with_targets(variant.recipe, given.targets), config)
     building = max(memory(kind, plans) for kind in ("quantize", "package"))
     return building + memory("validation", plans) <= available_bytes()
 

@@ -48,11 +48,7 @@ _SPEED: tuple[tuple[str, str, Direction], ...] = (
     ("first_frame", "s", "at most"),
     ("frame_time", "s", "at most"),
 )
-# Modelled and shown, and limited by no recipe: name, label, unit, direction.
-_BESIDE: tuple[tuple[str, str, str, Direction], ...] = (
-    ("decode_short", "decode", "tok/s", "at least"),
-    ("decode_sustained", "decode", "tok/s", "at least"),
-)
+_BESIDE = ("decode_short", "decode_sustained")  # modelled and shown, and limited by no recipe
 _NOT_COUNTED = "no latency data: nothing of this model counts such a figure"
 
 
@@ -301,7 +297,7 @@ def latency(phone: str, limits: Limits, found: Found) -> list[Check]:
         if limit is not None or not isinstance(known, str):
             checks.append(assess_latency(phone, name, name.replace("_", " "), limit, direction, unit, known))
     return checks + [
-        assess_latency(phone, name, label, None, direction, unit, known)
-        for name, label, unit, direction in _BESIDE
+        assess_latency(phone, name, "decode", None, "at least", "tok/s", known)
+        for name in _BESIDE
         if not isinstance(known := found.get(name, ""), str)
     ]

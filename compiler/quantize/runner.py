@@ -55,10 +55,10 @@ def run(
     keep.check(checkpoint, slots, assignment)
     treatments = _treatments(assignment)
     if not calibrates(assignment):
+        given = checkpoint, model, assignment.schemes, treatments, folder
         if not model.wide:
-            return _streamed(checkpoint, model, assignment.schemes, treatments, folder, progress)
-        given = checkpoint.path, model, assignment.schemes, treatments, folder
-        evidence: QuantizationEvidence = apart(_opened, *given, progress=progress)
+            return _streamed(*given, progress)
+        evidence: QuantizationEvidence = apart(_streamed, *given, progress=progress)
         return evidence
 
     from compiler.quantize.calibrated.run import run as run_calibrated
@@ -83,19 +83,6 @@ def run(
     return QuantizationEvidence.of(tensors, layers, calibration.model_dump_json())
 
 
-def _opened(
-    path: Path,
-    model: Model,
-    schemes: Schemes,
-    treatments: Mapping[str, Treatment],
-    folder: Path,
-    progress: Progress,
-) -> QuantizationEvidence:
-    """`_streamed`, in a process that has no checkpoint open yet."""
-    return_large_blocks()
-    return _streamed(Checkpoint(path), model, schemes, treatments, folder, progress)
-
-
 def _streamed(
     checkpoint: Checkpoint,
     model: Model,
@@ -105,6 +92,7 @@ def _streamed(
     progress: Progress,
 ) -> QuantizationEvidence:
     """By methods that look at one tensor after the other."""
+    return_large_blocks()  # in a process of its own too
     rounders = {name: treatment.prepare(None) for name, treatment in treatments.items()}
     loss = quantize_checkpoint(checkpoint, model.slots, schemes, rounders, folder, model.config, progress)
     lost = [s for s in model.slots if s.name in loss]

@@ -18,6 +18,7 @@ from edgewright.parallel.stages import Arguments, Ended, Executor, Kind, Order, 
 from edgewright.report import Report, Reused, TargetReport
 from edgewright.steps import Run
 from recipes.errors import RecipeError
+from recipes.schema import Recipe
 
 _EXPECTED = (RecipeError, EdgewrightError)
 
@@ -79,7 +80,7 @@ def side_by_side(recipes: Sequence[str], given: Arguments, executor: Executor, p
         for recipe in sorted(recipes, key=names.__getitem__):  # two commands with the same ones wait in one order
             outcome, said = outcomes[recipe], prefixed(progress, names[recipe])
             try:
-                run = _opened(recipe, given)
+                run = opened(recipe, given)
                 with ExitStack() as own:
                     own.enter_context(run.held(said))
                     outcome.report = run.asked.unchanged()
@@ -169,7 +170,8 @@ class _Job:
         return Stage(name, order, memory(kind, plans))
 
 
-def _opened(recipe: str, given: Arguments) -> Run:
+def opened(recipe: Recipe | str, given: Arguments) -> Run:
+    """A run before its first step. Raises as `api.run`."""
     return api.opened(
         recipe,
         out=given.out,

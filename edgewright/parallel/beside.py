@@ -1,7 +1,7 @@
 """Validations in a process beside this one, which goes on building: what a sweep's variants wait for.
 
 A package's tests run in the runtime and its making runs in PyTorch, so that two cores have something to do. While a
-test is timed nothing is built. What must not live here: what is built and in which order (`sweep.py`).
+test is timed, making waits at its next step. What must not live here: what is built and in which order (`sweep.py`).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Our recipes for ONNX Runtime over random weights, each entry called with the sam
 ratios are medians over interleaved rounds, so what else the machine does counts on both sides. The Gaussians are held
 against LAM's own computation, who the avatar is not folded, exported here from PyTorch, after both have given the same
 points. The same packages for TVM are timed beside onnxruntime's float32. MLX is not: its kernels for a CPU stand in for
-Metal's and take up to minutes a frame, which says nothing of an iPhone. Which convolutions cost a picture too much is
+Metal's and take seconds a frame, which says nothing of an iPhone. Which convolutions cost a picture too much is
 nothing that random weights know: those of the U-Net's tail that a trained one was measured to need in float stay there.
 """
 

@@ -15,7 +15,7 @@ from tvm import relax
 from compiler.graph import Node
 from compiler.targets.tvm import aten, schedules
 from compiler.targets.tvm.isa import Isa
-from compiler.targets.tvm.kernels.convolution import Convolution, convolve, lay_out, sizes_of
+from compiler.targets.tvm.kernels.convolution import Convolution, convolution_of, convolve, lay_out
 
 Expr = Any
 
@@ -46,7 +46,7 @@ class Convolutions:
             upstream = {1: relax.op.nn.conv1d, 2: relax.op.nn.conv2d, 3: relax.op.nn.conv3d}[len(stride)]
             weight = emit(relax.op.reshape(weights, shape))
             return emit(upstream(x, weight, strides=stride, padding=padding, dilation=dilation, groups=groups))
-        at = sizes_of(image, shape, stride, padding, dilation, groups)
+        at = convolution_of(image, shape, stride, padding, dilation, groups)
         given = image if at.flat else at.laid_out
         if not at.flat:
             kernel = self._kernels.get("lay_out", lambda n: lay_out(n, image, at), image, at)

@@ -47,14 +47,13 @@ class Convolution:
 
     @property
     def laid_out(self) -> tuple[int, int, int, int]:
-        """[channels, height, stride, columns]: column q * stride + p of the padded image is [..., p, q]."""
+        """Of one that is not flat, [channels, height, stride, columns]: column q * stride + p of the padded image is
+        [..., p, q]."""
         (height, width), (above, beside), stride = self.size, self.padding, self.stride[1]
-        if self.flat:
-            return self.channels, 1, 1, height * width
         return self.channels, height + 2 * above, stride, -(-(width + 2 * beside) // stride)
 
 
-def sizes_of(
+def convolution_of(
     image: tuple[int, ...],
     weights: Sequence[int],
     stride: Sequence[int],

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from compiler.targets.tvm import schedules
-from compiler.targets.tvm.kernels.convolution import Convolution, convolve, lay_out, sizes_of
+from compiler.targets.tvm.kernels.convolution import Convolution, convolution_of, convolve, lay_out
 from tests.compiler.targets.tvm.conftest import host_variants, tensor
 
 VARIANTS = {variant.name: variant for variant in host_variants()}
@@ -25,7 +25,7 @@ def computed(compiled: Compiler, variant: str, x: Any, weights: Any, bias: Any, 
     flat = weights.reshape(len(weights), -1)
     args = (how.get(key, one) for key, one in (("stride", 1), ("padding", 0), ("dilation", 1)))
     spread = [(value,) * (x.ndim - 2) if isinstance(value, int) else value for value in args]
-    planned = sizes_of(x.shape, weights.shape, *spread, how.get("groups", 1))
+    planned = convolution_of(x.shape, weights.shape, *spread, how.get("groups", 1))
     at = Convolution(**{**planned.__dict__, "bias": bias is not None, "relu": relu})
     given, out = x.shape if at.flat else at.laid_out, (1, at.rows, *at.out[4 - x.ndim :])
     isa = VARIANTS[variant].isa
