@@ -2,19 +2,57 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import shutil
+from pathlib import Path
 from typing import Any
 
 import tvm
 from tvm import relax, tirx
 
+_TOGETHER = 16  # kernels of an object: LLVM holds all of what it compiles together until it is done
 
-def compile_module(module: Any, target: dict[str, Any], system_lib_prefix: str | None = None) -> Any:
-    """Machine code for a TVM target, with memory planned ahead. The result exports itself as objects."""
+
+def compile_module(module: Any, target: dict[str, Any], stem: Path, system_lib_prefix: str | None = None) -> list[Path]:
+    """Machine code for a TVM target, with memory planned ahead: objects `stem`-0.o and so on, all to be linked.
+
+    LLVM gets few kernels at a time, and gives their memory back: of one module of 500 it would take 500 MB for ARM64.
+    """
     if system_lib_prefix is not None:
         module = module.with_attr("system_lib_prefix", system_lib_prefix)
     goal = tvm.target.Target(target)
     entries = [v.name_hint for v, f in module.functions.items() if isinstance(f, relax.Function)]
-    return relax.build(module, target=goal, relax_pipeline=_pipeline(entries))
+    with goal:
+        module = _pipeline(entries)(module)
+    attrs, functions = module.attrs, dict(module.functions)
+    del module
+    kernels = sorted((v for v, f in functions.items() if isinstance(f, tirx.PrimFunc)), key=lambda v: v.name_hint)
+    found: list[Path] = []
+    for at in range(_TOGETHER, len(kernels), _TOGETHER):  # but for the first ones, which the executable keeps
+        part = kernels[at : at + _TOGETHER]
+        built = tvm.tirx.build(tvm.IRModule({v: functions.pop(v) for v in part}, attrs=attrs), target=goal)
+        found.append(stem.with_name(f"{stem.name}-{len(found)}.o"))
+        built.write_to_file(str(found[-1]), "o")
+        del built
+        give_back()
+    executable = relax.build(tvm.IRModule(functions, attrs=attrs), target=goal, relax_pipeline=None)
+
+    def keep(_: str, objects: list[str], **__: Any) -> None:
+        for name in objects:
+            found.append(stem.with_name(f"{stem.name}-{len(found)}.o"))
+            shutil.copyfile(name, found[-1])
+
+    executable.export_library(str(stem.with_name(f"{stem.name}.tar")), fcompile=keep)
+    return found
+
+
+def give_back() -> None:
+    """Return to the system what malloc would keep of LLVM's."""
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _pipeline(entries: list[str]) -> Any:

@@ -8,10 +8,7 @@ too, imports no framework at all for it.
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
-import gc
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,7 @@ from compiler.targets.base import Job, bare
 from compiler.targets.tensors import Tensor
 from compiler.targets.tvm.captured import Captured, capture_functions
 from compiler.targets.tvm.isa import Isa
-from compiler.targets.tvm.triples import Triple, Variant
+from compiler.targets.tvm.triples import Triple
 from compiler.targets.tvm.weights import nothing, tables_of, tensors
 
 Objects = dict[tuple[str, str], list[Path]]
@@ -81,44 +78,21 @@ def _compile(
     scratch: Path,
     progress: Progress,
 ) -> Objects:
-    from compiler.targets.tvm.compilation import compile_module
+    from compiler.targets.tvm.compilation import compile_module, give_back
     from compiler.targets.tvm.module import library_module
 
     found: Objects = {}
     total = sum(len(m.variants) for m in machines)
     for isa in dict.fromkeys(v.isa for m in machines for v in m.variants):
         module = library_module(functions, isa, captured, parameters, description)
-        _give_back()
+        give_back()
         for machine in machines:
             for variant in machine.variants:
                 if variant.isa == isa:
                     progress("compiling kernels", len(found), total)
                     prefix = f"edgewright_{isa.name}_" if machine.container == "archive" else None
-                    executable = compile_module(module, machine.target(variant), prefix)
-                    found[machine.name, variant.name] = _objects(executable, scratch / machine.name, variant)
-                    del executable
-                    _give_back()
+                    stem = scratch / machine.name / variant.name
+                    stem.parent.mkdir(exist_ok=True)
+                    found[machine.name, variant.name] = compile_module(module, machine.target(variant), stem, prefix)
         del module
-    return found
-
-
-def _give_back() -> None:
-    """Return to the system what malloc would keep: 70 MB of LLVM's after each variant."""
-    gc.collect()
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
-
-
-def _objects(executable: Any, folder: Path, variant: Variant) -> list[Path]:
-    """The object files of a compiled module, under names that stay distinct in an archive."""
-    folder.mkdir(exist_ok=True)
-    found: list[Path] = []
-
-    def keep(_: str, objects: list[str], **__: Any) -> None:
-        for i, name in enumerate(objects):
-            found.append(folder / f"{variant.name}-{i}.o")
-            shutil.copyfile(name, found[-1])
-
-    executable.export_library(str(folder / "objects.tar"), fcompile=keep)
     return found

@@ -15,7 +15,7 @@ from compiler.models import decoder
 from compiler.slots import HALF, Scheme
 from compiler.targets.base import BuildJob
 from compiler.targets.tensors import Tensor
-from compiler.targets.tvm import triples, weights
+from compiler.targets.tvm import link, triples, weights
 from compiler.targets.tvm.captured import Captured, PlainNode, Reference, capture_functions
 from compiler.targets.tvm.packaging import text
 from tests.compiler.conftest import MINISTRAL3, random_tensors, save
@@ -41,15 +41,16 @@ SCHEMES: dict[str, tuple[Scheme, dict[str, Scheme]]] = {
 class Machine:
     """One variant compiled for this machine, its parameters in memory."""
 
-    def __init__(self, job: BuildJob) -> None:
+    def __init__(self, job: BuildJob, folder: Path) -> None:
         import tvm
         from tvm import relax
 
         from compiler.targets.tvm.compilation import compile_module
 
-        target, captured = triples.host().target(host_variants()[0]), capture(job)
-        executable = compile_module(module_of(job, captured), target)
-        self.machine = relax.VirtualMachine(executable, tvm.cpu())
+        host, captured, library = triples.host(), capture(job), folder / "model.so"
+        objects = compile_module(module_of(job, captured), host.target(host_variants()[0]), folder / "kernels")
+        link.shared_library(library, objects, host)
+        self.machine = relax.VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
         caches = [np.zeros(state.shape, np.float32) for state in captured.states]
         self.parameters = parameters(job, captured)
         values = [np.concatenate([np.asarray(b) for b in t.blocks()]) for t in self.parameters]
@@ -134,7 +135,7 @@ def test_rotary_tables_are_the_dialects_at_far_positions() -> None:
 @pytest.mark.parametrize("name", SCHEMES)
 def test_parity_on_lengths_it_was_not_traced_with(tmp_path: Path, name: str) -> None:
     job = make_job(tmp_path, name)
-    machine = Machine(job)
+    machine = Machine(job, tmp_path)
     ids = np.random.default_rng(1).integers(0, 160, 40)
     reference = reference_logits(job, ids)
     prefilled = np.concatenate([machine.run("score_exact", ids[i : i + 13], i) for i in range(0, 39, 13)])
@@ -146,7 +147,7 @@ def test_parity_on_lengths_it_was_not_traced_with(tmp_path: Path, name: str) -> 
 
 def test_a_flipped_bit_shows(tmp_path: Path) -> None:
     job = make_job(tmp_path, "int4")
-    machine = Machine(job)
+    machine = Machine(job, tmp_path)
     ids = np.arange(10)
     reference = reference_logits(job, ids)
     at = len(job.model.component("decoder").states) + [t.name for t in machine.parameters].index(
