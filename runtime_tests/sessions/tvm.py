@@ -10,6 +10,7 @@ import ctypes
 import importlib.util
 import json
 import mmap
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ class TvmSession:
 
     def load(self, *, exact: bool = False, threads: int = 2) -> None:
         """Load the library and map the parameters; the caches are written to their ends. exact: float32 activations."""
+        _allow_threads()
         tvm_ffi.get_global_func("runtime.config_threadpool")(_BIG_CORES, threads)
         self._exact = exact
         if self._machine is not None:
@@ -150,6 +152,13 @@ def load_runtime() -> None:
     if found is None or found.origin is None:
         raise ModuleNotFoundError("No module named 'tvm'", name="tvm")
     ctypes.CDLL(str(Path(found.origin).parent / "lib" / "libtvm_runtime.so"), ctypes.RTLD_GLOBAL)
+
+
+def _allow_threads() -> None:
+    """Let the pool, which reads the environment when it starts, have every core: on x86-64 TVM takes half of them, and
+    would bind this thread, with all that it starts later, to one."""
+    os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
