@@ -3,9 +3,10 @@
 python -m tests.bench.ratios [--work FOLDER] [--rounds N] [--write]
 
 Each contender is loaded in a process of its own and asked in turn, by one request at a time, so that what else the
-machine does falls on all of them within seconds. Times are of the process's own processor time on one thread: waiting
-for a busy core does not count. A ratio is of two times of one round; what is written is the least and the most of the
-rounds. Needs llama-cpp-python and gguf, whose llama.cpp is compiled for this machine.
+machine does falls on all of them within seconds. A prompt is timed on one thread, by the process's own processor time:
+waiting for a busy core does not count. A step is timed on two threads by the wall clock, so nothing else may run
+meanwhile. A ratio is of two times of one round; what is written is the least and the most of the rounds but for one at
+each end. Needs llama-cpp-python and gguf, whose llama.cpp is compiled for this machine.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,16 +31,19 @@ from tests.bench.measure import python, table
 from tests.bench.synthetic import ROOT, make_checkpoint
 
 FILE = ROOT / "device_farm" / "ratios.yaml"
-PROMPT, STEPS, LOADS, MAX_TOKENS = 512, 16, 3, 576
+PROMPT, STEPS, MAX_TOKENS = 512, 16, 576
+THREADS = {"prefill": 1, "decode": 2}
 GROUPS = {"onnx": (32, 64, 128, 256), "tvm": (32, 128)}
 LLAMA = "llama.cpp Q4_0"
 _HEADER = """\
 # Rates of the runtimes of our packages beside those that the coefficients belong to, measured side by side on one
-# machine: least and most of the rounds. Written by `python -m tests.bench.ratios --write`, which says how.
+# machine: least and most of the rounds but for one at each end. Written by `python -m tests.bench.ratios --write`,
+# which says how.
 #
 # by: bits and columns that share a scale, of a decoder's layers; where a group is not listed, the next smaller counts.
-# decode: of two threads by wall clock, and kept as it is: on one thread steps are bound by arithmetic more than by
-# memory, which flatters ours (ONNX g32 by 1.8) beside what a phone's several cores do. The rest: of one thread.
+# prefill: of one thread by its processor time. decode: of two threads by the wall clock; ONNX Runtime's is kept from a
+# machine whose memory bounds a step, as a phone's does: where arithmetic does it is flattered, at 4g32 by 1.6. TVM's is
+# that times its rate beside ONNX Runtime's at the same group.
 # carried: how far a ratio may be off on a phone, as a logarithm to either side; policy, nobody has measured it there.
 """
 # decode reads weights, which is the same work everywhere; a prompt's products depend on the instructions
@@ -66,8 +70,8 @@ class Package:
         self._session = make_session(folder, manifest)
         self._decoder = Decoder(self._session, manifest.components[0], MAX_TOKENS)
 
-    def load(self) -> None:
-        self._session.load(threads=1)
+    def load(self, threads: int) -> None:
+        self._session.load(threads=threads)
 
     def take(self, ids: NDArray[np.int64]) -> int:
         return int(self._decoder.go_on(ids).argmax())
@@ -83,12 +87,12 @@ class Llama:
         self._file, self._api = file, llamacpp.quiet()
         self._api.llama_backend_init()
 
-    def load(self) -> None:
+    def load(self, threads: int) -> None:
         api, parameters = self._api, self._api.llama_model_default_params()
         parameters.n_gpu_layers = 0
         self._model = api.llama_model_load_from_file(str(self._file).encode(), parameters)
         settings = api.llama_context_default_params()
-        settings.n_ctx, settings.n_threads, settings.n_threads_batch = MAX_TOKENS, 1, 1
+        settings.n_ctx, settings.n_threads, settings.n_threads_batch = MAX_TOKENS, threads, threads
         self._context = api.llama_init_from_model(self._model, settings)
         self._vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
 
@@ -123,50 +127,51 @@ def build(source: Path, out: Path, group: int, target: str) -> None:
         write_manifest(folder, pipeline.build(recipe, target, done, checkpoint, folder, silent))
 
 
-def serve(kind: str, path: Path) -> None:
-    """Child: says what loading took, then answers "round" with the times of a prompt and of a step; seconds."""
-    contender = Llama(path) if kind == "llama" else Package(path)
-    print(json.dumps({"load": _seconds(contender.load)}), flush=True)
+def serve(contender_kind: str, path: Path, timed: str) -> None:
+    """Child: loads, then answers "round" with the time of a prompt or of a step; seconds."""
+    contender = Llama(path) if contender_kind == "llama" else Package(path)
+    contender.load(THREADS[timed])
     ids = np.random.default_rng(0).integers(16, 4000, PROMPT)
     contender.take(ids[:8])  # what is allocated at the first call is no part of a rate
     contender.take(ids[:1])
+    print("ready", flush=True)
     for _ in sys.stdin:
         contender.reset()
-        prefill = _seconds(lambda: contender.take(ids))
-        steps = [_seconds(lambda: contender.take(ids[:1])) for _ in range(STEPS)]
-        print(json.dumps({"prefill": prefill, "decode": statistics.median(steps)}), flush=True)
+        prompt = _seconds(lambda: contender.take(ids), time.process_time)
+        steps = [_seconds(lambda: contender.take(ids[:1]), time.perf_counter) for _ in range(STEPS)]
+        print(prompt if timed == "prefill" else statistics.median(steps), flush=True)
 
 
-def _seconds(call: Any) -> float:
-    started = time.process_time()
+def _seconds(call: Any, clock: Callable[[], float]) -> float:
+    started = clock()
     call()
-    return time.process_time() - started
+    return clock() - started
 
 
 class Child:
     """A contender in a process of its own."""
 
-    def __init__(self, kind: str, path: Path) -> None:
-        command = [sys.executable, "-W", "ignore", "-m", "tests.bench.ratios", "--child", "serve", kind, str(path)]
+    def __init__(self, contender_kind: str, path: Path, timed: str) -> None:
+        command = [sys.executable, "-W", "ignore", "-m", "tests.bench.ratios", "--child", "serve"]
+        command += [contender_kind, str(path), timed]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.load: float = self._answer()["load"]
+        self._answer()
 
-    def round(self) -> dict[str, float]:
+    def round(self) -> float:
         assert self._process.stdin is not None
         self._process.stdin.write("round\n")
         self._process.stdin.flush()
-        return self._answer()
+        return float(self._answer())
 
     def close(self) -> None:
         self._process.communicate()
 
-    def _answer(self) -> dict[str, float]:
+    def _answer(self) -> str:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise SystemExit(f"a contender ended with {self._process.wait()}")
-        found: dict[str, float] = json.loads(line)
-        return found
+        return line
 
 
 def packages(work: Path) -> dict[str, tuple[str, Path]]:
@@ -183,40 +188,40 @@ def packages(work: Path) -> dict[str, tuple[str, Path]]:
 
 
 def measure(contenders: dict[str, tuple[str, Path]], rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds by contender and kind, one of each round (of load: one of each start)."""
-    found: dict[str, dict[str, list[float]]] = {name: {"load": [], "prefill": [], "decode": []} for name in contenders}
-    for _ in range(LOADS - 1):
-        for name, (kind, path) in contenders.items():
-            child = Child(kind, path)
-            found[name]["load"].append(child.load)
+    """Seconds of each round by contender, by what is timed."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for timed in THREADS:
+        found[timed] = {name: [] for name in contenders}
+        children = {name: Child(*contender, timed) for name, contender in contenders.items()}
+        for turn in range(rounds):
+            for name in list(children)[:: 1 if turn % 2 == 0 else -1]:
+                found[timed][name].append(children[name].round())
+        for child in children.values():
             child.close()
-    children = {name: Child(kind, path) for name, (kind, path) in contenders.items()}
-    for turn in range(rounds):
-        for name in list(children)[:: 1 if turn % 2 == 0 else -1]:
-            for kind, seconds in children[name].round().items():
-                found[name][kind].append(seconds)
-    for name, child in children.items():
-        found[name]["load"].append(child.load)
-        child.close()
     return found
 
 
 def ratios(found: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Least and most by kind, target and scheme; of decoding what the file has."""
-    before = yaml.safe_load(FILE.read_text(encoding="utf-8"))["decode"]
-    out: dict[str, dict[str, dict[str, list[float]]]] = {kind: {} for kind in _CARRIED}
-    out["decode"] = {target: item["by"] for target, item in before.items()}
-    for name, times in found.items():
-        if name == LLAMA:
-            continue
-        target, scheme = name.split()
-        each = [theirs / ours for ours, theirs in zip(times["prefill"], found[LLAMA]["prefill"], strict=True)]
-        out["prefill"].setdefault(target, {})[scheme] = _ends(each)
+    """Least and most by what is timed, target and scheme; what the header says is kept is of the file."""
+    kept = yaml.safe_load(FILE.read_text(encoding="utf-8"))["decode"]["onnx"]["by"]
+    out: dict[str, dict[str, dict[str, list[float]]]] = {"decode": {"onnx": kept}, "prefill": {}}
+    for name, ours in found["prefill"].items():
+        target, _, scheme = name.partition(" ")
+        if target in GROUPS:
+            out["prefill"].setdefault(target, {})[scheme] = _ends(found["prefill"][LLAMA], ours)
+    steps = found["decode"]
+    out["decode"]["tvm"] = {}
+    for scheme in (f"4g{group}" for group in GROUPS["tvm"]):
+        beside = _ends(steps[f"onnx {scheme}"], steps[f"tvm {scheme}"])
+        ends = [end * of for end, of in zip(beside, kept[scheme], strict=True)]
+        out["decode"]["tvm"][scheme] = [float(f"{end:.3g}") for end in ends]
     return out
 
 
-def _ends(values: Sequence[float]) -> list[float]:
-    return [float(f"{end:.3g}") for end in (min(values), max(values))]
+def _ends(theirs: Sequence[float], ours: Sequence[float]) -> list[float]:
+    """Of ours over theirs, as rates."""
+    each = sorted(one / other for one, other in zip(theirs, ours, strict=True))[1:-1]
+    return [float(f"{end:.3g}") for end in (each[0], each[-1])]
 
 
 def text(found: dict[str, dict[str, dict[str, list[float]]]], rounds: int) -> str:
@@ -224,7 +229,7 @@ def text(found: dict[str, dict[str, dict[str, list[float]]]], rounds: int) -> st
     versions = {name: metadata.version(name) for name in ("llama-cpp-python", "onnxruntime", "apache-tvm")}
     lines = [
         _HEADER + f"date: {time.strftime('%Y-%m')}",
-        f"machine: {_processor()}, one thread, processor time, {rounds} rounds",
+        f"machine: {_processor()}, {rounds} rounds",
         f"measured: 600M parameters of random weights (hidden 1536), a prompt of {PROMPT} tokens and {STEPS} steps",
         "versions: {" + ", ".join(f"{name}: {version}" for name, version in versions.items()) + "}",
     ]
@@ -245,14 +250,14 @@ def _processor() -> str:
 
 def main() -> None:
     if sys.argv[1:3] == ["--child", "serve"]:
-        serve(sys.argv[3], Path(sys.argv[4]))
+        serve(sys.argv[3], Path(sys.argv[4]), sys.argv[5])
         return
     if sys.argv[1:3] == ["--child", "build"]:
         build(Path(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5]), sys.argv[6])
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--write", action="store_true", help="write the file; else its content is shown")
     arguments = parser.parse_args()
     if not llamacpp.available():
@@ -261,8 +266,11 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     found = measure(packages(arguments.work), arguments.rounds)
     (arguments.work / "ratios.json").write_text(json.dumps(found), encoding="utf-8")
-    rows: list[list[object]] = [[name, *(1e3 * statistics.median(of[k]) for k in of)] for name, of in found.items()]
-    table("Medians of processor time, ms", ["600M, INT4, one thread", "load", f"prompt of {PROMPT}", "step"], rows)
+    rows: list[list[object]] = [
+        [name, *(1e3 * statistics.median(found[timed][name]) for timed in THREADS)] for name in found["decode"]
+    ]
+    heads = ["600M, INT4", f"prompt of {PROMPT}, 1 thread, processor time", "step, 2 threads, wall"]
+    table("Medians, ms", heads, rows)
     content = text(ratios(found), arguments.rounds)
     if arguments.write:
         FILE.write_text(content, encoding="utf-8")
