@@ -83,6 +83,13 @@ def emulator(folder: Path, log: Path) -> list[str]:
     return [*own, "-seed", "1", "-plugin", str(folder / _PLUGIN), "-d", "plugin", "-D", str(log)]
 
 
+def check(command: list[str], environment: dict[str, str], log: Path) -> None:
+    """Run the trial's command. Raises EdgewrightError where it does not work on this machine."""
+    _ran(command, "the emulator that counts does not run here", environment)
+    if len(marks(log)) != 1:
+        raise EdgewrightError("the emulator that counts ran, and its plugin did not")
+
+
 def mark() -> None:
     """In the program that is counted: have the count logged. Without the plugin it does nothing."""
     with suppress(OSError):

@@ -196,15 +196,12 @@ def _counter(folder: Path, archives: Path, scratch: Path) -> str | None:
     log = scratch / "marks"
     try:
         arm64_counts.fill(folder / arm64_counts.FOLDER, archives, scratch)
-    except MissingTool as error:
-        return f"{error}: {SETUP} tries again"
-    emulator = arm64_counts.emulator(folder / arm64_counts.FOLDER, log)
-    command = _emulated(folder, "neon", emulator, ["-I", "-S", "-c", arm64_counts.TRIAL])
-    done = subprocess.run(command, env=environment(dict(os.environ)), capture_output=True, text=True, check=False)
-    if done.returncode == 0 and len(arm64_counts.marks(log)) == 1:
-        return None
-    said = done.stderr.strip().splitlines()
-    return f"the emulator that counts does not run here ({said[-1] if said else done.returncode}): {SETUP} tries again"
+        emulator = arm64_counts.emulator(folder / arm64_counts.FOLDER, log)
+        command = _emulated(folder, "neon", emulator, ["-I", "-S", "-c", arm64_counts.TRIAL])
+        arm64_counts.check(command, environment(dict(os.environ)), log)
+    except EdgewrightError as error:
+        return f"{str(error).replace(': ', ', ')}: {SETUP} tries again"
+    return None
 
 
 def _fetch_debian(folder: Path, out: Path, counting: Path | None) -> None:

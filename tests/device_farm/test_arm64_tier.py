@@ -104,6 +104,14 @@ def test_a_log_of_anything_but_counts_is_refused(tmp_path: Path) -> None:
             arm64_counts.marks(tmp_path / "marks")
 
 
+def test_an_emulator_that_does_not_count_is_found_at_setup(tmp_path: Path) -> None:
+    with pytest.raises(MissingTool, match="the emulator that counts does not run here: killed"):
+        arm64_counts.check(["/bin/sh", "-c", "echo killed >&2; exit 1"], {}, tmp_path / "marks")
+    (tmp_path / "marks").write_text("")
+    with pytest.raises(EdgewrightError, match="its plugin did not"):
+        arm64_counts.check(["/bin/sh", "-c", "exit 0"], {}, tmp_path / "marks")
+
+
 # Between its two marks: 3 to set up a loop, 3 for each of its turns, 3 to make the second mark and the call itself.
 PROGRAM = """
 .global _start
