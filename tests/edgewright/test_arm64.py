@@ -47,7 +47,8 @@ def test_a_baseline_fails_where_more_instructions_are_executed(recipe: Path, tmp
     content = json.loads((tmp_path / "baseline.json").read_text())
     figures = content["targets"]["onnx"]["figures"]
     assert figures["ARM64 neon/arm64_neon_exact_max_abs_logit"]["kind"] == "parity"
-    figures["ARM64 dotprod/arm64_dotprod_decoder_decode_instructions"]["value"] /= 1.02
+    figures["ARM64 dotprod/arm64_dotprod_decoder_decode_instructions"]["value"] /= 1.05
     (tmp_path / "baseline.json").write_text(json.dumps(content))
     code, out, _ = edgewright("baseline", "check", *where)
-    assert code == 1 and "✗ onnx  ARM64 dotprod: decoder.decode: instructions: " in out and "(+2.0 %" in out
+    said = " ".join(out.split())
+    assert code == 1 and "✗ onnx ARM64 dotprod: decoder.decode: instructions: " in said and said.count("✗") == 1
