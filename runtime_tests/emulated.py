@@ -99,7 +99,7 @@ def count_on(job: Job, cpu: str, found: Emulated, progress: Progress) -> None:
         sizes = {name: size for name, size in item.sizes.items() if size > 1}
         words = [f"arm64_{cpu}", item.component, item.entry, *(f"{size}_{name}" for name, size in sizes.items())]
         label = f"{item.component}.{item.entry}{''.join(f', {size:,} {name}' for name, size in sizes.items())}"
-        figure = ran_here("_".join([*words, "instructions"]), item.instructions, "instructions", stand_in)
+        figure = ran_here("_".join([*words, "instructions"]), round(item.instructions), "instructions", stand_in)
         label += ": instructions" if item.calls == 1 else f": instructions, mean of {item.calls:,} calls"
         found.checks.append(checked(figure, f"ARM64 {cpu}", label, None, "at most"))
 
