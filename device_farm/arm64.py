@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from artifacts import EdgewrightError, MissingTool
@@ -41,6 +41,11 @@ _INTEGER: Mapping[str, tuple[int, int]] = {
 def cpu_of(isa: Sequence[str]) -> str:
     """The key of CPUS that has what every core of a phone has, and no more."""
     return next((name for name in ("i8mm", "dotprod") if name in isa), "neon")
+
+
+def cpus_of(isas: Iterable[Sequence[str]]) -> list[str]:
+    """Those of several phones, each once; of no phone in particular all that are told apart."""
+    return list(dict.fromkeys(map(cpu_of, isas))) or list(CPUS)
 
 
 def emulator() -> str | None:

@@ -5,7 +5,8 @@ emulated CPU. What must not: what it runs.
 
 The interpreter and its C libraries are Debian's, fetched by apt, which checks their signatures, into folders of its
 own: it needs no rights and changes nothing of this system. Wheels are pip's, in the versions that are installed here,
-checked against the index. The digest of every unpacked file is kept, so that `install` repairs what was damaged.
+checked against the index. The digest of every unpacked file is kept, so that `install` repairs what was damaged. An
+emulator that counts instructions (`arm64_counts.py`) is part of it where this machine can have one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 
 from artifacts import EdgewrightError, MissingTool, Progress, silent
 from artifacts.locks import locked
-from device_farm import arm64
+from device_farm import arm64, arm64_counts
 
 SETUP = "edgewright farm setup"
 _SUITE, _PYTHON = "bookworm", "3.11"
@@ -64,6 +65,22 @@ def missing(*, emulated: bool = True) -> str | None:
     return None if _state(place()) is not None else f"not installed: {SETUP}"
 
 
+def uncounted() -> str | None:
+    """What keeps instructions from being counted in the tier, as `missing` says what keeps artifacts from running."""
+    state = _state(place())
+    if state is None or "uncounted" not in state:
+        return f"not installed: {SETUP}"
+    return None if state["uncounted"] is None else str(state["uncounted"])
+
+
+def identity() -> str:
+    """A digest of all that is installed, by which what was found with it is told from what was found with another."""
+    try:
+        return hashlib.sha256((place() / "tier.json").read_bytes()).hexdigest()
+    except OSError:
+        return "none"
+
+
 def installed(*, emulated: bool = True) -> Path:
     """The tier's folder; emulated: with all that it takes to run it here. Raises MissingTool."""
     if (problem := missing(emulated=emulated)) is not None:
@@ -72,17 +89,26 @@ def installed(*, emulated: bool = True) -> Path:
     return place()
 
 
-def python(arguments: Sequence[str | Path], *, cpu: str, log: Path | None = None) -> list[str]:
+def python(
+    arguments: Sequence[str | Path], *, cpu: str, log: Path | None = None, counts: Path | None = None
+) -> list[str]:
     """The command that runs the tier's Python on an emulated CPU; `environment` belongs to it.
 
     cpu: a key of `arm64.CPUS`. Files are this machine's, by the same paths. log: of every instruction that is reached,
-    see `arm64.integer_instructions`. Raises MissingTool.
+    see `arm64.integer_instructions`. counts: of executed instructions instead, see `arm64_counts.marks`; nothing is
+    `uncounted` then. Raises MissingTool.
     """
-    folder, emulator = installed(), arm64.emulator()
+    folder = installed()
+    if counts is not None:
+        return _emulated(folder, cpu, arm64_counts.emulator(folder / arm64_counts.FOLDER, counts), arguments)
+    emulator = arm64.emulator()
     assert emulator is not None  # it is part of that
-    traced = ["-d", "in_asm", "-D", str(log)] if log else []
+    return _emulated(folder, cpu, [emulator, *(["-d", "in_asm", "-D", str(log)] if log else [])], arguments)
+
+
+def _emulated(folder: Path, cpu: str, emulator: list[str], arguments: Sequence[str | Path]) -> list[str]:
     program = folder / "root/usr/bin" / f"python{_PYTHON}"
-    return [emulator, "-cpu", arm64.CPUS[cpu], "-L", str(folder / cpu), *traced, str(program), *map(str, arguments)]
+    return [*emulator, "-cpu", arm64.CPUS[cpu], "-L", str(folder / cpu), str(program), *map(str, arguments)]
 
 
 def environment(given: dict[str, str]) -> dict[str, str]:
@@ -134,10 +160,12 @@ def _requirements() -> list[str]:
 
 def _fill(new: Path, scratch: Path, wheels: list[str], progress: Progress) -> None:
     archives = scratch / "archives"
-    archives.mkdir(parents=True)
-    new.mkdir()
+    counting = scratch / "counting"
+    for made in (archives, counting, new):
+        made.mkdir(parents=True)
     total = 1 + len(wheels)
-    _fetch_debian(scratch / "apt", archives)
+    lacking = arm64_counts.lacking()
+    _fetch_debian(scratch / "apt", archives, counting if lacking is None else None)
     for archive in sorted(archives.glob("*.deb")):
         _ran(["dpkg-deb", "-x", archive, new / "root"], f"{archive.name} cannot be unpacked")
     for name, known in _BIONIC.items():
@@ -155,17 +183,36 @@ def _fill(new: Path, scratch: Path, wheels: list[str], progress: Progress) -> No
         for name in ("lib", "usr"):
             (new / cpu / name).symlink_to(f"../root/{name}")
         (new / cpu / "proc" / "cpuinfo").write_text(_cpuinfo(cpu), encoding="utf-8")
-    state = {"wheels": wheels, "archives": _digests(archives), "files": _digests(new)}
+    if lacking is None:
+        lacking = _counter(new, counting, scratch)
+    fetched = _digests(archives) | _digests(counting)
+    state = {"wheels": wheels, "uncounted": lacking, "archives": fetched, "files": _digests(new)}
     (new / "tier.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
     progress("fetching the ARM64 tier", total, total)
 
 
-def _fetch_debian(folder: Path, out: Path) -> None:
-    """Debian's files for ARM64, by an apt whose lists, status and configuration are all in `folder`."""
+def _counter(folder: Path, archives: Path, scratch: Path) -> str | None:
+    """Make the emulator that counts and try it: why it does not do so on this machine; None where it does."""
+    log = scratch / "marks"
+    try:
+        arm64_counts.fill(folder / arm64_counts.FOLDER, archives, scratch)
+        emulator = arm64_counts.emulator(folder / arm64_counts.FOLDER, log)
+        command = _emulated(folder, "neon", emulator, ["-I", "-S", "-c", arm64_counts.TRIAL])
+        arm64_counts.check(command, environment(dict(os.environ)), log)
+    except EdgewrightError as error:
+        return f"{str(error).replace(': ', ', ')}: {SETUP} tries again"
+    return None
+
+
+def _fetch_debian(folder: Path, out: Path, counting: Path | None) -> None:
+    """Debian's files for ARM64, by an apt whose lists, status and configuration are all in `folder`; into `counting`
+    those of this machine's emulator that counts."""
     (folder / "lists" / "partial").mkdir(parents=True)
     (folder / "cache" / "archives" / "partial").mkdir(parents=True)
     (folder / "status").touch()
-    source = f"deb [arch=arm64 signed-by={_KEYRING}] http://deb.debian.org/debian {_SUITE} main\n"
+    own = arm64_counts.debian() if counting else None
+    machines = list(dict.fromkeys(["arm64", *filter(None, [own])]))
+    source = f"deb [arch={','.join(machines)} signed-by={_KEYRING}] http://deb.debian.org/debian {_SUITE} main\n"
     (folder / "sources.list").write_text(source, encoding="utf-8")
     settings = {
         "Dir::State": folder,
@@ -180,10 +227,15 @@ def _fetch_debian(folder: Path, out: Path) -> None:
         "Acquire::Retries": "3",
     }
     lines = [f'{key} "{value}";' for key, value in settings.items()]
-    (folder / "apt.conf").write_text("\n".join([*lines, 'APT::Architectures {"arm64";};', ""]), encoding="utf-8")
-    for command in (["apt-get", "-q", "update", "--error-on=any"], ["apt-get", "-q", "download", *_DEBIAN]):
-        why = "Debian's ARM64 files could not be fetched from deb.debian.org"
-        _ran(command, why, cwd=out, env={**os.environ, "APT_CONFIG": str(folder / "apt.conf"), "LC_ALL": "C"})
+    lines += [*(f'APT::Architectures:: "{name}";' for name in machines), ""]
+    (folder / "apt.conf").write_text("\n".join(lines), encoding="utf-8")
+    asked = [(out, ["update", "--error-on=any"]), (out, ["download", *(f"{name}:arm64" for name in _DEBIAN)])]
+    if counting:
+        asked.append((counting, ["download", *(f"{name}:{own}" for name in arm64_counts.PACKAGES)]))
+    for where, words in asked:
+        why = "Debian's files could not be fetched from deb.debian.org"
+        variables = {**os.environ, "APT_CONFIG": str(folder / "apt.conf"), "LC_ALL": "C"}
+        _ran(["apt-get", "-q", *words], why, cwd=where, env=variables)
 
 
 def _ran(command: Sequence[str | Path], why: str, **options: Any) -> None:
@@ -209,7 +261,9 @@ def _state(folder: Path) -> dict[str, Any] | None:
 
 def _whole(folder: Path, wheels: list[str]) -> bool:
     state = _state(folder)
-    if state is None or state.get("wheels") != wheels:
+    if state is None or state.get("wheels") != wheels or "uncounted" not in state:
+        return False
+    if state["uncounted"] is not None and arm64_counts.lacking() is None:  # what was missing has come
         return False
     found = _digests(folder)
     found.pop("tier.json", None)

@@ -27,7 +27,7 @@ from artifacts.entries import GRANULARITY_NS, identity
 from artifacts.manifest import sha256_file
 from artifacts.sources import sources_digest
 from artifacts.stages import Store
-from device_farm import Profile
+from device_farm import Profile, arm64_tier
 from edgewright import rooms
 from edgewright.markdown import markdown
 from edgewright.report import REPORT_JSON, REPORT_MD, Report, host, now, write
@@ -66,7 +66,7 @@ class Asked:
             checkpoint and [str(checkpoint), os.path.abspath(checkpoint)],
             limits_of(phones),
             sources_digest(rooms.ROOT / name for name in (*rooms.ROOMS, "edgewright")),
-            [sys.version, _installed(), surroundings()],
+            [sys.version, _installed(), surroundings(recipe)],
         ]
         self._key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -142,10 +142,12 @@ def limits_of(phones: Sequence[tuple[Profile, Limits]]) -> list[Any]:
     return [[profile.model_dump(mode="json"), asdict(limits)] for profile, limits in phones]
 
 
-def surroundings() -> dict[str, Any]:
-    """What of this machine has a part in a verdict: the host, and variables that change how runtimes compute."""
+def surroundings(recipe: Recipe) -> dict[str, Any]:
+    """What of this machine has a part in a verdict: the host, variables that change how runtimes compute, and the ARM64
+    tier where the recipe asks for it."""
     variables = {name: value for name, value in os.environ.items() if NUMERICS.fullmatch(name)}
-    return {"host": host().model_dump(mode="json"), "variables": variables}
+    tier = arm64_tier.identity() if recipe.validation.arm64 else None
+    return {"host": host().model_dump(mode="json"), "variables": variables, "arm64": tier}
 
 
 def _judged(verdict: str) -> tuple[str, ...]:

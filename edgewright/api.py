@@ -161,7 +161,7 @@ def validate(
     written into the artifact's manifest, beside that of a run by a recipe's limits.
     Raises EdgewrightError for a damaged artifact, MissingTool for a runtime that is not installed.
     """
-    from device_farm.arm64 import CPUS, cpu_of
+    from device_farm.arm64 import cpus_of
     from edgewright import standing
     from edgewright.report import target_report
     from runtime_tests.validate import Limits
@@ -170,8 +170,7 @@ def validate(
     folder = user_path(artifact, "ARTIFACT")
     phones = [(load_profile(str(user_path(name, "--profile"))), Limits()) for name in _named(profiles)]
     manifest = read_manifest(folder)
-    isas = [cpu_of(phone.cpu.isa.value) for phone, _ in phones] or list(CPUS)
-    cpus = _distinct(isas) if arm64 else []
+    cpus = cpus_of(phone.cpu.isa.value for phone, _ in phones) if arm64 else []
     found = target_report(
         folder, manifest, validate_artifact(folder, phones, arm64=cpus, device=device, progress=progress)
     )

@@ -59,6 +59,9 @@ def findings() -> list[Finding]:
     problem = arm64_tier.missing()
     state, _, advice = problem.partition(": ") if problem else (f"ready in {arm64_tier.place()}", "", None)
     found.append(Finding("ARM64 tier", state, advice))
+    problem = arm64_tier.uncounted()
+    state, _, advice = problem.partition(": ") if problem else ("ready, by a plugin of qemu", "", None)
+    found.append(Finding("instruction counts", state, advice))
     mechanisms = available_mechanisms()
     advice = (
         None if len(mechanisms) > 1 else "run as root, or delegate a memory cgroup, for limits that the kernel keeps"

@@ -17,12 +17,14 @@ from artifacts.sources import sources_digest
 from artifacts.stages import Store
 from compiler import keys, pipeline
 from device_farm import Profile
+from device_farm.arm64 import cpus_of
 from edgewright import standing
 from edgewright.again import limits_of, surroundings
 from edgewright.conversion import first_divergence
 from edgewright.report import TargetReport, target_report
 from edgewright.rooms import ROOT
 from recipes.schema import Recipe
+from runtime_tests.emulated import TARGETS as EMULATED
 from runtime_tests.quality import QualityLimits
 from runtime_tests.task import TaskLimits
 from runtime_tests.validate import Failure, Limits, Validation, validate
@@ -56,7 +58,7 @@ def judge(
             return found
     else:
         film.unlink(missing_ok=True)
-        validation = _explained(recipe, _validated(recipe, artifact, phones, film, progress), quantized)
+        validation = _explained(recipe, _validated(recipe, manifest, artifact, phones, film, progress), quantized)
         found = target_report(artifact, manifest, validation)
         if not found.failed_steps:
             words = {"recipe": recipe.name, "target": manifest.target, "verdict": found.verdict}
@@ -74,10 +76,10 @@ def _key(recipe: Recipe, manifest: Manifest, phones: Sequence[tuple[Profile, Lim
             part and part.model_dump(mode="json", exclude={"text", "clips", "file"})
             for part in (wanted.quality, wanted.task)
         ],
-        [wanted.strict, wanted.allow_unassessed, wanted.allow_throttled],
+        [wanted.strict, wanted.allow_unassessed, wanted.allow_throttled, wanted.arm64],
         sources_digest(ROOT / name for name in _CODE),
         pipeline.tool_versions([manifest.target]),
-        surroundings(),
+        surroundings(recipe),
     )
 
 
@@ -90,9 +92,15 @@ def _known(store: Store, key: str) -> TargetReport | None:
 
 
 def _validated(
-    recipe: Recipe, artifact: Path, phones: Sequence[tuple[Profile, Limits]], film: Path, progress: Progress
+    recipe: Recipe,
+    manifest: Manifest,
+    artifact: Path,
+    phones: Sequence[tuple[Profile, Limits]],
+    film: Path,
+    progress: Progress,
 ) -> Validation:
     wanted = recipe.validation
+    emulated = wanted.arm64 and manifest.target in EMULATED
     return validate(
         artifact,
         phones,
@@ -102,6 +110,7 @@ def _validated(
         allow_unassessed=wanted.allow_unassessed,
         allow_throttled=wanted.allow_throttled,
         film=film,
+        arm64=cpus_of(phone.cpu.isa.value for phone, _ in phones) if emulated else (),
         progress=progress,
     )
 

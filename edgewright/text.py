@@ -105,6 +105,8 @@ def quantity(value: float | None, unit: str) -> str:
         return f"{value:.1e}"
     if unit == "s":
         return f"{1000 * value:.{0 if value >= 0.01 else 1}f} ms" if value < 1 else f"{value:.1f} s"
+    if unit == "instructions":
+        return f"{value / 1e6:,.3f} M"
     if unit == "tok/s":
         return f"{value:.0f} tok/s" if value >= 10 else f"{value:.1f} tok/s"
     return f"{value:,.3f}".rstrip("0").rstrip(".") + (f" {unit}" if unit not in ("", "perplexity") else "")

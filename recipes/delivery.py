@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from recipes.fields import check_hub_id
 from recipes.quantities import Fraction
 
-Kind = Literal["size", "memory", "parity", "quality", "latency"]
+Kind = Literal["size", "memory", "parity", "quality", "latency", "instructions"]
 _Tolerance = Annotated[Fraction, Field(ge=0)]
 
 
@@ -27,6 +27,7 @@ class Tolerances(BaseModel):
     parity: _Tolerance = 0.5
     quality: _Tolerance = 0.01
     latency: _Tolerance = 0.05
+    instructions: _Tolerance = 0.01
 
     def of(self, kind: Kind) -> float:
         """The tolerance of one kind."""

@@ -273,6 +273,7 @@ class Validation(Strict):
     quality: Quality | None = None
     task: Task | None = None
     profiles: dict[str, Annotated[ProfileLimits, BeforeValidator(_empty_mapping)]] = Field(default_factory=dict)
+    arm64: bool = Field(False, description="onnx and tvm packages also run on the profiles' CPUs, emulated")
     strict: bool = Field(False, description="a tight verdict fails too")
     allow_unassessed: bool = Field(False, description="a limit that nothing can assess yet passes")
     allow_throttled: bool = Field(False, description="what Android 17's Memory Limiter slows down passes")

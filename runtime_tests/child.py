@@ -148,6 +148,13 @@ def run_score(job: Job, manifest: Manifest, emit: Emit) -> None:
     emit({"result": scores(decoder, golden, exactly or session.stand_in, progress).model_dump(mode="json")})
 
 
+def run_count(job: Job, manifest: Manifest, emit: Emit) -> None:
+    """Result: the calls that were marked for an emulator that counts (`counting.py`), in order."""
+    from runtime_tests.counting import mark_calls
+
+    emit({"result": mark_calls(job, manifest)})
+
+
 def run_model_memory(job: Job, manifest: Manifest, emit: Emit) -> None:
     """Result: figures of a package whose memory is counted from its program (``runtime.memory``: "modelled")."""
     from runtime_tests.sessions import make_session
@@ -165,6 +172,7 @@ _KINDS = {
     "model_memory": run_model_memory,
     "try": run_try,
     "score": run_score,
+    "count": run_count,
 }
 
 

@@ -7,10 +7,12 @@ emulator has nothing to say about, and the tier itself (``device_farm/arm64_tier
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from artifacts import Check, EdgewrightError, Figure, Manifest, Progress, scratch_folder
-from device_farm import arm64, arm64_tier
+from artifacts import Check, EdgewrightError, Figure, Manifest, Progress, checked, ran_here, scratch_folder
+from device_farm import arm64, arm64_counts, arm64_tier
+from runtime_tests.counting import counted, counts
 from runtime_tests.jobs import Job
 from runtime_tests.process import Failure, child_command, child_environment, failure_of, forward, run_child
 from runtime_tests.vectors import PARITY
@@ -18,10 +20,6 @@ from runtime_tests.vectors import PARITY
 TARGETS = ("onnx", "tvm")
 # a prompt and decoding after it; a whole golden text takes an hour on an emulated Cortex-A53
 _TOKENS = 96
-_NOT_COUNTED = (
-    "ARM64: instructions were not counted, which takes a qemu with plugins; Debian's static one has none. Which of the "
-    "integer instructions were reached is known without"
-)
 
 
 @dataclass
@@ -52,21 +50,16 @@ def on_cpu(job: Job, manifest: Manifest, cpu: str, progress: Progress) -> Emulat
 
     cpu: a key of `arm64.CPUS`.
     """
-    found = Emulated(warnings=[_NOT_COUNTED])
+    found = Emulated()
     stand_in = f"qemu-aarch64 -cpu {arm64.CPUS[cpu]}"
     asked = job.model_copy(update={"kind": "quality", "threads": 1, "steps": 1, "golden_tokens": _TOKENS, "film": None})
     with scratch_folder() as scratch:
         log = scratch / "reached"
 
-        def start(job: Job, folder: Path) -> tuple[list[str], dict[str, str]]:
-            _, *arguments = child_command(job, folder)
-            environment = {**child_environment(), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-            return arm64_tier.python(arguments, cpu=cpu, log=log), arm64_tier.environment(environment)
-
         def said(stage: str, done: int, total: int) -> None:
             progress(f"ARM64 {cpu}: {stage}", done, total)
 
-        ended = run_child(asked, forward(said), start)
+        ended = run_child(asked, forward(said), partial(_start, cpu, {"log": log}))
         if (failure := failure_of(f"ARM64 {cpu} ({stand_in})", ended)) is not None:
             found.failures.append(failure)
             return found
@@ -81,4 +74,38 @@ def on_cpu(job: Job, manifest: Manifest, cpu: str, progress: Progress) -> Emulat
         found.failures.append(Failure(f"ARM64 {cpu} ({stand_in})", "nothing of the package could be compared", ""))
     name = f"arm64_{cpu}_integer_instructions"
     found.figures.append(Figure.model_validate({"name": name, "value": reached, "unit": "reached", **about}))
+    count_on(job, cpu, found, progress)
     return found
+
+
+def count_on(job: Job, cpu: str, found: Emulated, progress: Progress) -> None:
+    """Add the instructions that a call of each entry executes, or why they cannot be counted. A baseline may hold them,
+    nothing else limits them."""
+    if (problem := arm64_tier.uncounted()) is not None:
+        found.warnings.append(f"ARM64: instruction counts: not available: {problem}")
+        return
+    stage = f"ARM64 {cpu}: counting instructions"
+    stand_in = f"qemu-aarch64 -cpu {arm64.CPUS[cpu]}, whose plugin counts instructions, which say nothing of time"
+    progress(stage, 0, 1)
+    with scratch_folder() as scratch:
+        log = scratch / "marks"
+        ended = run_child(counted(job), forward(progress), partial(_start, cpu, {"counts": log}))
+        if (failure := failure_of(f"ARM64 {cpu} ({stand_in})", ended)) is not None:
+            found.failures.append(failure)
+            return
+        entries = counts(ended.result, arm64_counts.marks(log))
+    progress(stage, 1, 1)
+    for item in entries:
+        sizes = {name: size for name, size in item.sizes.items() if size > 1}
+        words = [f"arm64_{cpu}", item.component, item.entry, *(f"{size}_{name}" for name, size in sizes.items())]
+        label = f"{item.component}.{item.entry}{''.join(f', {size:,} {name}' for name, size in sizes.items())}"
+        figure = ran_here("_".join([*words, "instructions"]), round(item.instructions), "instructions", stand_in)
+        label += ": instructions" if item.calls == 1 else f": instructions, mean of {item.calls:,} calls"
+        found.checks.append(checked(figure, f"ARM64 {cpu}", label, None, "at most"))
+
+
+def _start(cpu: str, logs: dict[str, Path], job: Job, folder: Path) -> tuple[list[str], dict[str, str]]:
+    """See `Start`: in the tier's Python, alike every time, with one of its logs."""
+    _, *arguments = child_command(job, folder)
+    alike = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TVM_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+    return arm64_tier.python(arguments, cpu=cpu, **logs), arm64_tier.environment({**child_environment(), **alike})

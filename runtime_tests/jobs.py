@@ -29,17 +29,17 @@ class Job(BaseModel):
     """What to do with an artifact whose digests the parent has checked.
 
     steps: how often the driver goes on after its first call: tokens to decode, rounds. prompt_tokens: of text in a
-    "memory" job; None: as many as leave room for the steps in the context. tiles: of an image there; None: the most.
-    plain: whether a "load" job leaves packed weights. limits: of a "quality" job. golden_tokens: of the golden text,
-    all that is then judged. prompt (tokens) and text, which they were encoded from if there is a tokenizer, and image,
-    a file in base64: of a "genai" job. film: where a "quality" job may leave something to look at. talk: of a "try"
-    job. golden: the artifact whose golden text a "score" job runs over. foreign: the artifact is a folder of another
-    tool, of this kind (`foreign.py`), run in a context of so many tokens.
+    "memory" or "count" job; None: as many as leave room for the steps in the context. tiles: of an image there; None:
+    the most. plain: whether a "load" job leaves packed weights. limits: of a "quality" job. golden_tokens: of the
+    golden text, all that is then judged. prompt (tokens) and text, which they were encoded from if there is a
+    tokenizer, and image, a file in base64: of a "genai" job. film: where a "quality" job may leave something to look
+    at. talk: of a "try" job. golden: the artifact whose golden text a "score" job runs over. foreign: the artifact is a
+    folder of another tool, of this kind (`foreign.py`), run in a context of so many tokens.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["quality", "task", "memory", "load", "genai", "model_memory", "try", "score"]
+    kind: Literal["quality", "task", "memory", "load", "genai", "model_memory", "try", "score", "count"]
     artifact: Path
     threads: int = Field(2, gt=0)
     prompt_tokens: int | None = Field(512, gt=0)

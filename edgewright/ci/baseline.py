@@ -27,6 +27,7 @@ _WORST = 5  # tensors that are named
 _DIFFERENCES = ("fraction", "change")  # units in which a relative change means nothing
 _OF_GROUPS: Mapping[str, Kind] = {"parity": "parity", "quality": "quality", "task": "quality"}
 _OF_PHONES: Mapping[str, Kind] = {"peak_memory": "memory"}
+_OF_UNITS: Mapping[str, Kind] = {"instructions": "instructions"}
 
 
 class _Frozen(BaseModel):
@@ -200,13 +201,19 @@ def tensors_of(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
 def _known(check: Check) -> Known:
     assert check.value is not None
     return Known(
-        kind=_OF_GROUPS.get(check.group) or _OF_PHONES.get(check.name, "latency"),
+        kind=_kind(check),
         label=f"{check.group}: {check.label}",
         value=check.value,
         unit=check.unit,
         direction=check.direction,
         verdict=check.verdict,
     )
+
+
+def _kind(check: Check) -> Kind:
+    if (known := _OF_UNITS.get(check.unit) or _OF_GROUPS.get(check.group) or _OF_PHONES.get(check.name)) is not None:
+        return known
+    return "parity" if check.group.startswith("ARM64 ") else "latency"
 
 
 def _differences(name: str, then: Baseline, now: Baseline, tolerances: Tolerances) -> Iterator[Difference]:

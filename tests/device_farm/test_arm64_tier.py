@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from artifacts import MissingTool
-from device_farm import arm64, arm64_tier, list_profiles, load_profile
+from artifacts import EdgewrightError, MissingTool
+from device_farm import arm64, arm64_counts, arm64_tier, list_profiles, load_profile
 from edgewright import cli
 
 
@@ -54,7 +56,9 @@ def test_without_the_tier_it_is_said_how_to_get_it(
         arm64_tier.python(["-c", "1"], cpu="neon")
     with pytest.raises(SystemExit, match="0"):
         cli.main(["doctor"])
-    assert "ARM64 tier             not installed  → edgewright farm setup" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "ARM64 tier             not installed  → edgewright farm setup" in said
+    assert "instruction counts     not installed  → edgewright farm setup" in said
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(SystemExit, match="3"):
         cli.main(["farm", "setup"])
@@ -72,9 +76,70 @@ def test_a_failed_download_leaves_nothing(
     assert list(cache.iterdir()) == [] and arm64_tier.missing() == "not installed: edgewright farm setup"
 
 
+def test_a_tier_of_before_or_without_a_compiler_counts_nothing_and_says_why(
+    cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = cache / "arm64" / "tier.json"
+    state.parent.mkdir(parents=True)
+    state.write_text(json.dumps({"wheels": []}))
+    assert arm64_tier.missing() is None and arm64_tier.uncounted() == "not installed: edgewright farm setup"
+    monkeypatch.setitem(sys.modules, "ziglang", None)  # as where it is not installed
+    monkeypatch.setenv("PATH", "/nonexistent")
+    why = arm64_counts.lacking()
+    assert why == f"no C compiler: {arm64_counts.GET_COMPILER}"
+    state.write_text(json.dumps({"wheels": [], "uncounted": why}))
+    assert arm64_tier.uncounted() == why
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["doctor"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"✗ instruction counts no C compiler → {arm64_counts.GET_COMPILER}" in said
+
+
+def test_a_log_of_anything_but_counts_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "marks").write_text("12\n5000\n")
+    assert arm64_counts.marks(tmp_path / "marks") == [12, 5000]
+    for content in ("12\n50x\n", None):
+        (tmp_path / "marks").unlink() if content is None else (tmp_path / "marks").write_text(content)
+        with pytest.raises(EdgewrightError, match="log of instruction counts cannot be read"):
+            arm64_counts.marks(tmp_path / "marks")
+
+
+def test_an_emulator_that_does_not_count_is_found_at_setup(tmp_path: Path) -> None:
+    with pytest.raises(MissingTool, match="the emulator that counts does not run here: killed"):
+        arm64_counts.check(["/bin/sh", "-c", "echo killed >&2; exit 1"], {}, tmp_path / "marks")
+    (tmp_path / "marks").write_text("")
+    with pytest.raises(EdgewrightError, match="its plugin did not"):
+        arm64_counts.check(["/bin/sh", "-c", "exit 0"], {}, tmp_path / "marks")
+
+
+# Between its two marks: 3 to set up a loop, 3 for each of its turns, 3 to make the second mark and the call itself.
+PROGRAM = """
+.global _start
+_start:
+  mov x8, 62
+  mov x0, -1
+  mov x1, 0xED6E
+  mov x2, 0
+  svc 0
+  mov x0, -1
+  mov x3, 1000
+  mov x4, 0
+loop:
+  add x4, x4, x3
+  subs x3, x3, 1
+  b.ne loop
+  mov x8, 62
+  mov x1, 0xED6E
+  svc 0
+  mov x8, 93
+  mov x0, 0
+  svc 0
+"""
+
+
 @pytest.mark.nightly
-def test_setup_brings_it_once_and_repairs_it(cache: Path) -> None:
-    assert arm64_tier.install() and arm64_tier.missing() is None
+def test_setup_brings_it_once_and_repairs_it(cache: Path, tmp_path: Path) -> None:
+    assert arm64_tier.install() and arm64_tier.missing() is None and arm64_tier.uncounted() is None
     assert not arm64_tier.install()
     # by which libraries for Android load
     assert (arm64_tier.place() / "root/usr/lib/aarch64-linux-gnu/libc.so").exists()
@@ -87,6 +152,13 @@ def test_setup_brings_it_once_and_repairs_it(cache: Path) -> None:
         assert done.returncode == 0, done.stderr
         said[cpu] = done.stdout
     assert set(said.values()) == {"aarch64\n"}
+    (tmp_path / "loop.S").write_text(PROGRAM)
+    zig = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl", "-nostdlib", "-static"]
+    subprocess.run([*zig, "-o", str(tmp_path / "loop"), str(tmp_path / "loop.S")], check=True)
+    emulator = arm64_counts.emulator(arm64_tier.place() / arm64_counts.FOLDER, tmp_path / "marks")
+    subprocess.run([*emulator, str(tmp_path / "loop")], check=True)
+    before, behind = arm64_counts.marks(tmp_path / "marks")
+    assert (before, behind - before) == (5, 3 + 3 * 1000 + 3)
     damaged = next((arm64_tier.place() / "site" / "onnxruntime" / "capi").glob("*.so"))
     content = damaged.read_bytes()
     damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

@@ -181,3 +181,19 @@ def test_what_was_never_validated_or_is_of_another_recipe_is_bad_input(finished,
     assert code == 2 and "the baseline is of recipe other, and the report of small" in err
     shutil.rmtree(tmp_path)
     assert edgewright("baseline", "check", str(tmp_path))[0] == 2
+
+
+def test_more_instructions_than_the_tolerance_fail(then):
+    known = {
+        name: Known(kind=kind, label=name, value=value, unit=unit, direction="at most", verdict=None)
+        for name, kind, value, unit in (
+            ("ARM64 dotprod/decode", "instructions", 3_850_846.0, "instructions"),
+            ("ARM64 dotprod/exact", "parity", 1e-5, "logit"),
+        )
+    }
+    then = then.model_copy(update={"targets": {"onnx": then.targets["onnx"].model_copy(update={"figures": known})}})
+    now = changed(then, **{"ARM64 dotprod/decode": 3_850_846.0 * 1.02})
+    assert worse(then, now) == ["ARM64 dotprod/decode"] and worse(then, now, instructions=0.03) == []
+    assert worse(now, then) == [] and worse(then, changed(then, **{"ARM64 dotprod/decode": 3_851_000.0})) == []
+    (difference,) = compare(then, now, Tolerances()).differences
+    assert difference.change == "3.928 M, was 3.851 M (+2.0 %, 1 % allowed)"
