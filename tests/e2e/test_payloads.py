@@ -10,7 +10,7 @@ from artifacts.manifest import sha256_file
 from compiler import pipeline
 from compiler.checkpoint import Checkpoint
 from edgewright import api
-from tests.compiler.conftest import converting_here
+from tests.compiler.conftest import building_here
 
 RECORDED = {
     "quantized/model.safetensors": "4c34773532c434aa",
@@ -27,7 +27,7 @@ def test_the_payloads_of_the_quickstart_are_the_recorded_ones(tmp_path: Path) ->
     recipe = recipe.model_copy(update={"targets": {**recipe.targets, "tvm": tvm}})
     assert recipe.checkpoint.path is not None
     checkpoint = Checkpoint(Path(api.__file__).parents[1] / "recipes" / recipe.checkpoint.path)
-    with converting_here():
+    with building_here():
         quantized = pipeline.quantize(recipe, checkpoint, "tiny", None, tmp_path / "quantized", silent)
         for target in recipe.targets:
             (tmp_path / target).mkdir()
