@@ -16,7 +16,7 @@ from .manifest import (
     verify,
     write_manifest,
 )
-from .paths import user_path
+from .paths import user_cache, user_path
 from .progress import Progress, prefixed, silent
 from .scratch import scratch_folder, temporary_place
 from .store import keep_validations, record_validation, refuse_foreign, staged, tentative_folder
@@ -47,6 +47,7 @@ __all__ = [
     "staged",
     "temporary_place",
     "tentative_folder",
+    "user_cache",
     "user_path",
     "verify",
     "write_manifest",

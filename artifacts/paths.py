@@ -1,5 +1,5 @@
-"""Paths that users give: what is checked before anything is opened. Documents have a file of their own
-(``documents.py``)."""
+"""Paths that users give: what is checked before anything is opened, and where their caches are. Documents have a file
+of their own (``documents.py``)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from .errors import EdgewrightError
 
 _PATH_BYTES = 4095
 _NAME_BYTES = 255
+
+
+def user_cache() -> Path:
+    """Our folder among the user's caches, which need not be there."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.path.expanduser(cache)) / "edgewright"
 
 
 def user_path(given: str | Path, what: str, *, room: int = 0) -> Path:

@@ -23,7 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from artifacts import EdgewrightError, MissingTool, Progress, silent
+from artifacts import EdgewrightError, MissingTool, Progress, silent, user_cache
 from artifacts.locks import locked
 from device_farm import arm64, arm64_counts
 
@@ -54,8 +54,7 @@ _FEATURES = {"neon": _NEON, "dotprod": _DOTPROD, "i8mm": f"{_DOTPROD} i8mm bf16"
 
 def place() -> Path:
     """Where the tier is, or would be."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expanduser(cache)) / "edgewright" / "arm64"
+    return user_cache() / "arm64"
 
 
 def missing(*, emulated: bool = True) -> str | None:

@@ -10,6 +10,7 @@ name the nearest valid key.
 from __future__ import annotations
 
 import json
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -48,7 +49,7 @@ def load_profile(name_or_path: str | Path) -> AndroidProfile | IosProfile:
         raise ProfileError(
             f"there is no profile {text!r}{nearest(text, list_profiles())}; known: {', '.join(list_profiles())}"
         )
-    return parse_profile((_shipped() / f"{text}.yaml").read_bytes(), f"{text}.yaml")
+    return _shipped_profile(text)
 
 
 def parse_profile(content: bytes, file: str) -> AndroidProfile | IosProfile:
@@ -69,6 +70,11 @@ def parse_profile(content: bytes, file: str) -> AndroidProfile | IosProfile:
     if problems := [f"{_place(file, lines, where)}: {what}" for where, what in contradictions(profile)]:
         raise ProfileError("\n".join(problems))
     return profile
+
+
+@cache
+def _shipped_profile(name: str) -> AndroidProfile | IosProfile:
+    return parse_profile((_shipped() / f"{name}.yaml").read_bytes(), f"{name}.yaml")
 
 
 def _shipped() -> Any:

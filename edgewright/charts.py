@@ -1,8 +1,8 @@
 """The pictures of a report as Vega-Lite specifications, which are plain data: one for the page and for an SVG file.
 
-What lives here: what is drawn, and handing it to vl-convert, which draws and carries the interactive runtime. What
-must not: files, HTML (`html_report.py`), and deciding anything. Names that others chose are values of the data, never
-the name of a field and never part of an expression.
+What lives here: what is drawn, and handing it to vl-convert, which draws. What must not: files, HTML
+(`html_report.py`), and deciding anything. Names that others chose are values of the data, never the name of a field and
+never part of an expression.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from xml.sax.saxutils import escape
 
 from artifacts import Check
 from compiler.quantize.evidence import TensorEvidence
+from edgewright import vega
 from edgewright.report import MemoryRun, PhoneReport, TargetReport
 from edgewright.streams import plain
 from edgewright.text import size
@@ -72,9 +73,7 @@ def missing() -> str | None:
 @cache
 def runtime() -> str:
     """The interactive runtime, JavaScript that defines `vegaEmbed`, in the version that draws SVG files too."""
-    import vl_convert
-
-    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=_VERSION))
+    return vega.bundled("window.vegaEmbed = vegaEmbed;", _VERSION)
 
 
 def svg(spec: Spec, title: str) -> str:

@@ -136,7 +136,7 @@ def disturb(runs: Runs, place: Path, kills: int) -> None:
 
 
 def test_killed_runs_lose_and_damage_nothing(runs: Runs, tmp_path: Path) -> None:
-    disturb(runs, tmp_path, 5)
+    disturb(runs, tmp_path, 3)
 
 
 @pytest.mark.nightly

@@ -18,7 +18,7 @@ from artifacts import silent
 from compiler import pipeline
 from compiler.checkpoint import Checkpoint
 from edgewright.api import recipe_type
-from tests.compiler.conftest import MINISTRAL3, converting_here, random_tensors, save
+from tests.compiler.conftest import MINISTRAL3, building_here, random_tensors, save
 
 GROUP = 32
 RULES = [{"match": "model.layers.0.*", "bits": 4, "group": GROUP}, {"match": "*", "bits": 8, "group": GROUP}]
@@ -53,7 +53,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
         }
     )
     checkpoint = Checkpoint(source)
-    with converting_here():
+    with building_here():
         quantized = pipeline.quantize(recipe, checkpoint, "test", None, folder / "quantized", silent)
         for target in recipe.targets:
             (folder / target).mkdir()

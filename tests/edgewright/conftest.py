@@ -125,7 +125,7 @@ cli.main(sys.argv[1:])
 
 def half_written(recipe: Path, out: Path) -> subprocess.Popen[str]:
     """A run that stands still where an artifact is half-written, however busy the machine is; its stderr is piped."""
-    command = [sys.executable, "-c", HELD, "run", str(recipe), "--out", str(out)]
+    command = [sys.executable, "-c", HELD, "run", str(recipe), "--target", "mlx", "--out", str(out)]
     root = Path(__file__).parents[2]
     process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None

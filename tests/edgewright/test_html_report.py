@@ -10,16 +10,16 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import altair
 import pytest
 import vl_convert
 
 from artifacts import Check
-from edgewright import charts, html_report
+from edgewright import charts, html_report, vega
 from edgewright.report import Report
 from tests.edgewright.conftest import Finished
 from tests.edgewright.html_pages import HOSTILE, many
@@ -161,6 +161,8 @@ def _outside_of_data(spec: Any, key: str = "") -> Iterator[str]:
 
 
 def test_pictures_are_vega_lite_that_its_schema_knows_and_that_can_be_drawn(hostile: Page) -> None:
+    import altair  # costs seconds, which collecting the tests need not
+
     specs = hostile.specs()
     assert len(specs) > 20
     kinds = {spec["description"]: spec for spec in specs}
@@ -192,10 +194,37 @@ def test_no_character_ends_the_process_that_draws(text: str) -> None:
 
 
 def test_the_runtime_is_there_once_and_in_the_version_that_draws_files(page: Page) -> None:
+    import altair
+
     (script,) = [one["words"] for one in page.all("script") if len(one["words"]) > 100_000]
     assert "window.vegaEmbed=" in script
     assert charts._VERSION in vl_convert.get_vegalite_versions()
     assert altair.SCHEMA_VERSION.removeprefix("v").startswith(f"{charts._VERSION}.") or altair.SCHEMA_VERSION > "v6"
+
+
+def test_the_runtime_is_bundled_once_and_again_where_what_was_kept_is_not_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    bundle = vl_convert.javascript_bundle
+    monkeypatch.setattr(vl_convert, "javascript_bundle", lambda *of, **more: made.append(of) or bundle(*of, **more))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    snippet, kept = "window.two = 2;", tmp_path / "edgewright" / "vega.js"
+
+    script = vega.bundled(snippet, charts._VERSION)
+    whole = kept.read_bytes()
+    assert script == vega.bundled(snippet, charts._VERSION) and "two=2" in script and len(made) == 1
+    assert list(kept.parent.iterdir()) == [kept]
+    older = whole.replace(version("vl-convert-python").encode(), b"0.1", 1)
+    for other in (whole[:-1], whole.replace(b"two=2", b"two=3"), b"", older):
+        made.clear()
+        kept.write_bytes(other)
+        assert vega.bundled(snippet, charts._VERSION) == script and len(made) == 1
+        assert kept.read_bytes() == whole
+    assert "two=3" in vega.bundled("window.two = 3;", charts._VERSION)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(kept))  # where no folder can be
+    assert vega.bundled(snippet, charts._VERSION) == script
 
 
 @pytest.mark.parametrize(

@@ -135,12 +135,12 @@ def test_a_failure_stops_nothing_else(recipes, workplace, tmp_path):
     broken, absent = workplace.folder / "broken.yaml", workplace.folder / "absent.yaml"
     broken.write_text(text.replace("name: small", "name: broken").replace('match: "*"', "match: lm_head.nothing"))
     absent.write_text(text.replace("name: small", "name: absent").replace("path: weights", "path: nowhere"))
-    process = started(tmp_path / "out", broken, absent, recipes[0], "--workers", 2, "--no-validate")
+    process = started(tmp_path / "out", broken, absent, recipes[0], "--target", "mlx", "--workers", 2, "--no-validate")
     shown, said = process.communicate(timeout=300)
     assert process.returncode == 2, said
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
     assert len(errors) == 2 and "broken" in errors[0] and "nowhere" in errors[1]
-    assert "small: ! not validated" in shown and (tmp_path / "out" / "small" / "onnx").is_dir()
+    assert "small: ! not validated" in shown and (tmp_path / "out" / "small" / "mlx").is_dir()
     assert not (tmp_path / "out" / "absent").exists()
 
 

@@ -223,9 +223,9 @@ def test_ctrl_c_ends_with_130_one_line_and_nothing_half_written(workplace, tmp_p
 def test_after_a_kill_the_next_run_works_and_cleans_up(workplace, tmp_path):
     code, _ = _interrupted(workplace.recipe_file, tmp_path, signal.SIGKILL)
     assert code == -signal.SIGKILL
-    assert not (tmp_path / "small" / "onnx").exists()
-    api.run(workplace.recipe_file, out=tmp_path, validate=False)
-    assert verify(tmp_path / "small" / "onnx") == []
+    assert not (tmp_path / "small" / "mlx").exists()
+    api.run(workplace.recipe_file, out=tmp_path, targets=["mlx"], validate=False)
+    assert verify(tmp_path / "small" / "mlx") == []
     assert not list(tmp_path.glob("small/.*.partial-*"))
 
 
@@ -251,11 +251,12 @@ def test_a_hub_recipe_is_locked_to_the_commit_that_it_fetched(workplace, tmp_pat
     with HubServer() as hub:
         commit = hub.commit(files)
         env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-        process = _start("run", str(recipe), "--out", str(tmp_path / "out"), "--no-validate", "--json", env=env)
+        command = ("run", str(recipe), "--target", "mlx", "--out", str(tmp_path / "out"), "--no-validate", "--json")
+        process = _start(*command, env=env)
         output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     report = json.loads(output)
     assert report["checkpoint"] == {"source": "acme/tiny", "revision": commit}
     folder = tmp_path / "out" / "small"
     assert json.loads((folder / "recipe.lock.json").read_text())["revision"] == commit
-    assert read_manifest(folder / "onnx").checkpoint.revision == commit
+    assert read_manifest(folder / "mlx").checkpoint.revision == commit

@@ -24,7 +24,7 @@ from tests.edgewright.conftest import RECIPE, write_checkpoint
 from .tampering import MANIFEST, mutate
 
 COMMANDS = ("inspect", "verify", "validate", "quantize-report")
-SAMPLE = 24
+SAMPLE = 16
 TARGETS = ("onnx", "coreml", "mlx", "tvm")
 EACH = 125
 # Where a runtime was started the machine's load counts too; where none was, only what was done to the artifact.

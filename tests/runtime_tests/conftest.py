@@ -92,6 +92,7 @@ def compile_package(
     from compiler.quantize.methods import method_options
     from compiler.targets import target_options
     from recipes.schema import recipe_model
+    from tests.compiler.conftest import converting_here
 
     source = out / "checkpoint"
     source.mkdir()
@@ -112,8 +113,8 @@ def compile_package(
         pass
 
     checkpoint = Checkpoint(source)
-    quantized = pipeline.quantize(recipe, checkpoint, "random", None, out / "quantized", silent)
-    with staged(out / target) as partial:
+    with converting_here(), staged(out / target) as partial:
+        quantized = pipeline.quantize(recipe, checkpoint, "random", None, out / "quantized", silent)
         draft = pipeline.build(recipe, target, quantized, checkpoint, partial, silent)
         write_vectors(draft, quantized, checkpoint, partial, silent)
         write_manifest(partial, draft)

@@ -160,6 +160,7 @@ def test_the_blendshapes_are_those_of_the_definition(shapes: Avatar) -> None:
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("avatar", [pytest.param("face", marks=pytest.mark.nightly), "shapes"], indirect=True)
 def test_another_runtime_gives_the_same_stream(avatar: Avatar, tmp_path: Path) -> None:
     job = dataclasses.replace(avatar.job, options=TvmOptions(triples=()))
     other = Avatar(tmp_path / "tvm", packed(job, "tvm", tmp_path / "tvm"), job)

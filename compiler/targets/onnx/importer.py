@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -37,6 +38,10 @@ _ATTRIBUTES = {
     "List[int]": OpSchema.AttrType.INTS,
     "List[float]": OpSchema.AttrType.FLOATS,
 }
+# At every export PyTorch asks 500 functions of onnxscript for what each parses its own source anew.
+_traced: Any = getattr(values, "TracedOnnxFunction", None)
+if isinstance(_parsed := getattr(_traced, "function_ir", None), property) and _parsed.fget is not None:
+    _traced.function_ir = property(cache(_parsed.fget))
 _TYPES = [f"tensor({name})" for name in ("float", "double", "float16", "int64", "int32", "int8", "uint8", "bool")]
 
 

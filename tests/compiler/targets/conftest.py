@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
 import pytest
 
-from compiler.targets.tvm import triples
-from tests.compiler.conftest import converting_here
+from tests.compiler.conftest import building_here
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def here() -> Iterator[None]:
     """No processes of their own for conversions, and of TVM's libraries none but the one that runs."""
-    machine = triples.host()
-    monkeypatch.setattr(triples, "host", lambda: dataclasses.replace(machine, variants=machine.variants[-1:]))
-    with converting_here():
+    with building_here():
         yield

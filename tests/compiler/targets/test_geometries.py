@@ -23,7 +23,7 @@ from runtime_tests.sessions import make_session
 from tests.compiler.conftest import MINISTRAL3, job_logits, packed, quantized_job, random_tensors, save
 from tests.compiler.geometries import Geometry, draw, geometries
 
-COUNT, ALWAYS = 40, 2
+COUNT, ALWAYS = 40, 1
 OPTIONS: dict[str, dict[str, Any]] = {
     "onnx": {},
     "mlx": {},

@@ -25,7 +25,7 @@ from runtime_tests.sessions.mlx import MlxSession
 from tests.compiler.conftest import job_logits, packed, quantized_job
 
 TINY = Path(__file__).parents[3] / "recipes" / "checkpoints" / "tiny-ministral3"
-TOKENS, PROMPT, CONTINUED = 320, 40, 24
+TOKENS, PROMPT = 320, 16
 ANCHORED = Scheme(4, 32, symmetric=False)
 CONTEXT = 1024
 Package = tuple[Path, BuildJob, Manifest]
@@ -72,7 +72,11 @@ def test_16_bits_equal_transformers(package: Any, ids: np.ndarray[Any, Any]) -> 
     assert np.abs(found - expected).max() <= 1e-5 * np.ptp(expected)
 
 
-@pytest.mark.parametrize("scheme", [Scheme(4, 32), Scheme(8, 32), Scheme(4, 64), ANCHORED], ids=str)
+@pytest.mark.parametrize(
+    "scheme",
+    [Scheme(4, 32), Scheme(8, 32), pytest.param(Scheme(4, 64), marks=pytest.mark.nightly), ANCHORED],
+    ids=str,
+)
 def test_quantized_weights_equal_the_reference_that_holds_them(
     package: Any, ids: np.ndarray[Any, Any], scheme: Scheme
 ) -> None:
@@ -83,16 +87,22 @@ def test_quantized_weights_equal_the_reference_that_holds_them(
     assert 1e-5 < shipped < 5e-3, "float16, and an asymmetric group's bias rounded to it"
 
 
-@pytest.mark.parametrize("scheme", [Scheme(4, 32), pytest.param(Scheme(8, 32), marks=pytest.mark.nightly)], ids=str)
-def test_mlx_lm_generates_our_greedy_text(package: Any, ids: np.ndarray[Any, Any], scheme: Scheme) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "continued"),
+    [(Scheme(4, 32), 8), *(pytest.param(Scheme(bits, 32), 24, marks=pytest.mark.nightly) for bits in (4, 8))],
+    ids=str,
+)
+def test_mlx_lm_generates_our_greedy_text(
+    package: Any, ids: np.ndarray[Any, Any], scheme: Scheme, continued: int
+) -> None:
     """mlx_lm.load and generate without arguments, against the session and against PyTorch, token for token."""
     folder, job, manifest = package(scheme)
     prompt = ids[0, :PROMPT]
     model, tokenizer = mlx_lm.load(str(folder))
-    said = [r.token for r in mlx_lm.stream_generate(model, tokenizer, prompt.tolist(), max_tokens=CONTINUED)]
-    ours = decoder((folder, job, manifest), exact=False).greedy(prompt, CONTINUED)
+    said = [r.token for r in mlx_lm.stream_generate(model, tokenizer, prompt.tolist(), max_tokens=continued)]
+    ours = decoder((folder, job, manifest), exact=False).greedy(prompt, continued)
     eos: Any = job.model.constants["eos"]
-    assert len(said) == CONTINUED or said[-1] in eos
+    assert len(said) == continued or said[-1] in eos
     assert said == ours[: len(said)]
     whole = np.concatenate([prompt, said[:-1]])[None]
     expected = job_logits(job, whole)[0]

@@ -107,6 +107,9 @@ COMMANDS = """
 import json, os, sys
 import edgewright.cli, edgewright.bars, edgewright.hub.publish, edgewright.hub.pull, huggingface_hub.hf_api, httpx2
 import model_signing.signing, model_signing.verifying, model_signing.hashing, sigstore.oidc
+import cyclonedx.model.bom, cyclonedx.output.json, cyclonedx.contrib.license.factories, device_farm
+for name in device_farm.list_profiles():
+    device_farm.load_profile(name)
 from huggingface_hub import CommitOperationAdd, ModelCard
 for line in sys.stdin:
     job = json.loads(line)

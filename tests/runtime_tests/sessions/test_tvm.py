@@ -23,6 +23,7 @@ from runtime_tests.jobs import Job
 from runtime_tests.process import child_environment, run_child
 from runtime_tests.sessions import make_session
 from runtime_tests.sessions.tvm import best_library, map_parameters
+from tests.compiler.conftest import building_here
 
 TINY = Path(__file__).parents[3] / "recipes" / "checkpoints" / "tiny-ministral3"
 RULES: Mapping[str, list[dict[str, Any]]] = {
@@ -33,7 +34,7 @@ RULES: Mapping[str, list[dict[str, Any]]] = {
 
 @pytest.fixture(scope="module", params=["int4", pytest.param("int8", marks=pytest.mark.nightly)])
 def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The trained tiny checkpoint as a TVM artifact for this machine, built as recipes are."""
+    """The trained tiny checkpoint as a TVM artifact of the best library for this machine, built as recipes are."""
     out = tmp_path_factory.mktemp("tvm")
     content = {
         "name": "tiny",
@@ -43,8 +44,8 @@ def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         "targets": {"tvm": {"triples": []}},
     }
     recipe, checkpoint = recipe_type().model_validate(content), Checkpoint(TINY)
-    done = pipeline.quantize(recipe, checkpoint, "here", None, out / "quantized", silent)
-    with staged(out / "tvm") as folder:
+    with building_here(0), staged(out / "tvm") as folder:
+        done = pipeline.quantize(recipe, checkpoint, "here", None, out / "quantized", silent)
         draft = pipeline.build(recipe, "tvm", done, checkpoint, folder, silent)
         write_vectors(draft, done, checkpoint, folder, silent)
         write_manifest(folder, draft)

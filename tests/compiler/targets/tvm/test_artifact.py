@@ -12,14 +12,14 @@ from compiler.targets.tvm import link
 from compiler.targets.tvm.target import TvmTarget
 from runtime_tests.sessions.tvm import map_parameters
 from tests.compiler.targets.tvm import elf, macho
-from tests.compiler.targets.tvm.conftest import EVERYWHERE, TABLE, Artifact
+from tests.compiler.targets.tvm.conftest import LINUX, PHONES, TABLE, Artifact
 
-ANDROID = "aarch64-linux-android24"
+ANDROID, _ = PHONES
 
 
 def test_manifest_lists_every_library_best_first(everywhere: Artifact) -> None:
     listed = [(entry.triple, entry.variant) for entry in everywhere.runtime.libraries]
-    for triple in EVERYWHERE:
+    for triple in PHONES:
         assert [variant for name, variant in listed if name == triple] == ["i8mm", "dotprod", "neon"]
     assert all((everywhere.folder / entry.path).is_file() for entry in everywhere.runtime.libraries)
 
@@ -46,10 +46,15 @@ def test_android_library_loads_on_old_and_new_kernels(everywhere: Artifact, vari
     assert all(alignment == 16384 for alignment in library.alignments)
 
 
-@pytest.mark.parametrize("triple", [ANDROID, "aarch64-linux-gnu"])
-def test_dot_products_are_in_the_machine_code_of_their_variant_only(everywhere: Artifact, triple: str) -> None:
+@pytest.mark.parametrize(
+    ("artifact", "triple"), [("everywhere", ANDROID), pytest.param("arm_linux", LINUX, marks=pytest.mark.nightly)]
+)
+def test_dot_products_are_in_the_machine_code_of_their_variant_only(
+    request: pytest.FixtureRequest, artifact: str, triple: str
+) -> None:
+    folder = request.getfixturevalue(artifact).folder
     found = {
-        variant: elf.count_instructions(elf.read(everywhere.folder / triple / f"libmodel-{variant}.so").code)
+        variant: elf.count_instructions(elf.read(folder / triple / f"libmodel-{variant}.so").code)
         for variant in ("neon", "dotprod", "i8mm")
     }
     assert found["neon"] == {"sdot": 0, "smmla": 0}

@@ -103,6 +103,7 @@ def test_a_decoder_that_nobody_drives_by_name_keeps_its_caches_in_place(jobs: Jo
     assert {tuple(state["shape"]) for state in states} == {(2, 3, 32, 16), (2, 48, 32)}
 
 
+@pytest.mark.usefixtures("here")
 def test_what_a_package_of_components_holds(toy: Path, jobs: Jobs, tmp_path: Path) -> None:
     """Libraries for phones too: nothing that TOPI's kernels need is missing when they are linked."""
     options = TvmOptions(features=("dotprod",))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from compiler.targets.tvm.link import zig
 from device_farm import arm64
 from tests.compiler.conftest import shared_folder
-from tests.compiler.targets.tvm.conftest import Artifact, host_variants, reference_logits
+from tests.compiler.targets.tvm.conftest import LINUX, Artifact, host_variants, reference_logits
 
 PROMPT = [int(t) for t in np.random.default_rng(0).integers(0, 160, 37)]
 MADE = 24
@@ -82,10 +82,10 @@ def arm_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def arm_programs(everywhere: Artifact, arm_packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Programs:
+def arm_programs(arm_linux: Artifact, arm_packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Programs:
     """For ARM64 Linux."""
     with shared_folder(tmp_path_factory, "tvm-arm64-programs") as folder:
-        return build_programs(everywhere.folder, folder, arm_packages, ARM)
+        return build_programs(arm_linux.folder, folder, arm_packages, ARM)
 
 
 @pytest.fixture
@@ -163,14 +163,14 @@ def test_parameters_of_another_library_are_refused(everywhere: Artifact, program
 @pytest.mark.nightly
 @needs_emulator
 def test_arm64_agrees_with_this_machine(
-    everywhere: Artifact, scores: Scores, arm_programs: Programs, arm_packages: Path, tmp_path: Path
+    arm_linux: Artifact, scores: Scores, arm_programs: Programs, arm_packages: Path, tmp_path: Path
 ) -> None:
     out, libraries = tmp_path / "logits", [arm_packages / "tvm" / "lib", arm_packages / "tvm_ffi" / "lib"]
     same = {exact: scores(host_variants()[0].name, exact, PROMPT) for exact in (True, False)}
     for variant in arm64.CPUS:
         for exact in (True, False):
-            library = everywhere.folder / "aarch64-linux-gnu" / f"libmodel-{variant}.so"
-            arguments = [library, everywhere.folder / "params.bin", str(int(exact)), out, *map(str, PROMPT)]
+            library = arm_linux.folder / LINUX / f"libmodel-{variant}.so"
+            arguments = [library, arm_linux.folder / "params.bin", str(int(exact)), out, *map(str, PROMPT)]
             done = arm64.run([arm_programs.scores, *arguments], cpu=variant, libraries=libraries)
             assert done.returncode == 0, done.stderr
             found = np.fromfile(out, np.float32).reshape(len(PROMPT), -1)
@@ -182,15 +182,15 @@ def test_arm64_agrees_with_this_machine(
 @pytest.mark.nightly
 @needs_emulator
 def test_example_picks_the_variant_of_an_emulated_cpu(
-    everywhere: Artifact, arm_programs: Programs, arm_packages: Path, tmp_path: Path
+    arm_linux: Artifact, arm_programs: Programs, arm_packages: Path, tmp_path: Path
 ) -> None:
     libraries = [arm_packages / "tvm" / "lib", arm_packages / "tvm_ffi" / "lib"]
     for cpu in arm64.CPUS:
         folder = tmp_path / cpu  # only the library that this CPU should take
         folder.mkdir()
         name = f"libmodel-{cpu}.so"
-        (folder / name).symlink_to(everywhere.folder / "aarch64-linux-gnu" / name)
-        command = [arm_programs.example, folder, everywhere.folder / "params.bin", "3", *map(str, PROMPT)]
+        (folder / name).symlink_to(arm_linux.folder / LINUX / name)
+        command = [arm_programs.example, folder, arm_linux.folder / "params.bin", "3", *map(str, PROMPT)]
         done = arm64.run(command, cpu=cpu, libraries=libraries)
         assert done.returncode == 0, done.stderr
         assert len(done.stdout.split()) == 3
