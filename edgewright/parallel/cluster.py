@@ -58,6 +58,9 @@ class RayExecutor:
                     ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
                 except ConnectionError as error:
                     raise EdgewrightError(f"RAY_ADDRESS: {os.environ['RAY_ADDRESS']}: no cluster is there") from error
+                except Exception as error:  # Ray's own class for a node that is not up in time is this one
+                    said = (str(error).strip() or repr(error)).splitlines()[0]
+                    raise EdgewrightError(f"Ray did not start: {said}") from error
         self._task = ray.remote(max_retries=1)(_on_worker)
 
     def submit(self, stage: Stage) -> None:
