@@ -64,7 +64,8 @@ def swapped(size: int) -> object:
     """Anonymous memory that the kernel is told to swap out; on a machine with swap it does."""
     area = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     generator = np.random.default_rng(0)  # what compresses to nothing would be kept as nothing
-    np.frombuffer(area, np.uint8)[:] = generator.integers(0, 256, size, np.uint8)
+    for start in range(0, size, STEP):
+        area[start : start + STEP] = generator.bytes(min(STEP, size - start))
     area.madvise(21)  # MADV_PAGEOUT, Linux 5.4
     return area
 
