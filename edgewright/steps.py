@@ -31,7 +31,7 @@ from compiler.licence import licence_of, licence_warning
 from compiler.plan import plan
 from compiler.quantized import Quantized
 from compiler.targets import target_options
-from device_farm import Profile
+from device_farm import Profile, arm64_tier
 from recipes.schema import Recipe
 
 if TYPE_CHECKING:
@@ -85,9 +85,15 @@ class Run:
     ) -> None:
         """whole: the recipe as it was read; recipe: with the targets that were asked for; fresh, since: see `Store`.
 
-        Raises EdgewrightError where a place cannot be used.
+        Raises EdgewrightError where a place cannot be used, MissingTool where the ARM64 tier is needed and not there.
         """
         from artifacts.stages import Store
+
+        if validate and recipe.validation.arm64:
+            from runtime_tests.emulated import TARGETS
+
+            if any(target in TARGETS for target in recipe.targets):
+                arm64_tier.installed()
 
         self.whole, self.recipe, self.phones, self.validate = whole, recipe, phones, validate
         place = user_path(out, "--out", room=_ROOM_BYTES)

@@ -156,9 +156,10 @@ def load_runtime() -> None:
 
 def _allow_threads() -> None:
     """Let the pool, which reads the environment when it starts, have every core: on x86-64 TVM takes half of them, and
-    would bind this thread, with all that it starts later, to one."""
-    os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))
-    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    would bind this thread, with all that it starts later, to one. `os.environ` keeps what the user has set alone."""
+    for name, value in (("TVM_NUM_THREADS", os.cpu_count() or 1), ("TVM_BIND_THREADS", 0)):
+        if name not in os.environ:
+            os.putenv(name, str(value))
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
