@@ -107,6 +107,7 @@ def genai_is_shown_a_picture(package: Path, copy: Path) -> None:
     assert [check.name for check in found.checks if check.verdict == "failed"] == ["genai_greedy_equal"]
 
 
+@pytest.mark.nightly
 def test_it_is_asked_about_images_of_any_size(place: Path) -> None:
     """At half precision the artifact gives the answers that PyTorch gives, whatever the image's size."""
     pixels = np.random.default_rng(0).integers(0, 256, (90, 200, 3), np.uint8)

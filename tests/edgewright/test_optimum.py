@@ -12,6 +12,7 @@ import pytest
 from edgewright.report import read_report
 
 ROOT = Path(__file__).parents[2]
+DOOR = ("-m", "optimum.commands.optimum_cli", "edgewright")
 LOADED = """
 import sys
 from optimum.commands import optimum_cli
@@ -41,18 +42,21 @@ def optimum(installed: Path, place: Path, *command: str) -> subprocess.Completed
     return subprocess.run([sys.executable, *command], cwd=place, env=variables, capture_output=True, text=True)
 
 
-def test_it_runs_plans_and_validates(installed, workplace, tmp_path):
-    door = ("-m", "optimum.commands.optimum_cli", "edgewright")
+def test_it_plans_with_our_messages_and_exit_codes(installed, workplace, tmp_path):
+    done = optimum(installed, tmp_path, *DOOR, "plan", str(workplace.recipe_file), "--target", "mlx", "--json")
+    assert done.returncode == 0 and '"target": "mlx"' in done.stdout, done.stderr
+    done = optimum(installed, tmp_path, *DOOR, "plan", "nowhere.yaml")
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and "nowhere.yaml" in done.stderr
+
+
+@pytest.mark.nightly
+def test_it_runs_and_validates(installed, workplace, tmp_path):
     command = ("run", str(workplace.recipe_file), "--out", "out", "--no-validate", "--quiet")
-    done = optimum(installed, tmp_path, *door, *command)
+    done = optimum(installed, tmp_path, *DOOR, *command)
     assert done.returncode == 0 and "small: ! not validated" in done.stdout, done.stderr
     assert read_report(tmp_path / "out" / "small").verdict == "not validated"
-    done = optimum(installed, tmp_path, *door, "plan", str(workplace.recipe_file), "--target", "mlx", "--json")
-    assert done.returncode == 0 and '"target": "mlx"' in done.stdout, done.stderr
-    done = optimum(installed, tmp_path, *door, "validate", "out/small/onnx", "--profile", "iphone-12", "--quiet")
+    done = optimum(installed, tmp_path, *DOOR, "validate", "out/small/onnx", "--profile", "iphone-12", "--quiet")
     assert done.returncode == 0 and "✓ passed" in done.stdout, done.stderr
-    done = optimum(installed, tmp_path, *door, "plan", "nowhere.yaml")  # with our messages and exit codes
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and "nowhere.yaml" in done.stderr
 
 
 def test_nothing_is_loaded_where_it_only_starts(installed, tmp_path):
