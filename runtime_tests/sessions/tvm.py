@@ -39,7 +39,7 @@ from artifacts.manifest import payload_file
 
 from . import Arrays, call_sizes, runtime_section
 
-_BIG_CORES = 1
+_SHARED_CORES = -3  # kSpecifyThreadShareAllCore of TVM's threading_backend.h
 _CPU, _POOLED = 1, 2
 
 
@@ -68,8 +68,7 @@ class TvmSession:
 
     def load(self, *, exact: bool = False, threads: int = 2) -> None:
         """Load the library and map the parameters; the caches are written to their ends. exact: float32 activations."""
-        _allow_threads()
-        tvm_ffi.get_global_func("runtime.config_threadpool")(_BIG_CORES, threads)
+        _set_threads(threads)
         self._exact = exact
         if self._machine is not None:
             self.reset()
@@ -154,12 +153,11 @@ def load_runtime() -> None:
     ctypes.CDLL(str(Path(found.origin).parent / "lib" / "libtvm_runtime.so"), ctypes.RTLD_GLOBAL)
 
 
-def _allow_threads() -> None:
-    """Let the pool, which reads the environment when it starts, have every core: on x86-64 TVM takes half of them, and
-    would bind this thread, with all that it starts later, to one. `os.environ` keeps what the user has set alone."""
-    for name, value in (("TVM_NUM_THREADS", os.cpu_count() or 1), ("TVM_BIND_THREADS", 0)):
-        if name not in os.environ:
-            os.putenv(name, str(value))
+def _set_threads(threads: int) -> None:
+    """Let the pool's threads share all cores of this process: of its own, on x86-64 TVM takes half of the cores, and
+    binds this thread, with all that it starts later, to one."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    tvm_ffi.get_global_func("runtime.config_threadpool")(_SHARED_CORES, threads, [str(core) for core in sorted(cores)])
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
