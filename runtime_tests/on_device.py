@@ -51,9 +51,10 @@ class _Phone:
         path.write_text(job.model_copy(update={"artifact": Path("artifact")}).model_dump_json(), encoding="utf-8")
         self.device.shell(f"rm -rf {place}/job && mkdir -p {place}/job")
         self.device.push(path, f"{place}/job/{path.name}")
-        libraries = f"{place}/root/lib/aarch64-linux-gnu:{place}/root/usr/lib/aarch64-linux-gnu"
+        debian = f"{place}/root"
+        libraries = f"{debian}/lib/aarch64-linux-gnu:{debian}/usr/lib/aarch64-linux-gnu"
         environment = {
-            "PYTHONHOME": f"{place}/root/usr",
+            "PYTHONHOME": f"{debian}/usr",
             "PYTHONPATH": f"{place}/code:{place}/site",
             "PYTHONNOUSERSITE": "1",
             "PYTHONSAFEPATH": "1",
@@ -64,7 +65,7 @@ class _Phone:
             "LC_ALL": "C.UTF-8",
         }
         words = " ".join(f"{key}={shlex.quote(value)}" for key, value in environment.items())
-        loader = f"{place}/root/lib/ld-linux-aarch64.so.1 --library-path {libraries} {place}/root/usr/bin/python3.11"
+        loader = f"{debian}/lib/ld-linux-aarch64.so.1 --library-path {libraries} {debian}/usr/bin/python3.11"
         script = f'cd {place} && echo "{{\\"pid\\": $$}}" && export {words} && exec {loader} -m runtime_tests.child '
         return self.device.command(f"{script}{place}/job/{path.name}"), child_environment()
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import shutil
 from pathlib import Path
 from typing import Any
 
 import tvm
 from tvm import relax, tirx
+
+from compiler.heap import give_back
 
 _TOGETHER = 16  # kernels of an object: LLVM holds all of what it compiles together until it is done
 
@@ -45,14 +45,6 @@ def compile_module(module: Any, target: dict[str, Any], stem: Path, system_lib_p
 
     executable.export_library(str(stem.with_name(f"{stem.name}.tar")), fcompile=keep)
     return found
-
-
-def give_back() -> None:
-    """Return to the system what malloc would keep of LLVM's."""
-    gc.collect()
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
 
 
 def _pipeline(entries: list[str]) -> Any:

@@ -16,6 +16,7 @@ from artifacts import Progress, silent
 from artifacts.formats.interface import Dimension
 from artifacts.formats.tvm import Function
 from compiler.apart import apart
+from compiler.heap import give_back
 from compiler.targets.base import Job, bare
 from compiler.targets.tensors import Tensor
 from compiler.targets.tvm.captured import Captured, capture_functions
@@ -77,7 +78,7 @@ def _compile(
     scratch: Path,
     progress: Progress,
 ) -> Objects:
-    from compiler.targets.tvm.compilation import compile_module, give_back
+    from compiler.targets.tvm.compilation import compile_module
     from compiler.targets.tvm.module import library_module
 
     found: Objects = {}
